@@ -1,0 +1,303 @@
+"""Typed, validated configuration; presets are YAML files in ``configs/``.
+
+Every default lives once: a method's in its ``Config`` class, everything else in the preset.
+Unknown keys are refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ssl3d.errors import ConfigError, nearest
+
+
+class Model(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, fields documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MethodConfig(Model):
+    """Base of a method's ``Config``: one typed, documented field an option."""
+
+
+def _three(value: Any) -> Any:
+    return (value, value, value) if isinstance(value, int) else value
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_three)]
+"""Edges (D, H, W) in voxels; one number stands for a cube."""
+
+
+class PhantomConfig(Model):
+    """The embedded cohorts, made when no data are given."""
+
+    edge: int = Field(48, ge=24, le=512)
+    """Edge of the cardiac and chest volumes in voxels."""
+    spacing_mm: float = Field(3.2, gt=0)
+    """Voxel spacing of the cardiac and brain volumes in mm; the chest's is twice that."""
+    pretrain: int = Field(40, ge=2)
+    """Unlabelled cardiac volumes for pretraining."""
+    mmwhs: tuple[PositiveInt, PositiveInt] = (15, 20)
+    """Cardiac volumes with heart labels: (training and validation, test)."""
+    asoca: int = Field(30, ge=3)
+    """Cardiac volumes with coronary arteries."""
+    candi: int = Field(30, ge=3)
+    """Brain volumes."""
+    stoic: int = Field(60, ge=6)
+    """Chest volumes, about half of them with COVID-19 lesions."""
+    seed: int = 0
+    """Seed of the cohorts; not the seed of a run, which must not change the data."""
+    profile: Literal["benchmark", "development"] = "benchmark"
+    """`development` has other seeds and other anatomy: make choices there, not on the benchmark."""
+    appearance_variance: float = Field(1.0, ge=0, le=4)
+    """Scale of the differences in appearance between subjects; 0 makes all alike."""
+
+
+class DataConfig(Model):
+    """Preparation: from image files to volumes in [0, 1] with one orientation and spacing."""
+
+    spacing_mm: float = Field(1.0, gt=0)
+    """Isotropic spacing after preparation, in mm."""
+    task_spacing_mm: dict[str, float] = {}
+    """Spacing of single tasks where it differs, for example {ccc: 6.4}."""
+    intensity_offset: dict[str, float] = {}
+    """Added to stored values of a dataset so that air is near 0; overrides the adapter's."""
+    counts: dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]] = {}
+    """Cases for (training, validation, test) of single tasks; default: the task's own."""
+    folds: int = Field(4, ge=2)
+    """Folds of the cross-validation where test labels are not public."""
+    split_seed: int = 0
+    """Seed of the splits, which are the same for every method and every seed of a run."""
+
+
+class PretrainConfig(Model):
+    """The pretraining loop; the same for every method."""
+
+    steps: NonNegativeInt = 200_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 2
+    """Items a step (pairs, for a method that compares volumes)."""
+    crop: Shape = (128, 128, 128)
+    """Crop (D, H, W) in voxels; volumes must be at least as large."""
+    optimizer: str = "adam"
+    """Any optimizer that timm knows."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate after warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, not applied to biases and norms."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; off by default."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 autocast where the device computes it natively, else float32."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: bool = False
+    """Keep the backbone of every checkpoint, for curves over pretraining steps."""
+    monitor_every: PositiveInt = 500
+    """Steps between two measurements of collapse (feature deviation, effective rank)."""
+    log_every: PositiveInt = 10
+    """Steps between two lines of the log."""
+    workers: NonNegativeInt = 2
+    """Threads that read crops ahead; the number never changes a result."""
+
+
+class ModeConfig(Model):
+    """The budget of one evaluation mode; the same for every method."""
+
+    steps: PositiveInt = 40_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 1
+    """Crops (segmentation) or volumes (classification) a step."""
+    optimizer: str = "adam"
+    """Any optimizer that timm knows."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate after warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, not applied to biases and norms."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    validate_every: PositiveInt = 200
+    """Steps between two validations; the best of them is tested."""
+    loss: Literal["dice", "dice_ce"] = "dice"
+    """Segmentation loss: soft Dice (released code), or its sum with cross-entropy."""
+    standardize: bool = False
+    """Linear mode: centre and scale each frozen feature over the training set. An affine map, so
+    the probe stays linear; it only makes methods with features of other scales comparable."""
+
+
+class DownstreamConfig(Model):
+    """The downstream harness; the same for every method."""
+
+    crop: Shape = (128, 128, 128)
+    """Crop for training and window for inference (D, H, W) in voxels; smaller volumes are padded."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Overlap of the windows at inference."""
+    head_kernel: Literal[1, 3] = 1
+    """Kernel of the segmentation head: 1 (linear per voxel) or 3 (the released code's)."""
+    feature_budget_mib: int = Field(4096, ge=0)
+    """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
+    feature_disk_mib: int = Field(65536, ge=0)
+    """Frozen features above this are computed on the fly, with the same result."""
+    surface_tolerance_mm: float = Field(2.0, gt=0)
+    """Tolerance of the normalised surface Dice, in mm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """As in pretraining."""
+    linear: ModeConfig = ModeConfig()
+    """Linear evaluation: the whole backbone frozen."""
+    finetune: ModeConfig = ModeConfig()
+    """Fine-tuning: every parameter trained."""
+
+
+class BackboneConfig(Model):
+    """The backbone; every key but `name` is an option of that backbone."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    name: str = "unet3d"
+    """A registered backbone."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Settings(Model):
+    """One preset: everything that decides a number, except method, task and seed."""
+
+    preset: str = "custom"
+    """Name shown in tables."""
+    phantoms: PhantomConfig = PhantomConfig()
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    downstream: DownstreamConfig = DownstreamConfig()
+    methods: dict[str, dict[str, Any]] = {}
+    """Options of single methods, for example {byol: {base_momentum: 0.99}}."""
+
+
+def presets_folder() -> Path:
+    """Return the folder of the presets: inside the wheel, or ``configs/`` of a source tree."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.yaml"))
+
+
+def load_settings(preset: str, overrides: list[str] | tuple[str, ...] = (), methods: list[str] | None = None) -> Settings:
+    """Load a preset and apply ``key=value`` overrides.
+
+    Args:
+        preset: a name (``smoke``, ``quick``, ``paper``) or the path of a YAML file.
+        overrides: ``section.option=value`` or ``method.option=value``; values are YAML.
+        methods: names that may stand in the place of a section; default: none.
+
+    Raises:
+        ConfigError: unknown preset, key or value out of range; names the key and the nearest one.
+    """
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_folder() / f"{preset}.yaml"
+    if not path.is_file():
+        raise ConfigError(f'Unknown preset "{preset}".{nearest(preset, preset_names())} A path to a .yaml file works too.')
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}.")
+    values.setdefault("preset", path.stem)
+    for override in overrides:
+        _apply(values, override, methods or [])
+    return validate(Settings, values, f"preset {path.stem}")
+
+
+def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f'--set "{override}" has no value; write --set key=value.')
+    try:
+        value = yaml.safe_load(f"[{text}]" if "," in text and not text.lstrip().startswith(("[", "{")) else text)
+        # YAML reads 1e-3 as text (it wants 1.0e-3).
+        value = float(value) if isinstance(value, str) and _is_number(value) else value
+    except yaml.YAMLError as error:
+        raise ConfigError(f'--set {key}: "{text}" is not a value: {error}') from error
+    parts = key.strip().split(".")
+    if parts[0] not in Settings.model_fields:
+        if len(parts) > 1 and parts[0] in methods:
+            parts.insert(0, "methods")
+        else:
+            valid = list(option_paths(Settings)) + [f"{m}.<option>" for m in methods]
+            raise ConfigError(f'Unknown key "{key}".{nearest(key, valid) if len(parts) > 1 else _by_leaf(key, valid)}')
+    node = values
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f'"{key}" goes below "{part}", which is a value, not a section.')
+    node[parts[-1]] = value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _by_leaf(key: str, valid: list[str]) -> str:
+    """A key without its section: name the full keys that end in it."""
+    full = [name for name in valid if name.split(".")[-1] == key]
+    return f" Did you mean {' or '.join(full)}?" if full else nearest(key, valid)
+
+
+def option_paths(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Return every option's dotted path and its documentation."""
+    paths: dict[str, str] = {}
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            paths |= option_paths(annotation, f"{prefix}{name}.")
+        else:
+            paths[prefix + name] = info.description or ""
+    return paths
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], values: dict[str, Any], where: str) -> M:
+    """Build ``model`` from ``values``.
+
+    Raises:
+        ConfigError: one line for every bad key or value, naming the nearest valid key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(model, problem)}" for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in path[:-1]:
+            owner = owner.model_fields[part].annotation
+        prefix = ".".join([*path[:-1], ""])
+        return f'unknown key "{key}".{nearest(key, [prefix + name for name in owner.model_fields])}'
+    return f"{key} = {problem['input']!r}: {problem['msg']}."

@@ -1,0 +1,1 @@
+"""Downstream evaluation: tasks, the one harness, inference and metrics."""

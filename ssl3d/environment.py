@@ -1,0 +1,110 @@
+"""Where a number came from: versions, machine, commit. And how the device computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ssl3d.errors import ConfigError
+
+PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Return the versions, the machine and the git commit that a record carries."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "git_commit": _git_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree this runs from, with ``-dirty``; None for an installed wheel."""
+    source = Path(__file__).resolve().parent.parent
+    if not (source / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=source, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def select_device(name: Literal["auto", "cpu", "cuda"] | str) -> torch.device:
+    """Return the device called ``name``; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device; use --device auto or cpu.")
+    return torch.device(name)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast, or None for float32 throughout.
+
+    ``auto`` takes bfloat16 only where the hardware computes it: on a CPU without AVX512-BF16 or
+    AMX, a bfloat16 3D convolution measured 100 times slower than float32.
+    """
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision == "float32":
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else None
+
+
+def to_device(module: nn.Module, device: torch.device) -> None:
+    """Move ``module`` in place, convolutions in channels_last_3d (1.6 times faster on a CPU)."""
+    module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory so far in MiB: the device's for CUDA, the process's for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the processor behind ``device``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,48 @@
+"""Errors meant for users: each names the culprit, the value and the fix.
+
+The command line prints them without a traceback and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SSL3DError(Exception):
+    """Base of every error that a user can cause and repair."""
+
+
+class ConfigError(SSL3DError):
+    """A configuration key or value that cannot be used."""
+
+
+class DataError(SSL3DError):
+    """Input data that cannot be used; lists every bad file found, not only the first."""
+
+
+class PluginError(SSL3DError):
+    """A plugin that is missing, broken, or in conflict with another one."""
+
+
+class CheckpointError(SSL3DError):
+    """A checkpoint that is missing, damaged, or of another architecture."""
+
+
+class TrainingError(SSL3DError):
+    """Training that cannot go on, for example because a loss is not finite."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``' Did you mean "x"?'`` for the closest of ``choices``, else the whole list.
+
+    >>> nearest("gvls", ["gvsl", "byol"])
+    ' Did you mean "gvsl"?'
+    >>> nearest("qqqq", ["gvsl", "byol"])
+    ' Choose from: byol, gvsl.'
+    """
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    if close:
+        return f' Did you mean "{close[0]}"?'
+    return f" Choose from: {', '.join(choices)}." if choices else " None is available."

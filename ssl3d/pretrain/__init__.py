@@ -1,0 +1,1 @@
+"""Pretraining: the method contract, the one loop, checkpoints and monitors."""

@@ -1,0 +1,250 @@
+"""The one pretraining loop, the same for every method."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl3d.config import Settings
+from ssl3d.data.prepare import PreparedCohort
+from ssl3d.environment import autocast_dtype, device_name, environment, peak_memory_mib, to_device
+from ssl3d.errors import CheckpointError, TrainingError
+from ssl3d.files import write_bytes, write_json
+from ssl3d.models.checkpoint import BACKBONE, RUN, load_state, read_run, save_state, save_tensors, weights_fingerprint
+from ssl3d.models.factory import build_backbone
+from ssl3d.optim import make_optimizer
+from ssl3d.pretrain.method import Method, MethodSpec, Progress, check_batch_size
+from ssl3d.pretrain.monitor import collapse_measures
+from ssl3d.pretrain.source import CropSource
+from ssl3d.progress import Track
+from ssl3d.rng import BatchRng
+
+PROBE_CROPS = 16
+
+
+def pretrain_identity(spec: MethodSpec, settings: Settings, data: str, seed: int) -> dict[str, Any]:
+    """Return everything that decides the weights of a run; equal identities, equal weights."""
+    irrelevant = {"workers", "checkpoint_every", "keep_checkpoints", "monitor_every", "log_every"}
+    budget = settings.pretrain.model_dump(mode="json", exclude=irrelevant)
+    return {
+        "method": spec.identity(),
+        "backbone": settings.backbone.model_dump(mode="json"),
+        "pretrain": {"data": data, "budget": budget} if spec.cls.trains != "none" else None,
+        "seed": seed,
+    }
+
+
+def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.device) -> Method:
+    """Build backbone and method, and freeze the decoder of an encoder-only method."""
+    check_batch_size(spec, settings.pretrain.batch_size)
+    method = spec.build(build_backbone(settings.backbone, seed), seed)
+    if spec.cls.trains != "encoder+decoder":
+        method.backbone.decoder.requires_grad_(False)
+    if spec.cls.trains == "none":
+        method.backbone.encoder.requires_grad_(False)
+    to_device(method, device)
+    return method
+
+
+def pretrain(
+    spec: MethodSpec,
+    cohort: PreparedCohort | None,
+    settings: Settings,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Pretrain a backbone and write it to ``out``.
+
+    Args:
+        spec: the method.
+        cohort: unlabelled volumes; None only for a method that trains nothing.
+        settings: the preset.
+        seed: decides initialisation, order, crops and views.
+        out: folder of the run, see :mod:`ssl3d.models.checkpoint`.
+        device: where to compute.
+        resume: go on from the newest state in ``out``; the weights end bit for bit as without the
+            interruption on the same machine.
+
+    Returns:
+        The provenance that was written to ``run.json``.
+
+    Raises:
+        CheckpointError: ``out`` holds a run and ``resume`` is off, or it is another run.
+        TrainingError: a loss is not finite.
+        DataError: the volumes do not fit the crop.
+    """
+    cfg = settings.pretrain
+    identity = pretrain_identity(spec, settings, cohort.fingerprint if cohort else "", seed)
+    steps = cfg.steps if spec.cls.trains != "none" else 0
+    previous = _previous_run(out, identity, resume)
+    if previous.get("status") == "finished":
+        return previous
+    method = build_method(spec, settings, seed, device)
+    run: dict[str, Any] = {
+        "status": "running",
+        "step": 0,
+        "steps": steps,
+        "method_name": spec.name,
+        "title": spec.title,
+        "trains": spec.cls.trains,
+        "preset": settings.preset,
+        "backbone": settings.backbone.model_dump(mode="json"),
+        "identity": identity,
+        "environment": environment(),
+        "losses": {},
+        "seconds": previous.get("seconds", 0.0),
+        "device": device_name(device),
+    }
+    if steps:
+        assert cohort is not None
+        source = CropSource(cohort, cfg.crop, cfg.batch_size, spec.cls.volumes_per_item, seed)
+        _train(method, source, settings, seed, out, device, run)
+    save_tensors(out / BACKBONE, method.backbone.state_dict())
+    run |= {
+        "status": "finished",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": steps,
+        "voxels_seen": steps * cfg.batch_size * spec.cls.volumes_per_item * math.prod(cfg.crop),
+        "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "peak_memory_mib": round(peak_memory_mib(device), 1),
+        "weights_sha256": weights_fingerprint(method.backbone),
+    }
+    write_json(out / RUN, run)
+    return run
+
+
+def _train(
+    method: Method, source: CropSource, settings: Settings, seed: int, out: Path, device: torch.device, run: dict[str, Any]
+) -> None:
+    cfg = settings.pretrain
+    name = run["method_name"]
+    optimizer, scheduler = make_optimizer(method, cfg)
+    dtype = autocast_dtype(cfg.precision, device)
+    start = load_state(out, method, optimizer)
+    probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
+    began, before = time.monotonic(), run["seconds"]
+    method.train()
+    with Log(out, start) as log, Track(f"Pretraining {name}, seed {seed}", cfg.steps) as track:
+        for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers), start):
+            if source.starts_epoch(step):
+                method.on_epoch_start(source, source.epoch_of(step))
+            x = batch.x.to(device, non_blocking=True)  # (B, [V,] 1, D, H, W)
+            views = method.views(x, BatchRng(seed, step, batch.items, device, ("views",)))
+            scheduler.step_update(step)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                losses = method.training_step(views)
+            values = check_finite(losses, name, step)
+            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+            if cfg.clip_grad is not None:
+                nn.utils.clip_grad_norm_(method.parameters(), cfg.clip_grad)
+            optimizer.step()
+            done = step + 1
+            method.on_step_end(Progress(done, cfg.steps))
+
+            if done % cfg.monitor_every == 0 or done == cfg.steps:
+                measures = collapse_measures(method.backbone, probe) if len(probe) > 1 else {}
+                log.write(done, measures)
+            if done % cfg.log_every == 0 or done == cfg.steps:
+                log.write(done, {**values, "lr": optimizer.param_groups[0]["lr"]})
+            track.update(done, values)
+            if done % cfg.checkpoint_every == 0 or done == cfg.steps:
+                run |= {"step": done, "losses": values, "seconds": round(before + time.monotonic() - began, 2)}
+                log.flush()
+                save_state(out, done, method, optimizer)
+                if cfg.keep_checkpoints:
+                    save_tensors(out / f"backbone-{done:08d}.safetensors", method.backbone.state_dict())
+                write_json(out / RUN, run)
+
+
+def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str, float]:
+    """Return the losses as numbers.
+
+    Raises:
+        TrainingError: a loss is not finite or not a scalar; names the method and the loss.
+    """
+    values = {}
+    for name, loss in losses.items():
+        if loss.dim():
+            raise TrainingError(f"{method}: loss {name} has shape {tuple(loss.shape)}; return scalars.")
+        values[name] = float(loss.detach())
+    if bad := {k: v for k, v in values.items() if not math.isfinite(v)}:
+        raise TrainingError(
+            f"{method}: loss {', '.join(f'{k} = {v}' for k, v in bad.items())} at step {step}; all losses: {values}. "
+            "Lower pretrain.lr, set pretrain.clip_grad=1, or pretrain.precision=float32; "
+            "the last checkpoint is untouched."
+        )
+    return values
+
+
+def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Return the provenance of the run that ``out`` holds; {} when there is none."""
+    if not (out / RUN).is_file():
+        if out.is_dir() and any(out.iterdir()) and not any(out.glob("log.jsonl")):
+            raise CheckpointError(f"{out} is not empty and holds no run: give another --out.")
+        return {}
+    previous = read_run(out)
+    if not resume:
+        raise CheckpointError(f"{out} already holds a run at step {previous['step']}: add --resume or give another --out.")
+    if previous["identity"] != identity:
+        raise CheckpointError(
+            f"{out} holds another run; --resume needs the same settings. Different: "
+            + "; ".join(_differences(previous["identity"], identity))
+        )
+    return previous
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path} was {old!r}, is {new!r}"]
+
+
+class Log:
+    """The course of a run: JSON lines, and TensorBoard.
+
+    Lines after step ``start`` are dropped on opening: a resumed run writes them again.
+    """
+
+    def __init__(self, out: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = out / "log.jsonl"
+        out.mkdir(parents=True, exist_ok=True)
+        kept = []
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                break
+        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._board.flush()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._file.close()
+        self._board.close()

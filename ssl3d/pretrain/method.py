@@ -1,0 +1,145 @@
+"""The contract of a pretext method: the whole of what an author writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from ssl3d.config import MethodConfig, Model, validate
+from ssl3d.errors import ConfigError
+from ssl3d.models.factory import Backbone, seeded
+from ssl3d.plugins import registry
+from ssl3d.rng import BatchRng
+
+if TYPE_CHECKING:
+    from ssl3d.pretrain.source import CropSource
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done, 1 after the first one.
+        steps: optimizer steps of the whole run.
+    """
+
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return self.step / max(1, self.steps)
+
+
+class Method(nn.Module):
+    """A pretext task on the shared backbone.
+
+    Subclasses set ``name``, ``title``, ``trains`` and ``Config`` and write three functions:
+    ``__init__``, ``views`` and ``training_step``. Loading, seeding, mixed precision, optimizer,
+    logging, checkpoints and the whole downstream evaluation are the framework's.
+    """
+
+    name: ClassVar[str] = ""
+    """Unique name on the command line."""
+    title: ClassVar[str] = ""
+    """Name in tables."""
+    paper: ClassVar[str] = ""
+    """Citation of the paper that the method follows."""
+    trains: ClassVar[Literal["encoder+decoder", "encoder", "none"]] = "encoder+decoder"
+    """Parts of the backbone that get a gradient; tables mark `encoder`, since such a method meets
+    the segmentation tasks with a random decoder."""
+    volumes_per_item: ClassVar[int] = 1
+    """Volumes that one training item consists of: 2 for methods that compare two patients."""
+    minimum_batch_size: ClassVar[int] = 1
+    """Smallest batch on which the method is defined."""
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named configurations, for example ablations: {name: {option: value}}."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of parameter names that get no gradient on purpose (a target network, say)."""
+    Config: ClassVar[type[Model]] = MethodConfig
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, config: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+
+    def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        """Make what ``training_step`` needs from a batch of crops, on the device of ``x``.
+
+        Args:
+            x: crops (B, 1, D, H, W) in [0, 1]; (B, V, 1, D, H, W) for a method with
+                ``volumes_per_item`` V > 1, all V at the same relative position.
+            rng: the only allowed source of randomness.
+        """
+        raise NotImplementedError
+
+    def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return named scalar losses, already weighted; the framework minimises their sum."""
+        raise NotImplementedError
+
+    def on_step_end(self, progress: Progress) -> None:
+        """Called after every optimizer step, for example to move a target network."""
+
+    def on_epoch_start(self, volumes: CropSource, epoch: int) -> None:
+        """Called when a pass over the volumes begins, for example to cluster their features.
+
+        Whatever it computes and later steps need must live in buffers, so that a resumed run
+        finds it in the checkpoint.
+        """
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method (or variant) with its validated configuration.
+
+    Attributes:
+        name: name on the command line; a variant's own name for a variant.
+        cls: the method's class.
+        config: its configuration, variant and preset applied.
+        title: name in tables.
+    """
+
+    name: str
+    cls: type[Method]
+    config: Any
+    title: str
+
+    def build(self, backbone: Backbone, seed: int) -> Method:
+        """Build the method; its initial weights depend on ``seed`` only."""
+        with seeded(seed, "method", self.cls.name):
+            return self.cls(backbone, self.config)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the method in a record."""
+        return {"name": self.cls.name, "config": self.config.model_dump(mode="json")}
+
+
+def resolve_method(name: str, options: dict[str, dict[str, Any]]) -> MethodSpec:
+    """Return the method called ``name`` with the preset's options for it.
+
+    Options of a variant's base method apply to the variant too; the variant's own settings win.
+
+    Raises:
+        PluginError: no such method, or its plugin is broken.
+        ConfigError: an unknown option or a value out of range.
+    """
+    entry = registry().methods.get(name)
+    cls = entry.load()
+    values = {**options.get(cls.name, {}), **(options.get(name, {}) if name != cls.name else {}), **entry.overrides}
+    title = cls.title if name == cls.name else entry.title
+    return MethodSpec(name, cls, validate(cls.Config, values, f"method {name}"), title or name)
+
+
+def check_batch_size(spec: MethodSpec, batch_size: int) -> None:
+    """Raise ConfigError when ``batch_size`` is below what the method is defined on."""
+    if batch_size < spec.cls.minimum_batch_size:
+        raise ConfigError(
+            f"{spec.name} needs pretrain.batch_size of at least {spec.cls.minimum_batch_size}, not {batch_size}: "
+            "its loss compares the items of a batch."
+        )
