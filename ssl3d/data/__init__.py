@@ -1,0 +1,1 @@
+"""From image files to prepared volumes: adapters, checks, preparation, splits, phantoms."""

@@ -1,0 +1,148 @@
+"""What a data set is to ssl3d: an adapter that lists cases, and the facts needed to read them.
+
+An adapter (a subclass of :class:`Dataset`) knows one layout on disk. It lists files and never
+opens them; reading, checking and preparing are the framework's, the same for every data set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+from ssl3d.errors import DataError
+
+Modality = Literal["ct", "mr", "auto"]
+Subset = Literal["train", "test"]
+
+_NO_VALUES: Mapping[int, str] = MappingProxyType({})
+_NO_ALIASES: Mapping[int, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, with what is known about it.
+
+    Attributes:
+        id: unique within the cohort.
+        subject: the person; all cases of one subject stay in one part of a split.
+        image: the image file.
+        label: the segmentation, on the image's grid, or None.
+        target: the class, for classification, or None.
+        subset: the part of the official release that the case belongs to, or None.
+    """
+
+    id: str
+    subject: str
+    image: Path
+    label: Path | None = None
+    target: int | None = None
+    subset: Subset | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a segmentation or a class is known."""
+        return self.label is not None or self.target is not None
+
+
+class Dataset:
+    """Base of every adapter: class attributes with the facts, and :meth:`cases`.
+
+    Attributes:
+        name: the registered name, lower case.
+        summary: one line for ``ssl3d datasets``.
+        layout: the expected files, for errors, for example ``ct_train/ct_train_1001_image.nii.gz``.
+        modality: "ct" (values in HU plus a constant), "mr", or "auto" (found from the values).
+        intensity_offset: added to stored values so that air is near 0 and water near 1000, or
+            "auto" (found from the values). Meaningful for CT.
+        label_values: stored value -> name of each structure. Prepared labels are 0 for background
+            and k = 1, 2, ... in the order of this mapping.
+        label_aliases: stored value -> the value of ``label_values`` that it stands for.
+        ignored_label_values: stored values that become background. Any other value is an error.
+        target_names: class -> name, for classification.
+    """
+
+    name: str
+    summary: str
+    layout: str = ""
+    modality: Modality = "auto"
+    intensity_offset: float | Literal["auto"] = "auto"
+    label_values: ClassVar[Mapping[int, str]] = _NO_VALUES
+    label_aliases: ClassVar[Mapping[int, int]] = _NO_ALIASES
+    ignored_label_values: ClassVar[frozenset[int]] = frozenset()
+    target_names: ClassVar[Mapping[int, str]] = _NO_VALUES
+
+    def cases(self, root: Path) -> list[Case]:
+        """List the cases below ``root``, sorted by id (numbers in ids by value).
+
+        Raises:
+            DataError: the folder is missing, empty, or of another layout; says what was expected
+                and what was found.
+        """
+        raise NotImplementedError
+
+    def skipped(self, root: Path) -> list[Path]:
+        """Return the files below ``root`` that :meth:`cases` leaves out on purpose."""
+        return []
+
+    def label_names(self) -> tuple[str, ...]:
+        """Return the names of the structures; structure ``k`` of a prepared label is number k - 1."""
+        return tuple(self.label_values.values())
+
+    def label_index(self) -> dict[int, int]:
+        """Return stored value -> prepared value, background and aliases included."""
+        index = {0: 0} | dict.fromkeys(self.ignored_label_values, 0)
+        index |= {value: k for k, value in enumerate(self.label_values, start=1)}
+        return index | {alias: index[value] for alias, value in self.label_aliases.items()}
+
+
+def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a sorting key under which ``Normal_2`` comes before ``Normal_10``.
+
+    >>> sorted(["Normal_10", "Normal_2"], key=natural_key)
+    ['Normal_2', 'Normal_10']
+    """
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+
+
+def open_root(root: Path, layout: str) -> Path:
+    """Return ``root`` as an absolute path after checking that it is a folder with something in it.
+
+    Args:
+        root: the folder that the user named.
+        layout: what was expected in it, for the error.
+
+    Raises:
+        DataError: missing, not a folder, or empty.
+    """
+    root = Path(root).expanduser().absolute()
+    if not root.exists():
+        raise DataError(f"{root} does not exist. Give a folder that holds {layout}.")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file, not a folder. Give the folder that holds {layout}.")
+    if not any(root.iterdir()):
+        raise DataError(f"{root} is empty. Give a folder that holds {layout}.")
+    return root
+
+
+def layout_error(root: Path, dataset: Dataset, problem: str) -> DataError:
+    """Return the error for a folder that has another layout than ``dataset`` expects."""
+    found = sorted((entry.name + "/" * entry.is_dir() for entry in root.iterdir()), key=natural_key)
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return DataError(
+        f"{root} does not have the layout of {dataset.name}: {problem}\n"
+        f"  expected: {dataset.layout}\n"
+        f"  found:    {', '.join(found[:8])}{more}\n"
+        "Fix: give the folder that holds these files, or name the data set that it is."
+    )
+
+
+def incomplete_error(dataset: Dataset, problems: Iterable[str], fix: str) -> DataError:
+    """Return the error for a release of which files are missing: one line a problem, all of them."""
+    problems = list(problems)
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return DataError(f"{dataset.name}: {len(problems)} files do not fit together:\n{lines}\nFix: {fix}")

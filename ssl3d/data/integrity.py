@@ -1,0 +1,397 @@
+"""Checks of image files: everything that is wrong with a cohort is found at once, before any training.
+
+A check returns :class:`Finding` objects and raises nothing, so that all bad files are listed
+together; :func:`raise_findings` turns them into one error. The words of every problem and its
+remedy are here and nowhere else, so they are the same in preparation, verification and training.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
+from ssl3d.data.cohort import Case, Dataset
+from ssl3d.data.headers import Header, HeaderError, read_header
+from ssl3d.errors import DataError
+
+if TYPE_CHECKING:
+    from ssl3d.data.volume import Volume
+
+MAX_BYTES = 4 * 2**30
+"""Largest volume that is read by default, in bytes as float32."""
+
+PLAUSIBLE_SPACING_MM = (0.01, 50.0)
+"""Spacings outside are taken for an error of the header."""
+
+GRID_TOLERANCE = 0.1
+"""Largest distance between corresponding corners of an image and its label, in voxels."""
+
+AIR_RANGE = (-300.0, 300.0)
+"""Where air must be in a CT after the offset is added."""
+
+TISSUE_RANGE = (700.0, 1700.0)
+"""Where soft tissue and contrast-filled blood must be in a CT after the offset is added."""
+
+_CHUNK = 1 << 16
+_COPY_AGAIN = "copy or export the file again; if the source is damaged too, take the case out"
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what was done last)."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One problem of one file.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong, completing "<path> ...".
+        fix: what to do about it.
+    """
+
+    path: Path
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.problem}. Fix: {self.fix}."
+
+
+def raise_findings(findings: Sequence[Finding], limit: int | None = 20) -> None:
+    """Raise one error that lists every bad file; return if there is none.
+
+    Args:
+        findings: in any order; duplicates are listed once.
+        limit: findings described in full; the files of the others are still named. None: all.
+
+    Raises:
+        DataError: if there is a finding.
+    """
+    unique = list(dict.fromkeys(findings))
+    if not unique:
+        return
+    files = len({finding.path for finding in unique})
+    shown = unique if limit is None else unique[:limit]
+    lines = [f"{_count(len(unique), 'problem')} in {_count(files, 'file')}:"]
+    lines += [f"  {finding}" for finding in shown]
+    rest = list(dict.fromkeys(str(finding.path) for finding in unique[len(shown) :]))
+    if rest:
+        lines += [f"  and {len(unique) - len(shown)} more, in:", *(f"    {path}" for path in rest)]
+    raise DataError("\n".join(lines))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+# --- one file, before its voxels are read ---------------------------------------------------------
+
+
+def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
+    """Check the header of a file, and that all that it promises is there, without allocating its voxels.
+
+    The compressed stream is read to its end, so that its checksum and length are verified.
+
+    Args:
+        path: a NIfTI, NRRD or MetaImage file.
+        max_bytes: largest volume allowed, in bytes as float32.
+    """
+    if not path.is_file():
+        problem = "is a folder, not an image" if path.is_dir() else "does not exist"
+        return [Finding(path, problem, "check the path, or take the case out of the cohort")]
+    if path.stat().st_size == 0:
+        return [Finding(path, "is empty (0 bytes)", _COPY_AGAIN)]
+    if image_suffix(path) is None:
+        endings = ", ".join(IMAGE_SUFFIXES)
+        return [Finding(path, "is not of a format that is read", f"convert it to one that ends in {endings}")]
+    try:
+        header = read_header(path)
+    except (HeaderError, OSError) as error:
+        fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
+        return [Finding(path, f"is not a readable image: {error}", fix)]
+    findings = _check_header(path, header, max_bytes)
+    return findings or _check_payload(path, header)
+
+
+def _check_header(path: Path, header: Header, max_bytes: int) -> list[Finding]:
+    size = " x ".join(map(str, header.shape))
+    if min(header.shape, default=0) < 1:
+        return [Finding(path, f"has a header that says its size is {size or 'nothing'}", _COPY_AGAIN)]
+    promised = header.voxels * 4
+    if promised > max_bytes:
+        problem = f"promises {size} voxels, {promised / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)"
+        fix = "if the size is right, crop or resample the volume first; else " + _COPY_AGAIN
+        return [Finding(path, problem, fix)]
+    if len(header.shape) > 3 or header.channels > 1:
+        per_voxel = f" with {header.channels} values a voxel" if header.channels > 1 else ""
+        problem = f"is {len(header.shape)}D ({size}{per_voxel}), not one 3D volume"
+        fix = "split it and keep one 3D volume, for example one time point or channel"
+        return [Finding(path, problem, fix)]
+    if len(header.shape) < 3 or min(header.shape) < 2:
+        problem = f"is a single slice ({size}), not a 3D volume"
+        return [Finding(path, problem, "stack the slices into one volume")]
+    assert header.axes_mm is not None  # it is 3D
+    return _check_geometry(path, header.axes_mm)
+
+
+def _check_geometry(path: Path, axes_mm: np.ndarray) -> list[Finding]:
+    """Check the (3, 3) steps in mm a voxel."""
+    fix = "write the right spacing and orientation into the header (nibabel or SimpleITK)"
+    if not np.isfinite(axes_mm).all():
+        return [Finding(path, "has NaN or infinite spacing or orientation in its header", fix)]
+    spacing = np.linalg.norm(axes_mm, axis=0)  # (3,)
+    text = " x ".join(f"{value:.4g}" for value in spacing)
+    if (spacing == 0).any():
+        return [Finding(path, f"has zero spacing in its header ({text} mm)", fix)]
+    if abs(np.linalg.det(axes_mm / spacing)) < 1e-3:
+        return [Finding(path, "has a singular affine: two of its axes point in the same direction", fix)]
+    low, high = PLAUSIBLE_SPACING_MM
+    if (spacing < low).any() or (spacing > high).any():
+        return [Finding(path, f"has an implausible spacing of {text} mm (expected {low:g} to {high:g})", fix)]
+    return []
+
+
+def _check_payload(path: Path, header: Header) -> list[Finding]:
+    """Compare what is there with what the header promises."""
+    promised = header.payload_bytes
+    if not header.payload.is_file():
+        problem = f"needs the file {header.payload.name}, which is missing"
+        return [Finding(path, problem, "copy both files together")]
+    if header.encoding == "raw":
+        there = max(header.payload.stat().st_size - header.offset, 0)
+        return [_truncated(path, there, promised, "bytes")] if there < promised else []
+    if header.encoding == "text":
+        with header.payload.open("rb") as file:
+            file.seek(header.offset)
+            words = sum(len(line.split()) for line in file)
+        return [_truncated(path, words, header.voxels, "values")] if words < header.voxels else []
+    # Some slack, for a file may carry data behind its voxels. Much more is not what the header describes.
+    limit = 2 * promised + 64 * 2**20
+    try:
+        there, complete = _drain(header, limit)
+    except (zlib.error, OSError) as error:
+        return [Finding(path, f"is damaged: its compressed data cannot be read ({error})", _COPY_AGAIN)]
+    if there > limit:
+        problem = f"decompresses to more than {limit} bytes, but its header promises {promised}"
+        return [Finding(path, problem, _COPY_AGAIN)]
+    return [] if complete and there >= promised else [_truncated(path, there, promised, "bytes")]
+
+
+def _truncated(path: Path, there: int, promised: int, unit: str) -> Finding:
+    if there >= promised:
+        return Finding(path, "is truncated: its compressed data stop before their checksum", _COPY_AGAIN)
+    return Finding(path, f"is truncated: {there} of {promised} {unit} are there", _COPY_AGAIN)
+
+
+def _drain(header: Header, limit: int) -> tuple[int, bool]:
+    """Decompress a gzip or zlib stream to its end, or past ``limit``.
+
+    Returns:
+        The number of decompressed bytes, and whether the stream came to its proper end.
+
+    Raises:
+        zlib.error: it is damaged (checksum or length do not fit), or not such a stream.
+    """
+    total = 0
+    with header.payload.open("rb") as file:
+        file.seek(header.offset)
+        data = file.read(_CHUNK)
+        while True:  # one turn a member: gzip files may be concatenated
+            member = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: gzip or zlib, by the first bytes
+            while not member.eof:
+                if not data or total > limit:
+                    return total, False
+                total += len(member.decompress(data))  # at most 1032 times the chunk, whatever the file says
+                data = b"" if member.eof else file.read(_CHUNK)
+            data = member.unused_data + file.read(_CHUNK)
+            if not data.startswith(b"\x1f\x8b"):  # the end of the file, or bytes that belong to nothing
+                return total, True
+
+
+# --- voxels ---------------------------------------------------------------------------------------
+
+
+def check_voxels(image: Volume) -> list[Finding]:
+    """Check the values of an image: finite, and not all the same."""
+    bad = image.data.size - int(np.isfinite(image.data).sum())
+    if bad:
+        nan = int(np.isnan(image.data).sum())
+        kinds = " and ".join(f"{n} {name}" for n, name in ((nan, "NaN"), (bad - nan, "infinite")) if n)
+        fix = "replace them by the value of air and save the file again"
+        return [Finding(image.path, f"has {kinds} voxels", fix)]
+    if image.data.min() == image.data.max():
+        return [Finding(image.path, f"is constant: every voxel is {image.data.flat[0]:g}", _COPY_AGAIN)]
+    return []
+
+
+def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding]:
+    """Check that adding ``offset`` to a CT puts air near 0 and tissue near 1000.
+
+    Air is the first percentile; where the smallest value is a padding constant below air (scanners
+    write -2000, -2048 or -3024 outside their circle), it is the first percentile of the others.
+    Tissue is present if at least 1 % of the voxels lie in :data:`TISSUE_RANGE`: without it a CT
+    in HU with nothing added would pass when its air was masked out.
+    """
+    values = subsample(image.data) + np.float32(offset)
+    smallest = values.min()
+    if smallest < AIR_RANGE[0] and (values == smallest).mean() > 0.005 and (values > smallest).any():
+        values = values[values > smallest]
+    air = float(np.percentile(values, 1))
+    tissue = float(((values >= TISSUE_RANGE[0]) & (values <= TISSUE_RANGE[1])).mean())
+    if AIR_RANGE[0] <= air <= AIR_RANGE[1] and tissue >= 0.01:
+        return []
+    problem = (
+        f"does not look like CT with offset {offset:g}: after adding it, air (1st percentile) is at "
+        f"{air:.0f}, expected {AIR_RANGE[0]:.0f} to {AIR_RANGE[1]:.0f}, and {tissue:.0%} of the voxels are "
+        f"soft tissue ({TISSUE_RANGE[0]:.0f} to {TISSUE_RANGE[1]:.0f})"
+    )
+    fix = f"set data.intensity_offset.{dataset.name} to the constant that brings air to 0 and water to 1000"
+    likely = [known for known in (0, 1024) if AIR_RANGE[0] <= air - offset + known <= AIR_RANGE[1]]
+    hint = f" (here it seems to be {likely[0]})" if likely else ""
+    return [Finding(image.path, problem, fix + hint)]
+
+
+def subsample(data: np.ndarray, size: int = 1_000_000) -> np.ndarray:
+    """Return ``size`` values drawn from the volume, or all if there are no more: (N,); always the same ones."""
+    flat = data.reshape(-1)
+    if flat.size <= size:
+        return flat
+    # Not every n-th: a step that divides the last axis would see a single slice.
+    return flat[np.random.default_rng(0).integers(0, flat.size, size)]
+
+
+def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
+    """Check that a label holds no value unknown to ``dataset``."""
+    known = dataset.label_index()
+    unknown = sorted(set(np.unique(label.data).tolist()) - known.keys())
+    if not unknown:
+        return []
+    names = ", ".join(map(str, unknown[:10])) + ", ..." * (len(unknown) > 10)
+    wanted = ", ".join(map(str, sorted({0, *dataset.label_values, *dataset.label_aliases})))
+    problem = f"holds label values that {dataset.name} does not know: {names} (known: {wanted})"
+    fix = "correct the label file, or name the values in the data set's adapter"
+    return [Finding(label.path, problem, fix)]
+
+
+def check_grids(image: Volume, label: Volume) -> list[Finding]:
+    """Check that an image and its label lie on the same grid, within :data:`GRID_TOLERANCE` voxels."""
+    name = image.path.name
+    fix = f"resample the label to the grid of {name} (nearest neighbour), or copy its header if only that is wrong"
+    if image.data.shape != label.data.shape:
+        ours, theirs = (" x ".join(map(str, volume.data.shape)) for volume in (label, image))
+        return [Finding(label.path, f"has {ours} voxels, but its image {name} has {theirs}", fix)]
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], dtype=float)
+    corners[:, :3] *= np.array(image.data.shape) - 1  # (8, 4)
+    apart_mm = float(np.linalg.norm(corners @ (image.affine - label.affine).T, axis=1).max())
+    if apart_mm <= GRID_TOLERANCE * min(image.spacing_mm):
+        return []
+    problem = f"lies on another grid than its image {name}: corners are up to {apart_mm:.3g} mm apart"
+    return [Finding(label.path, problem, fix)]
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+def inspect_case(
+    case: Case, dataset: Dataset, *, offset: float | None = None, max_bytes: int = MAX_BYTES
+) -> tuple[list[Finding], Volume | None, Volume | None]:
+    """Read one case and check everything about it.
+
+    Args:
+        case: the case.
+        dataset: its data set.
+        offset: check that it fits the values of a CT; None: do not.
+        max_bytes: largest volume allowed, in bytes as float32.
+
+    Returns:
+        The findings, the image and the label. Image and label are usable only without findings;
+        one that could not be read, or does not exist, is None.
+    """
+    from ssl3d.data import volume  # volume builds on the checks of this module
+
+    image: Volume | None = None
+    label: Volume | None = None
+    findings = check_file(case.image, max_bytes=max_bytes)
+    if not findings:
+        try:
+            image = volume.read_unchecked(case.image)
+            findings += check_voxels(image)
+        except volume.UnreadableError as error:
+            findings.append(error.finding)
+    if image is not None and not findings and offset is not None:
+        findings += check_offset(image, dataset, offset)
+    if case.label is not None:
+        bad_label = check_file(case.label, max_bytes=max_bytes)
+        if not bad_label:
+            try:
+                label = volume.read_unchecked(case.label, integers=True)
+                bad_label = check_labels(label, dataset)
+            except volume.UnreadableError as error:
+                bad_label = [error.finding]
+        findings += bad_label
+    if image is not None and label is not None:
+        findings += check_grids(image, label)
+    return findings, image, label
+
+
+def check_cases(
+    cases: Sequence[Case],
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[Finding]:
+    """Read every file of ``cases`` once and return everything that is wrong, in the order of the cases.
+
+    Args:
+        cases: the cases of one cohort.
+        dataset: its adapter: label values, and for CT the intensity offset that is checked.
+        workers: threads; None: one a core, 4 at most.
+        progress: told about every case.
+        max_bytes: largest volume allowed, in bytes as float32.
+    """
+    declared = dataset.intensity_offset
+    offset = declared if dataset.modality == "ct" and declared != "auto" else None
+
+    def check(case: Case) -> list[Finding]:
+        return inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)[0]
+
+    return [f for found in run_parallel(check, cases, workers, progress, "checking") for f in found]
+
+
+def run_parallel(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    workers: int | None = None,
+    progress: Progress | None = None,
+    message: str = "",
+) -> list[R]:
+    """Apply ``function`` to every item in threads; results come in the order of the items.
+
+    Threads are enough: decompression, filtering and interpolation release the interpreter's lock.
+    An exception stops what has not started and is raised.
+    """
+    results: list[R] = []
+    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in futures:
+                results.append(future.result())
+                if progress is not None:
+                    progress(len(results), len(items), message)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return results
