@@ -263,7 +263,7 @@ def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding
 
 
 def subsample(data: np.ndarray, size: int = 1_000_000) -> np.ndarray:
-    """Return ``size`` values drawn from the volume, or all if there are no more: (N,); always the same ones."""
+    """Return ``size`` values of the volume, or all if it has no more: (N,); always the same ones."""
     flat = data.reshape(-1)
     if flat.size <= size:
         return flat
@@ -287,7 +287,7 @@ def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
 def check_grids(image: Volume, label: Volume) -> list[Finding]:
     """Check that an image and its label lie on the same grid, within :data:`GRID_TOLERANCE` voxels."""
     name = image.path.name
-    fix = f"resample the label to the grid of {name} (nearest neighbour), or copy its header if only that is wrong"
+    fix = f"resample the label to the grid of {name} (nearest neighbour), or correct its header"
     if image.data.shape != label.data.shape:
         ours, theirs = (" x ".join(map(str, volume.data.shape)) for volume in (label, image))
         return [Finding(label.path, f"has {ours} voxels, but its image {name} has {theirs}", fix)]

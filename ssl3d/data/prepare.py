@@ -1,0 +1,787 @@
+"""Preparation: from checked files to volumes in [0, 1] with one orientation and one spacing, stored once.
+
+Steps (GVSL, He et al., CVPR 2023, table 2): read, check, reorient to RAS+, add the intensity offset
+and clip (CT), crop, resample to isotropic spacing, scale to [0, 1], central box. CT is clipped before
+it is resampled, so that padding of -3024 HU beside air, or metal, does not bleed into its neighbours.
+
+A prepared cohort is a folder named by its fingerprint, which is a hash of the contents of the source
+files, the adapter's facts and the parameters; so a changed file or parameter makes another folder,
+and nothing stored is ever stale. ``manifest.json`` is written last: without it a folder is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ssl3d import __version__
+from ssl3d.config import Model
+from ssl3d.data.cohort import Case, Dataset, Subset
+from ssl3d.data.integrity import (
+    MAX_BYTES,
+    Finding,
+    Progress,
+    check_cases,
+    inspect_case,
+    raise_findings,
+    run_parallel,
+    subsample,
+)
+from ssl3d.data.volume import Volume
+from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.files import write_json
+
+logger = logging.getLogger(__name__)
+
+PREPARATION_VERSION = 1
+"""Part of every fingerprint; raised when a change of this module changes prepared voxels."""
+
+CT_RANGE = 2048.0
+"""CT is clipped to [0, 2048] after the offset, and divided by 2048 (spec, table 2)."""
+
+BODY_LEVEL = 724.0
+"""Between air and body in a CT after the offset: -300 HU."""
+
+HU_AIR_BELOW = -200.0
+"""First percentile below which values of unknown modality are taken for CT in HU."""
+
+HU_OFFSET = 1024.0
+"""What is added to HU."""
+
+SPACING_TOLERANCE_MM = 1e-3
+"""Volumes whose spacing is as wanted within this are not resampled."""
+
+_COARSE_MM = 2.0  # boxes are found on a grid of about this spacing
+_STALE_S = 24 * 3600.0
+
+Box = tuple[slice, slice, slice]
+
+
+class Preparation(Model):
+    """The parameters of the preparation; part of the fingerprint of the data."""
+
+    spacing_mm: float = Field(1.0, gt=0)
+    """Isotropic spacing, in mm. Equal spacing (within 1e-3 mm) is not resampled."""
+    scaling: Literal["auto", "ct", "minmax"] = "auto"
+    """`ct`: add the offset, clip to [0, 2048], divide by 2048. `minmax`: each volume from its minimum
+    to its maximum. `auto`: by the data set's modality."""
+    intensity_offset: float | None = None
+    """Added to the stored values of CT so that air is near 0, instead of the data set's own constant.
+    Given here it is trusted: the check that air and tissue are where they belong is left out."""
+    crop: Literal["none", "foreground", "lungs", "center", "label"] = "none"
+    """`foreground`: box of the body (CT: largest component above -300 HU; else above Otsu's level).
+    `lungs`: box of the air inside the body (CT only). `center`: central box of `center_mm`, padded with
+    zeros. `label`: box of the labelled structures (uses labels: results are marked)."""
+    margin_mm: float = Field(10.0, ge=0)
+    """Added on each side of a foreground, lungs or label box, in mm."""
+    center_mm: tuple[float, float, float] | None = None
+    """Edges (D, H, W) of the central box, in mm."""
+
+    @model_validator(mode="after")
+    def _center_needs_size(self) -> Self:
+        if (self.crop == "center") != (self.center_mm is not None):
+            raise ValueError('crop "center" and center_mm belong together: give both or none')
+        if self.center_mm is not None and min(self.center_mm) <= 0:
+            raise ValueError(f"center_mm must be positive, not {self.center_mm}")
+        if self.crop == "lungs" and self.scaling == "minmax":
+            raise ValueError('crop "lungs" needs CT, so scaling must be "ct" or "auto"')
+        return self
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether a prepared image depends on its label."""
+        return self.crop == "label"
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How the values of a cohort become [0, 1].
+
+    Attributes:
+        scaling: "ct" or "minmax".
+        offset: added to stored values (CT).
+        checked: whether the offset is compared with every volume.
+        rule: how this was decided, for the manifest.
+    """
+
+    scaling: Literal["ct", "minmax"]
+    offset: float
+    checked: bool
+    rule: str
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One prepared case.
+
+    Attributes:
+        id, subject, subset, target: as in :class:`ssl3d.data.cohort.Case`.
+        has_label: whether a segmentation is stored.
+        shape: (D, H, W) of the prepared volume.
+        affine: (4, 4), prepared voxel index -> RAS+ mm.
+        spacing_mm: isotropic spacing.
+        source: the image file it was made from.
+        native_shape, native_affine: grid of that file, as stored (see :func:`to_native_grid`).
+    """
+
+    id: str
+    subject: str
+    subset: Subset | None
+    target: int | None
+    has_label: bool
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    spacing_mm: float
+    source: Path
+    native_shape: tuple[int, int, int]
+    native_affine: np.ndarray
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a segmentation or a class is known."""
+        return self.has_label or self.target is not None
+
+
+class PreparedCohort:
+    """A cohort of prepared volumes on disk; arrays are memory-mapped and read-only.
+
+    Args:
+        folder: made by :func:`prepare`.
+
+    Attributes:
+        folder: where it is.
+        dataset: name of the data set.
+        label_names: names of the structures; label value k is ``label_names[k - 1]``, 0 is background.
+        cases: the cases, in the order of the arrays.
+        fingerprint: hash of source contents and parameters (64 hexadecimal digits); the same on
+            every machine and wherever the files lie.
+        preparation: the parameters.
+        intensity: the scaling and offset that were applied.
+
+    Raises:
+        DataError: the folder is not a complete prepared cohort.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise DataError(f"{folder} is not a complete prepared cohort. Fix: prepare it again.")
+        self.folder = folder
+        self.dataset: str = manifest["dataset"]
+        self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
+        self.fingerprint: str = manifest["fingerprint"]
+        self.preparation = Preparation.model_validate(manifest["preparation"])
+        self.intensity = Intensity(**manifest["intensity"])
+        self.cases = [_prepared_case(record, self.preparation.spacing_mm) for record in manifest["cases"]]
+        self._records: list[dict[str, Any]] = manifest["cases"]
+        self._index = {case.id: i for i, case in enumerate(self.cases)}
+
+    @property
+    def num_classes(self) -> int:
+        """Structures and background: the channels of a segmentation head."""
+        return len(self.label_names) + 1
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def index(self, case_id: str) -> int:
+        """Return the position of a case.
+
+        Raises:
+            DataError: no such case.
+        """
+        if case_id not in self._index:
+            raise DataError(f'{self.dataset} has no case "{case_id}".{nearest(case_id, self._index)}')
+        return self._index[case_id]
+
+    def image(self, i: int) -> np.ndarray:
+        """Return the image of case ``i``: (D, H, W) float32 in [0, 1], memory-mapped."""
+        return np.load(self.folder / self._records[i]["arrays"]["image"]["name"], mmap_mode="r")
+
+    def label(self, i: int) -> np.ndarray:
+        """Return the label of case ``i``: (D, H, W) uint8 in 0..K, memory-mapped.
+
+        Raises:
+            DataError: the case has no label.
+        """
+        if not self.cases[i].has_label:
+            raise DataError(
+                f"Case {self.cases[i].id} of {self.dataset} has no label ({self.cases[i].source})."
+            )
+        return np.load(self.folder / self._records[i]["arrays"]["label"]["name"], mmap_mode="r")
+
+
+def prepare(
+    cases: Sequence[Case],
+    dataset: Dataset,
+    preparation: Preparation,
+    cache_dir: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    min_shape: tuple[int, int, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> PreparedCohort:
+    """Prepare a cohort, or return the one that is stored already.
+
+    A killed build goes on with the cases that are missing. Two processes that build the same cohort
+    write the same bytes under temporary names, so neither harms the other.
+
+    Args:
+        cases: what ``dataset.cases(root)`` returned.
+        dataset: the adapter.
+        preparation: the parameters.
+        cache_dir: where prepared cohorts are kept, one folder each.
+        workers: threads; None: one a core, 4 at most.
+        progress: called with (done, total, what) in each pass.
+        min_shape: smallest prepared volume (D, H, W) allowed, in voxels: the crop of the training.
+        max_bytes: largest source volume allowed, in bytes as float32.
+
+    Raises:
+        DataError: lists every bad file at once, each with the fix.
+        ConfigError: parameters that do not fit the data set.
+    """
+    _check_cohort(cases, dataset, preparation)
+    missing = [p for case in cases for p in (case.image, case.label) if p is not None and not p.is_file()]
+    if missing:  # no fingerprint without contents: list these together with whatever else is wrong
+        raise_findings(check_cases(cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes))
+    sources = _identify(cases, cache_dir, workers, progress)
+    fingerprint = _fingerprint(cases, sources, dataset, preparation)
+    folder = cache_dir / f"{dataset.name}-{fingerprint[:16]}"
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        intensity = _resolve_intensity(cases, dataset, preparation, workers, progress, max_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def build(position: int) -> dict[str, Any] | list[Finding]:
+            case, source = cases[position], sources[position]
+            stem = f"{position:05d}-{re.sub('[^A-Za-z0-9._-]', '_', case.id)[:80]}"
+            return _build_case(case, source, dataset, preparation, intensity, folder, stem, max_bytes)
+
+        built = run_parallel(build, range(len(cases)), workers, progress, f"preparing {dataset.name}")
+        records = [record for record in built if isinstance(record, dict)]
+        bad = [finding for findings in built if isinstance(findings, list) for finding in findings]
+        raise_findings(bad + _too_small(records, preparation, min_shape))
+        manifest = {
+            "format": PREPARATION_VERSION, "ssl3d": __version__, "fingerprint": fingerprint,
+            "dataset": dataset.name, "label_names": list(dataset.label_names()),
+            "label_values": list(dataset.label_values), "preparation": preparation.model_dump(mode="json"),
+            "uses_labels": preparation.uses_labels, "intensity": asdict(intensity), "cases": records,
+        }  # fmt: skip
+        write_json(folder / "manifest.json", manifest)
+        _remove_stale(folder)
+    else:
+        raise_findings(_too_small(manifest["cases"], preparation, min_shape))
+        if [record["sources"] for record in manifest["cases"]] != sources:
+            # The same contents elsewhere, or touched: note where and when, to spare the next hashing.
+            for record, source in zip(manifest["cases"], sources, strict=True):
+                record["sources"] = source
+            write_json(folder / "manifest.json", manifest)
+    return PreparedCohort(folder)
+
+
+def _check_cohort(cases: Sequence[Case], dataset: Dataset, preparation: Preparation) -> None:
+    if not cases:
+        raise DataError(f"{dataset.name} has no case. Fix: give a folder that holds {dataset.layout}.")
+    ids = [case.id for case in cases]
+    twice = sorted({case_id for case_id in ids if ids.count(case_id) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise DataError(
+            f"{dataset.name} lists {', '.join(twice[:5])} more than once. Fix: its adapter's ids."
+        )
+    if preparation.crop == "lungs" and dataset.modality == "mr":
+        raise ConfigError(
+            f'crop "lungs" needs CT, but {dataset.name} is MR. Choose "foreground" or "center".'
+        )
+    if len(dataset.label_values) > 255:
+        raise DataError(
+            f"{dataset.name} has {len(dataset.label_values)} structures; at most 255 can be stored."
+        )
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+def _identify(
+    cases: Sequence[Case], cache_dir: Path, workers: int | None, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Return path, size, time and SHA-256 of the image and label of every case.
+
+    A hash is taken from an earlier manifest where path, size and modification time are unchanged.
+    """
+    known: dict[tuple[str, int, int], str] = {}
+    for path in cache_dir.glob("*/manifest.json"):
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))["cases"]
+            files = [file for record in records for file in record["sources"].values() if file]
+            known |= {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s cannot be read (%s); its cohort is not reused", path, error)
+
+    def identify(path: Path | None) -> dict[str, Any] | None:
+        if path is None:
+            return None
+        size, mtime_ns = _stat(path)
+        digest = known.get((str(path), size, mtime_ns))
+        if digest is None:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": digest}
+
+    def both(case: Case) -> dict[str, Any]:
+        return {"image": identify(case.image), "label": identify(case.label)}
+
+    return run_parallel(both, cases, workers, progress, "hashing")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _fingerprint(
+    cases: Sequence[Case], sources: Sequence[dict[str, Any]], dataset: Dataset, preparation: Preparation
+) -> str:
+    identity = {
+        "format": PREPARATION_VERSION,
+        "dataset": [dataset.name, dataset.modality, dataset.intensity_offset],
+        "labels": [sorted(dataset.label_index().items()), dataset.label_names()],
+        "preparation": preparation.model_dump(mode="json"),
+        "cases": [
+            [case.id, case.subject, case.subset, case.target, *(f and f["sha256"] for f in source.values())]
+            for case, source in zip(cases, sources, strict=True)
+        ],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a complete cohort: its arrays are there and as long as they were written."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        complete = manifest["format"] == PREPARATION_VERSION and all(
+            _arrays_exist(folder, record) for record in manifest["cases"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); its cohort is built again", path, error)
+        return None
+    if not complete:
+        logger.warning("%s lists arrays that are missing or cut short; its cohort is built again", path)
+        return None
+    return manifest
+
+
+def _arrays_exist(folder: Path, record: dict[str, Any]) -> bool:
+    files = [(folder / array["name"], array["bytes"]) for array in record["arrays"].values() if array]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:
+    return PreparedCase(
+        id=record["id"], subject=record["subject"], subset=record["subset"], target=record["target"],
+        has_label=record["arrays"]["label"] is not None, shape=tuple(record["shape"]),
+        affine=np.array(record["affine"]), spacing_mm=spacing_mm,
+        source=Path(record["sources"]["image"]["path"]),
+        native_shape=tuple(record["native_shape"]), native_affine=np.array(record["native_affine"]),
+    )  # fmt: skip
+
+
+# --- intensity ------------------------------------------------------------------------------------
+
+
+def _resolve_intensity(
+    cases: Sequence[Case],
+    dataset: Dataset,
+    preparation: Preparation,
+    workers: int | None,
+    progress: Progress | None,
+    max_bytes: int,
+) -> Intensity:
+    """Decide scaling and offset for a whole cohort (never file by file: they must stay comparable)."""
+    given, declared = preparation.intensity_offset, dataset.intensity_offset
+    scaling = preparation.scaling
+    if scaling == "auto" and dataset.modality != "auto":
+        scaling = "ct" if dataset.modality == "ct" else "minmax"
+    if scaling == "auto" and given is not None:
+        scaling = "ct"  # an offset has no meaning for anything else
+    if scaling == "minmax":
+        return Intensity("minmax", 0.0, False, "each volume from its minimum to its maximum")
+    if given is not None:
+        return Intensity("ct", given, False, "offset given by the user, not checked")
+    if declared != "auto" and scaling == "ct":
+        return Intensity("ct", declared, True, f"offset of the data set {dataset.name}")
+
+    def darkest(case: Case) -> float | list[Finding]:
+        findings, image, _ = inspect_case(case, dataset, max_bytes=max_bytes)
+        return findings if findings or image is None else float(np.percentile(subsample(image.data), 1))
+
+    found = run_parallel(darkest, cases, workers, progress, "measuring intensities")
+    levels = [level for level in found if isinstance(level, float)]
+    if not levels:
+        raise_findings([finding for findings in found if isinstance(findings, list) for finding in findings])
+    level = float(np.median(levels))
+    rule = f"median first percentile of {len(levels)} files is {level:.4g}"
+    if level < HU_AIR_BELOW:
+        return Intensity("ct", HU_OFFSET, True, f"{rule}, below {HU_AIR_BELOW:g}: CT in HU")
+    if scaling == "ct":
+        return Intensity("ct", 0.0, True, f"{rule}, not below {HU_AIR_BELOW:g}: CT with air at 0")
+    return Intensity("minmax", 0.0, False, f"{rule}, not below {HU_AIR_BELOW:g}: not CT in HU")
+
+
+# --- one case -------------------------------------------------------------------------------------
+
+
+class _CaseError(Exception):
+    """A case that cannot be prepared with these parameters: (problem, fix)."""
+
+
+def _build_case(
+    case: Case,
+    source: dict[str, Any],
+    dataset: Dataset,
+    preparation: Preparation,
+    intensity: Intensity,
+    folder: Path,
+    stem: str,
+    max_bytes: int,
+) -> dict[str, Any] | list[Finding]:
+    """Store one case, unless an earlier build did; return its record, or what is wrong with it."""
+    note = folder / f"{stem}.json"
+    if note.is_file():
+        record = json.loads(note.read_text(encoding="utf-8"))
+        if _arrays_exist(folder, record):
+            return record | {"sources": source}
+    offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
+    findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
+    if findings or image is None:
+        return findings
+    try:
+        indices = None if label is None else _map_labels(label.data, dataset.label_index())
+        data, indices, affine = prepare_arrays(image, indices, preparation, intensity)
+    except _CaseError as error:
+        return [Finding(case.image, *error.args)]
+    for file in filter(None, source.values()):
+        if _stat(Path(file["path"])) != (file["size"], file["mtime_ns"]):
+            return [
+                Finding(Path(file["path"]), "changed while it was being prepared", "run the command again")
+            ]
+    arrays = {
+        "image": _save_array(folder / f"{stem}.image.npy", data),
+        "label": None if indices is None else _save_array(folder / f"{stem}.label.npy", indices),
+    }
+    record = {
+        "id": case.id, "subject": case.subject, "subset": case.subset, "target": case.target,
+        "sources": source, "arrays": arrays, "shape": list(data.shape), "affine": affine.tolist(),
+        "native_shape": list(image.native_shape), "native_affine": image.native_affine.tolist(),
+    }  # fmt: skip
+    write_json(note, record)  # last: a killed build repeats this case
+    return record
+
+
+def _map_labels(label: np.ndarray, index: dict[int, int]) -> np.ndarray:
+    """Return stored label values as uint8 0..K; every value is a key of ``index`` (checked before)."""
+    low, high = min(index), max(index)
+    table = np.zeros(high - low + 1, dtype=np.uint8)
+    for value, k in index.items():
+        table[value - low] = k
+    return table[label - low]
+
+
+def _save_array(path: Path, array: np.ndarray) -> dict[str, Any]:
+    """Write an array atomically; return its name and length."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, np.ascontiguousarray(array))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"name": path.name, "bytes": path.stat().st_size}
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove temporary files that killed builds left; a day old, so that no other build is writing them."""
+    for path in folder.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > _STALE_S:
+            path.unlink(missing_ok=True)
+
+
+def _too_small(
+    records: Sequence[dict[str, Any]], preparation: Preparation, min_shape: tuple[int, int, int] | None
+) -> list[Finding]:
+    """Return a finding for every prepared volume that is smaller than the crop along some axis."""
+    if min_shape is None:
+        return []
+    wanted = " x ".join(map(str, min_shape))
+    fix = (
+        "choose a smaller crop (pretrain.crop, downstream.crop) or a finer spacing (data.spacing_mm), "
+        "or take the case out"
+    )
+    return [
+        Finding(
+            Path(record["sources"]["image"]["path"]),
+            f"has {' x '.join(map(str, record['shape']))} voxels at {preparation.spacing_mm:g} mm, "
+            f"smaller than the crop of {wanted}",
+            fix,
+        )
+        for record in records
+        if any(edge < least for edge, least in zip(record["shape"], min_shape, strict=True))
+    ]
+
+
+def prepare_arrays(
+    image: Volume, label: np.ndarray | None, preparation: Preparation, intensity: Intensity
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Prepare one volume that is in memory; the same for training and prediction.
+
+    Args:
+        image: as :func:`ssl3d.data.volume.read_volume` returns it.
+        label: (D, H, W) uint8 0..K on the image's grid, or None.
+        preparation: the parameters.
+        intensity: scaling and offset of the cohort.
+
+    Returns:
+        The image (D', H', W') float32 in [0, 1], the label uint8 on the same grid or None, and the
+        affine (4, 4) of that grid, voxel index -> RAS+ mm.
+    """
+    data, affine = image.data, image.affine
+    if intensity.scaling == "ct":
+        data = np.clip(data + np.float32(intensity.offset), 0, CT_RANGE, dtype=np.float32)
+    if preparation.crop not in {"none", "center"}:
+        box = _find_box(data, label, image.spacing_mm, preparation, intensity.scaling)
+        data, affine = data[box], _shift(affine, [s.start for s in box])  # (D, H, W) -> the box
+        label = None if label is None else label[box]
+    labels_affine = affine
+    data, affine = resample(data, affine, preparation.spacing_mm)  # -> (D', H', W') isotropic
+    if label is not None:
+        label, _ = resample(label, labels_affine, preparation.spacing_mm, labels=True)
+    if intensity.scaling == "ct":
+        data = data / np.float32(CT_RANGE)
+    if preparation.center_mm is not None:
+        edges = [max(1, round(edge / preparation.spacing_mm)) for edge in preparation.center_mm]
+        start = [(have - want) // 2 for have, want in zip(data.shape, edges, strict=True)]
+        label = None if label is None else _window(label, start, edges)
+        inside = _window(np.ones(data.shape, dtype=bool), start, edges)
+        data, affine = _window(data, start, edges), _shift(affine, start)  # -> edges, zeros outside
+    else:
+        inside = None
+    if intensity.scaling == "minmax":
+        values = data if inside is None else data[inside]
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            raise _CaseError("is constant inside its crop", "choose another crop, or take the case out")
+        data = (data - np.float32(low)) / np.float32(high - low)
+        if inside is not None:
+            data[~inside] = 0
+    return np.clip(data, 0, 1, dtype=np.float32), label, affine
+
+
+def _shift(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """Return the affine of an array that begins at voxel ``start`` of the old one."""
+    shifted = affine.copy()
+    shifted[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=float)
+    return shifted
+
+
+def _window(data: np.ndarray, start: Sequence[int], edges: Sequence[int]) -> np.ndarray:
+    """Cut ``edges`` voxels from ``start`` (which may be negative), zero where there is nothing."""
+    result = np.zeros(edges, dtype=data.dtype)
+    # First and last + 1 voxel of the old array.
+    spans = [(max(0, s), min(n, s + e)) for s, e, n in zip(start, edges, data.shape, strict=True)]
+    source = tuple(slice(low, high) for low, high in spans)
+    target = tuple(slice(low - s, high - s) for (low, high), s in zip(spans, start, strict=True))
+    result[target] = data[source]
+    return result
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def _find_box(
+    data: np.ndarray,
+    label: np.ndarray | None,
+    spacing_mm: tuple[float, float, float],
+    preparation: Preparation,
+    scaling: str,
+) -> Box:
+    """Return the box of the crop, with its margin, clipped to the volume."""
+    if preparation.crop == "label":
+        if label is None:
+            fix = "give its label, or choose a crop that needs none"
+            raise _CaseError('has no label, which crop "label" needs', fix)
+        mask, steps = label > 0, (1, 1, 1)
+        missing = "no labelled structure"
+    else:
+        # Every second millimetre is enough to find a box to which a margin is added.
+        d, h, w = (max(1, int(_COARSE_MM / s)) for s in spacing_mm)
+        coarse, steps = data[::d, ::h, ::w], (d, h, w)
+        if preparation.crop == "lungs":
+            if scaling != "ct":
+                raise _CaseError('is not CT, which crop "lungs" needs', 'choose crop "foreground" or "none"')
+            mask, missing = lungs_mask(coarse), "no air inside the body"
+        else:
+            mask, missing = foreground_mask(coarse, scaling), "no foreground"
+    if not mask.any():
+        raise _CaseError(f'has {missing}, which crop "{preparation.crop}" needs', "choose another crop")
+    box = []
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(preparation.margin_mm / spacing_mm[axis]))
+        low, high = along[0] * steps[axis], along[-1] * steps[axis] + steps[axis]
+        box.append(slice(max(0, int(low) - margin), min(data.shape[axis], int(high) + margin)))
+    return box[0], box[1], box[2]
+
+
+def foreground_mask(data: np.ndarray, scaling: str) -> np.ndarray:
+    """Return the body: the largest connected component above a level: (D, H, W) bool.
+
+    The level is -300 HU for CT (after the offset), else Otsu's threshold.
+    """
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+
+    parts, count = ndimage.label(data > (BODY_LEVEL if scaling == "ct" else threshold_otsu(data)))
+    if count == 0:
+        return np.zeros(data.shape, dtype=bool)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def lungs_mask(data: np.ndarray) -> np.ndarray:
+    """Return the lungs of a CT after the offset: (D, H, W) bool.
+
+    Air (below -300 HU) inside the body: components that touch a face of the volume to the left,
+    right, front or back are the room. Faces above and below do not count, for a scan may end within
+    the lungs. The largest component is kept, and the second if it is a fifth of the first or more
+    (both lungs are one component where the airways join them). Components below 0.5 % of the volume
+    are no lungs.
+    """
+    from scipy import ndimage
+
+    parts, count = ndimage.label(data < BODY_LEVEL)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    room = np.unique(np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()]))
+    sizes[0] = 0
+    sizes[room] = 0
+    order = np.argsort(sizes)[::-1][:2]
+    kept = [part for part in order if sizes[part] >= max(0.005 * data.size, 0.2 * sizes[order[0]])]
+    return np.isin(parts, kept) if kept else np.zeros(data.shape, dtype=bool)
+
+
+# --- grids ----------------------------------------------------------------------------------------
+
+
+def isotropic_grid(
+    affine: np.ndarray, shape: Sequence[int], spacing_mm: float
+) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """Return affine and shape of the isotropic grid that covers a volume, or None if it has one.
+
+    The grid keeps the orientation of the volume (an oblique scan stays oblique; of a sheared one the
+    nearest rotation is kept) and starts at the centre of its first voxel, so whole ratios of spacings
+    sample voxel centres.
+
+    Args:
+        affine: (4, 4), voxel index -> mm.
+        shape: (D, H, W).
+        spacing_mm: of the new grid.
+    """
+    axes = affine[:3, :3]
+    left, _, right = np.linalg.svd(axes / np.linalg.norm(axes, axis=0))
+    rotation = left @ right  # nearest orthogonal matrix (polar decomposition)
+    steps = rotation.T @ axes  # diagonal unless sheared
+    if np.abs(steps - spacing_mm * np.eye(3)).max() <= SPACING_TOLERANCE_MM:
+        return None
+    corners = (
+        np.array(list(product(*((0, edge - 1) for edge in shape)))) @ steps.T
+    )  # (8, 3) mm, along the new axes
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    d, h, w = (int(edge) for edge in np.rint((high - low) / spacing_mm) + 1)
+    grid = np.eye(4)
+    grid[:3, :3] = rotation * spacing_mm
+    grid[:3, 3] = affine[:3, 3] + rotation @ low
+    return grid, (d, h, w)
+
+
+def resample(
+    data: np.ndarray, affine: np.ndarray, spacing_mm: float, *, labels: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample to isotropic spacing; a volume that has it already is returned as it is.
+
+    Images: trilinear, after a Gaussian of sigma = (ratio - 1) / 2 voxels along every axis that is
+    made coarser by more than 1.2 (no aliasing). Labels: nearest neighbour, because interpolation of
+    one-hot labels followed by the largest vote deletes whatever is thinner than half a new voxel,
+    coronary arteries first. scipy does both: the inverse (:func:`to_native_grid`) is the same
+    function with the inverse matrix.
+
+    Args:
+        data: (D, H, W), float32 or an integer type.
+        affine: (4, 4), voxel index -> mm.
+        spacing_mm: of the result.
+        labels: whether the values are names, not amounts.
+
+    Returns:
+        The resampled array (D', H', W') of the same type, and its affine.
+    """
+    from scipy import ndimage
+
+    grid = isotropic_grid(affine, data.shape, spacing_mm)
+    if grid is None:
+        return data, affine
+    new_affine, shape = grid
+    if labels:
+        return _sample(data, np.linalg.inv(affine) @ new_affine, shape, order=0), new_affine
+    ratios = spacing_mm / np.linalg.norm(affine[:3, :3], axis=0)
+    sigmas = [(ratio - 1) / 2 if ratio > 1.2 else 0.0 for ratio in ratios]
+    if any(sigmas):
+        data = ndimage.gaussian_filter(data, sigmas, mode="nearest")
+    return _sample(data, np.linalg.inv(affine) @ new_affine, shape, order=1), new_affine
+
+
+def to_native_grid(
+    labels: np.ndarray, prepared_affine: np.ndarray, native_affine: np.ndarray, native_shape: Sequence[int]
+) -> np.ndarray:
+    """Put a segmentation of a prepared volume on the grid of the file it came from.
+
+    Args:
+        labels: (D, H, W) integers on the prepared grid.
+        prepared_affine: (4, 4) of the prepared grid (``PreparedCase.affine``).
+        native_affine: (4, 4) of the file as stored (``PreparedCase.native_affine``): any orientation.
+        native_shape: shape of the file as stored.
+
+    Returns:
+        Array of ``native_shape`` and the type of ``labels``: nearest neighbour, 0 outside the crop.
+    """
+    return _sample(labels, np.linalg.inv(prepared_affine) @ native_affine, native_shape, order=0)
+
+
+def _sample(data: np.ndarray, matrix: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
+    """Sample ``data`` at ``matrix`` @ index: order 0 with zeros outside, order 1 with the edge repeated."""
+    from scipy import ndimage
+
+    linear: np.ndarray = matrix[:3, :3]
+    diagonal = np.diagonal(linear)
+    if np.abs(linear - np.diag(diagonal)).max() < 1e-9:
+        linear = diagonal  # scipy then works axis by axis, which is faster
+    return ndimage.affine_transform(
+        data, linear, matrix[:3, 3], output_shape=tuple(shape), order=order,
+        mode="nearest" if order else "grid-constant", prefilter=False,
+    )  # fmt: skip

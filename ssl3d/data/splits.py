@@ -1,0 +1,303 @@
+"""Patient-level splits: seeded, stored, the same for every method and every seed of a run.
+
+All cases of one subject are in one part. Counts are counts of subjects (in the four releases every
+subject has one case).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ssl3d.errors import DataError
+from ssl3d.files import write_json
+
+Counts = tuple[int, int, int]
+Scheme = Literal["auto", "official", "random", "cv"]
+PARTS = ("train", "val", "test")
+
+
+class SplitCase(Protocol):
+    """What a split needs to know: :class:`ssl3d.data.cohort.Case` and ``PreparedCase`` have it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def subset(self) -> str | None: ...
+    @property
+    def target(self) -> int | None: ...
+    @property
+    def labelled(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of a cohort.
+
+    Attributes:
+        name: "random", "official", or "fold0", "fold1", ...
+        train, val, test: ids of cases.
+        note: how it came about, in particular counts that differ from the wanted ones.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    note: str = ""
+
+
+def make_splits(
+    cases: Sequence[SplitCase],
+    counts: Counts = (15, 5, 40),
+    seed: int = 0,
+    scheme: Scheme = "auto",
+    folds: int = 4,
+) -> list[Split]:
+    """Split the labelled cases of a cohort.
+
+    Schemes:
+        official: test on the labelled cases of the release's test subset; training and validation
+            come from the other cases.
+        random: no official test subset: ``counts`` drawn from all.
+        cv: each labelled case is tested once; validation is taken from the rest of each fold, in the
+            proportion of ``counts``.
+        auto: official if the release's test cases have labels; cv if it has test cases without
+            labels (then they are not used); else random.
+
+    Where there are fewer subjects than ``counts`` want, the counts are scaled in proportion, at least
+    one each, and the note says so. Where there are more, exactly ``counts`` are taken. Classes (cases
+    with targets) are spread evenly over the parts.
+
+    Args:
+        cases: of one cohort; those without label and target are left out.
+        counts: wanted subjects for (training, validation, test).
+        seed: the same seed gives the same splits on every machine.
+        scheme: see above.
+        folds: of the cross-validation.
+
+    Returns:
+        One split, or one a fold.
+
+    Raises:
+        DataError: too few subjects, or a part without any case of some class.
+    """
+    labelled = [case for case in cases if case.labelled]
+    if not labelled:
+        raise DataError(
+            f"None of the {len(cases)} cases has a label or a class, so there is nothing to evaluate."
+        )
+    test = [case for case in labelled if case.subset == "test"]
+    if scheme == "auto":
+        hidden = any(case.subset == "test" and not case.labelled for case in cases)
+        scheme = "official" if test else "cv" if hidden else "random"
+    if scheme == "official" and not test:
+        raise DataError('No case of the official test subset has a label. Fix: use the scheme "cv".')
+    if scheme == "official":
+        splits = [_official(labelled, counts, seed)]
+    elif scheme == "cv":
+        splits = _cross_validation(labelled, counts, seed, folds)
+    else:
+        splits = [_random(labelled, counts, seed)]
+    for split in splits:
+        _check_classes(split, labelled)
+    return splits
+
+
+def _random(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
+    order = _spread(_subject_targets(cases), seed, "random")
+    train, val, test = _scale(counts, len(order))
+    return Split(
+        name="random",
+        train=_ids(cases, order[:train]),
+        val=_ids(cases, order[train : train + val]),
+        test=_ids(cases, order[train + val : train + val + test]),
+        note=_note(counts, (train, val, test), len(order)),
+    )
+
+
+def _official(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
+    outside = [case for case in cases if case.subset != "test"]
+    inside = [case for case in cases if case.subset == "test"]
+    shared = sorted({case.subject for case in outside} & {case.subject for case in inside})
+    if shared:
+        raise DataError(
+            f"Subjects {', '.join(shared[:5])} are in the release's training and test subsets. "
+            'Fix: correct the subjects, or use the scheme "cv".'
+        )
+    order = _spread(_subject_targets(outside), seed, "official")
+    tested = _spread(_subject_targets(inside), seed, "official test")[: counts[2]]
+    train, val = _scale(counts[:2], len(order))
+    return Split(
+        name="official",
+        train=_ids(outside, order[:train]),
+        val=_ids(outside, order[train : train + val]),
+        test=_ids(inside, tested),
+        note=_note(counts, (train, val, len(tested)), len(order) + len(_subject_targets(inside))),
+    )
+
+
+def _cross_validation(cases: Sequence[SplitCase], counts: Counts, seed: int, folds: int) -> list[Split]:
+    targets = _subject_targets(cases)
+    order = _spread(targets, seed, "cv")
+    if folds < 2 or len(order) < max(folds, 3):
+        raise DataError(
+            f"Cross-validation with {folds} folds needs at least {max(folds, 3)} labelled subjects, "
+            f"and 2 folds; there are {len(order)} subjects. Fix: change data.folds, or add cases."
+        )
+    splits = []
+    for fold in range(folds):
+        low, high = len(order) * fold // folds, len(order) * (fold + 1) // folds
+        others = {subject: targets[subject] for subject in sorted(order[:low] + order[high:])}
+        rest = _spread(others, seed, "cv", fold)
+        train, val = _scale(counts[:2], len(rest), fill=True)
+        got = (train, val, high - low)
+        split = Split(
+            name=f"fold{fold}",
+            train=_ids(cases, rest[val:]),
+            val=_ids(cases, rest[:val]),
+            test=_ids(cases, order[low:high]),
+            note=f"fold {fold + 1} of {folds}: {_note(counts, got, len(order))}",
+        )
+        splits.append(split)
+    return splits
+
+
+def _subject_targets(cases: Sequence[SplitCase]) -> dict[str, int | None]:
+    """Return subject -> class, sorted by subject; of several classes the highest (a patient once positive)."""
+    targets: dict[str, int | None] = {}
+    for case in sorted(cases, key=lambda case: (case.subject, case.id)):
+        known = targets.get(case.subject)
+        both = [target for target in (known, case.target) if target is not None]
+        targets[case.subject] = max(both) if both else None
+    return targets
+
+
+def _spread(targets: Mapping[str, int | None], seed: int, *keys: int | str) -> list[str]:
+    """Return the subjects in random order with the classes evenly spread.
+
+    Any stretch of the result holds every class in the proportion of the whole, give or take one: the
+    j-th of n subjects of a class stands at position (j + 1/2) / n of the whole.
+    """
+    from ssl3d.rng import numpy_rng  # imports torch, which listings must not pay for
+
+    rng = numpy_rng(seed, "split", *keys)
+    groups: dict[int | None, list[str]] = {}
+    for subject, target in targets.items():
+        groups.setdefault(target, []).append(subject)
+    places: list[tuple[float, float, str]] = []
+    for target in sorted(groups, key=lambda target: -1 if target is None else target):
+        group = groups[target]
+        for j, i in enumerate(rng.permutation(len(group))):
+            places.append(((j + 0.5) / len(group), float(rng.random()), group[i]))
+    return [subject for _, _, subject in sorted(places)]
+
+
+def _scale(counts: Sequence[int], available: int, fill: bool = False) -> list[int]:
+    """Return ``counts``, scaled down in proportion where there are fewer; at least one each.
+
+    Args:
+        counts: wanted.
+        available: subjects.
+        fill: scale up too, so that the sum is ``available``.
+
+    Raises:
+        DataError: fewer subjects than parts.
+    """
+    if available < len(counts):
+        raise DataError(
+            f"{available} labelled subjects cannot be split into {' and '.join(PARTS[: len(counts)])} "
+            f"({_text(counts)} wanted): there must be at least {len(counts)}. Fix: add cases."
+        )
+    if sum(counts) <= available and not fill:
+        return list(counts)
+    shares = [available * count / sum(counts) for count in counts]
+    scaled = [max(1, int(share)) for share in shares]
+    while sum(scaled) > available:  # the minimum of one was too much somewhere: take from the largest part
+        scaled[scaled.index(max(scaled))] -= 1
+    while sum(scaled) < available:  # largest remainder
+        behind = [share - have for share, have in zip(shares, scaled, strict=True)]
+        scaled[behind.index(max(behind))] += 1
+    return scaled
+
+
+def _ids(cases: Sequence[SplitCase], subjects: Sequence[str]) -> tuple[str, ...]:
+    wanted = set(subjects)
+    return tuple(case.id for case in cases if case.subject in wanted)
+
+
+def _text(counts: Sequence[int]) -> str:
+    return "/".join(map(str, counts))
+
+
+def _note(wanted: Sequence[int], got: Sequence[int], available: int) -> str:
+    text = f"{_text(got)} of {available} subjects"
+    return text if tuple(wanted) == tuple(got) else f"{text} (wanted: {_text(wanted)})"
+
+
+def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
+    """Refuse a part that lacks a class: its score would mean nothing."""
+    targets = {case.id: case.target for case in cases if case.target is not None}
+    classes = set(targets.values())
+    if not classes:
+        return
+    if len(classes) == 1:
+        raise DataError(f"Every labelled case is of class {classes.pop()}. Fix: add cases of another class.")
+    for part in PARTS:
+        ids = getattr(split, part)
+        absent = sorted(classes - {targets[case_id] for case_id in ids if case_id in targets})
+        if absent:
+            raise DataError(
+                f"{split.name}: the {len(ids)} cases for {part} hold no case of class {absent[0]} "
+                f"({split.note}). Fix: add cases of that class, or use fewer folds."
+            )
+
+
+def nested_fraction(
+    train_ids: Sequence[str], fraction: float, seed: int = 0, targets: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """Return a part of the training cases, for label efficiency; smaller parts lie within larger ones.
+
+    Args:
+        train_ids: ids of the training cases.
+        fraction: in (0, 1]; at least one case is returned.
+        seed: another seed, another choice.
+        targets: id -> class; keeps the proportion of the classes.
+
+    Raises:
+        DataError: a fraction outside (0, 1], or no cases.
+    """
+    if not 0 < fraction <= 1 or not train_ids:
+        raise DataError(
+            f"Cannot take a fraction of {fraction} of {len(train_ids)} cases. Fix: give 0 < fraction <= 1."
+        )
+    order = _spread({i: (targets or {}).get(i) for i in sorted(train_ids)}, seed, "fraction")
+    chosen = set(order[: max(1, round(fraction * len(order)))])
+    return tuple(i for i in train_ids if i in chosen)
+
+
+def save_splits(path: Path, splits: Sequence[Split]) -> None:
+    """Write splits as JSON, atomically."""
+    write_json(Path(path), {"format": 1, "splits": [asdict(split) for split in splits]})
+
+
+def load_splits(path: Path) -> list[Split]:
+    """Read what :func:`save_splits` wrote.
+
+    Raises:
+        DataError: missing, or not such a file.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))["splits"]
+        return [
+            Split(s["name"], tuple(s["train"]), tuple(s["val"]), tuple(s["test"]), s["note"]) for s in stored
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not hold splits ({error}). Fix: delete it; it will be made again."
+        ) from error
