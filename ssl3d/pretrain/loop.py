@@ -7,24 +7,26 @@ import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl3d.config import Settings
-from ssl3d.data.prepare import PreparedCohort
 from ssl3d.environment import autocast_dtype, device_name, environment, peak_memory_mib, to_device
-from ssl3d.errors import CheckpointError, TrainingError
+from ssl3d.errors import CheckpointError, ConfigError, TrainingError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.checkpoint import BACKBONE, RUN, load_state, read_run, save_state, save_tensors, weights_fingerprint
 from ssl3d.models.factory import build_backbone
-from ssl3d.optim import make_optimizer
+from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.method import Method, MethodSpec, Progress, check_batch_size
 from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.source import CropSource
 from ssl3d.progress import Track
 from ssl3d.rng import BatchRng
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepare import PreparedCohort
 
 PROBE_CROPS = 16
 
@@ -51,6 +53,22 @@ def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.
         method.backbone.encoder.requires_grad_(False)
     to_device(method, device)
     return method
+
+
+def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
+    """Raise ConfigError for whatever can be known to be wrong before any data are read.
+
+    Builds the method once on the CPU: a backbone option, a head that does not fit, an optimizer
+    that does not exist or a crop too small for the depth all show here.
+    """
+    check_optimizer(settings.pretrain.optimizer)
+    method = build_method(spec, settings, seed, torch.device("cpu"))
+    least = method.backbone.minimum_edge()
+    if spec.cls.trains != "none" and min(settings.pretrain.crop) < least:
+        raise ConfigError(
+            f"pretrain.crop = {tuple(settings.pretrain.crop)} is too small for the backbone {settings.backbone.name}, "
+            f"whose depth needs edges of at least {least}: use a larger crop or fewer backbone.channels."
+        )
 
 
 def pretrain(

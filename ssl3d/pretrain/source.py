@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.data.prepare import PreparedCohort
 from ssl3d.errors import DataError
 from ssl3d.rng import numpy_rng
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepare import PreparedCohort
 
 
 @dataclass(frozen=True)

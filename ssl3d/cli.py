@@ -1,0 +1,368 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssl3d.errors import ConfigError, SSL3DError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Group(click.Group):
+    """Prints errors meant for users without a traceback, and exits with status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SSL3DError as error:
+            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
+            ctx.exit(130)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from ssl3d.errors import nearest
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f'No command "{args[0]}".{nearest(args[0], self.list_commands(ctx))}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(package_name="ssl3d")
+def main() -> None:
+    """Benchmark self-supervised learning on 3D medical images.
+
+    \b
+    ssl3d bench --preset quick                   pretrain, evaluate and print the table
+    ssl3d pretrain --method gvsl --data DIR      pretrain on your own volumes
+    ssl3d methods                                what can be pretrained
+    """
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("An empty list of names was given; separate names by commas.")
+    return list(dict.fromkeys(names))
+
+
+def _pairs(items: Iterable[str], option: str) -> dict[str, Path]:
+    pairs = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals:
+            raise ConfigError(f'{option} "{item}": write {option} NAME=DIR.')
+        pairs[name] = Path(path)
+    return pairs
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(*headers: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number == 0, overflow="fold", style="bold" if number == 0 else "")
+    return table
+
+
+def _print_conflicts(console: Console, catalogue: Any) -> None:
+    from rich.markup import escape
+
+    for name, plugins in catalogue.conflicts.items():
+        console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
+
+
+@main.command()
+def methods() -> None:
+    """List pretext methods and their variants."""
+    from rich.markup import escape
+
+    from ssl3d.plugins import registry
+
+    table = _table("Method", "Trains", "What it is", "Plugin")
+    for entry in registry().methods:
+        name = f"  {entry.name}" if entry.base else entry.name
+        table.add_row(*(escape(t) for t in (name, str(entry.facts.get("trains", "")), entry.summary, entry.plugin)))
+    console = _console()
+    console.print(table)
+    _print_conflicts(console, registry().methods)
+
+
+@main.command()
+def tasks() -> None:
+    """List downstream tasks."""
+    from rich.markup import escape
+
+    from ssl3d.plugins import registry
+
+    table = _table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
+    for entry in registry().tasks:
+        task = entry.load()
+        counts = "/".join(map(str, task.counts))
+        table.add_row(*(escape(t) for t in (task.name, task.summary, task.dataset, task.metric.upper(), counts)))
+    console = _console()
+    console.print(table)
+    _print_conflicts(console, registry().tasks)
+
+
+@main.command()
+def datasets() -> None:
+    """List datasets that can be read."""
+    from rich.markup import escape
+
+    from ssl3d.plugins import registry
+
+    table = _table("Dataset", "What it is", "Modality", "Offset", "Plugin")
+    for entry in registry().datasets:
+        d = entry.load()
+        table.add_row(*(escape(str(t)) for t in (d.name, d.summary, d.modality.upper(), d.intensity_offset, entry.plugin)))
+    console = _console()
+    console.print(table)
+    _print_conflicts(console, registry().datasets)
+
+
+@main.command()
+def plugins() -> None:
+    """List installed plugins, what each registers, and what is wrong with any."""
+    from rich.markup import escape
+
+    from ssl3d.plugins import registry
+
+    found = registry()
+    catalogues = {
+        "methods": found.methods, "tasks": found.tasks, "datasets": found.datasets,
+        "backbones": found.backbones, "table formats": found.table_formats,
+    }  # fmt: skip
+    table = _table("Plugin", "Version", "Registers", "State")
+    for plugin in found.plugins.values():
+        counts = {kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()}
+        state = f"[red]broken:[/] {escape(plugin.error)}" if plugin.error else "[green]ok[/]"
+        for problem in plugin.problems:
+            state += f"\n[yellow]warning:[/] {escape(problem)}"
+        registers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "nothing"
+        table.add_row(escape(plugin.name), escape(plugin.version), registers, state)
+    console = _console()
+    console.print(table)
+    for catalogue in catalogues.values():
+        _print_conflicts(console, catalogue)
+
+
+def _preset_option(command: Any) -> Any:
+    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                           help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
+    return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
+                        help="smoke, quick, paper, or a YAML file.")(command)  # fmt: skip
+
+
+def _cache_option(command: Any) -> Any:
+    return click.option("--cache", type=click.Path(file_okay=False, path_type=Path), envvar="SSL3D_CACHE",
+                        help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].")(command)  # fmt: skip
+
+
+def _device_option(command: Any) -> Any:
+    return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
+                        help="Where to compute.")(command)  # fmt: skip
+
+
+def _quiet_libraries() -> None:
+    """Keep the terminal for progress: third-party chatter that a user can do nothing about."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("nibabel").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="monai.*")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+
+
+def _settings(preset: str, overrides: tuple[str, ...]) -> Any:
+    from ssl3d.config import load_settings
+    from ssl3d.plugins import registry
+
+    return load_settings(preset, overrides, registry().methods.names())
+
+
+@main.command()
+@click.option("--method", "method_name", required=True, metavar="NAME", help='See "ssl3d methods".')
+@click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR",
+              help="Folder of volumes, DATASET=DIR, or phantoms.")  # fmt: skip
+@_preset_option
+@click.option("--seed", default=0, show_default=True, help="Initialisation, order, crops and views.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@_device_option
+@_cache_option
+def pretrain(
+    method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
+    device: str, cache: Path | None,
+) -> None:  # fmt: skip
+    """Pretrain a backbone with one method."""
+    _quiet_libraries()
+    settings = _settings(preset, overrides)
+    from ssl3d.plugins import registry
+
+    registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
+    from ssl3d.data.sources import pretraining_cohort
+    from ssl3d.environment import select_device
+    from ssl3d.pretrain.loop import check_run, pretrain
+    from ssl3d.pretrain.method import resolve_method
+    from ssl3d.progress import duration
+
+    spec = resolve_method(method_name, settings.methods)
+    where = select_device(device)
+    check_run(spec, settings, seed)
+    cohort = pretraining_cohort(data, settings, cache) if spec.cls.trains != "none" else None
+    run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
+    click.echo(f"{spec.name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}")
+    click.echo(f"Backbone: {out / 'backbone.safetensors'}")
+
+
+@main.command()
+@click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
+              help='Rows; "all" is every method, without variants.')  # fmt: skip
+@click.option("--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all", help="Columns.")
+@click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
+@click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="One seed covers a whole run.")
+@_preset_option
+@click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining.")
+@click.option("--task-data", multiple=True, metavar="TASK=DIR", help="A task's release on disk [default: phantoms].")
+@click.option("--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining.")
+@click.option("--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records.")
+@_device_option
+@_cache_option
+def bench(
+    method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
+    task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, device: str, cache: Path | None,
+) -> None:  # fmt: skip
+    """Pretrain methods, evaluate them on tasks and print the table."""
+    _quiet_libraries()
+    from ssl3d.plugins import registry
+
+    found = registry()
+    settings = _settings(preset, overrides)
+    chosen_tasks = found.tasks.names() if task_names == "all" else _names(task_names)
+    chosen_methods = [e.name for e in found.methods if not e.base] if method_names == "all" else _names(method_names)
+    for catalogue, names in ((found.tasks, chosen_tasks), (found.methods, chosen_methods)):
+        for name in names:
+            catalogue.get(name)  # type: ignore[attr-defined]
+    chosen_seeds = [_seed(text) for text in _names(seeds)]
+    places = _pairs(task_data, "--task-data")
+    checkpoints = _pairs(checkpoint, "--checkpoint")
+    for name in places.keys() - set(chosen_tasks):
+        raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
+    for name in checkpoints.keys() - set(chosen_methods):
+        raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
+
+    from ssl3d.bench import Bench, TaskData, check_checkpoints
+    from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
+    from ssl3d.downstream.harness import check_mode
+    from ssl3d.environment import select_device
+    from ssl3d.pretrain.loop import check_run
+    from ssl3d.pretrain.method import resolve_method
+    from ssl3d.results.store import ResultStore
+
+    chosen_modes = [check_mode(mode) for mode in _names(modes)]
+    specs = [resolve_method(name, settings.methods) for name in chosen_methods]
+    where = select_device(device)
+    for spec in specs:
+        if spec.name not in checkpoints:
+            check_run(spec, settings, chosen_seeds[0])
+    check_checkpoints(checkpoints, settings)
+    # All data are prepared, and everything wrong with them said, before any training starts.
+    columns = []
+    for task in (found.tasks.get(name).load() for name in chosen_tasks):
+        cohort = task_cohort(task, places.get(task.name), settings, cache)
+        columns.append(TaskData(task, cohort, task_splits(task, cohort, settings)))
+    needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
+    unlabelled = pretraining_cohort(data, settings, cache) if needs_data else None
+
+    job = Bench(specs, columns, chosen_modes, chosen_seeds, settings, unlabelled, checkpoints, ResultStore(store), where)
+    records = []
+    for record, computed in job.run():
+        records.append(record)
+        i = record["identity"]
+        click.echo(
+            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}: "
+            f"{record['score']:.1f}{'' if computed else '  (already in the store)'}",
+            err=True,
+        )
+    _print_table(records, "rich", against=None)
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
+
+
+def _print_table(records: list[dict[str, Any]], format_name: str, against: str | None) -> None:
+    from ssl3d.plugins import registry
+    from ssl3d.results.table import build_table
+
+    table_format = registry().table_formats.get(format_name).load()
+    table = build_table(records, method_order=registry().methods.names(), against=against)
+    click.echo(table_format.render(table).rstrip("\n"))
+
+
+@main.command()
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
+@click.option("--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's.")
+@click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
+def table(store: Path, format_name: str, against: str | None) -> None:
+    """Render the records of a store in the layout of the paper's table 1."""
+    from ssl3d.plugins import registry
+    from ssl3d.results.store import ResultStore
+
+    registry().table_formats.get(format_name)
+    records, problems = ResultStore(store).records()
+    _print_table(records, format_name, against)
+    for problem in problems:
+        click.echo(f"Left out: {problem}", err=True)
+    if problems:
+        sys.exit(1)
+
+
+@main.group()
+def data() -> None:
+    """Make and inspect data."""
+
+
+@data.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@_preset_option
+def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
+    """Write the phantom cohorts in the layouts of MM-WHS, ASOCA, CANDI and STOIC."""
+    _quiet_libraries()
+    settings = _settings(preset, overrides)
+    from ssl3d.data.sources import make_phantoms
+
+    make_phantoms(out, settings.phantoms)
+    click.echo(f"Phantom cohorts: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""The one downstream harness: scratch, linear and fine-tune are the same function.
+
+A method reaches this file as a backbone and leaves it as a record. Head, optimizer, budget,
+splits and validation are identical for every method; test cases are seen once, by the weights
+chosen on validation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl3d.config import DownstreamConfig, ModeConfig
+from ssl3d.downstream.features import FeatureStore
+from ssl3d.downstream.metrics import auc, dice_per_structure, segmentation_metrics
+from ssl3d.downstream.tasks import Task
+from ssl3d.environment import autocast_dtype, peak_memory_mib, to_device
+from ssl3d.errors import ConfigError, TrainingError
+from ssl3d.models.factory import Backbone, seeded
+from ssl3d.optim import make_optimizer
+from ssl3d.progress import Track
+from ssl3d.rng import numpy_rng
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepare import PreparedCohort
+    from ssl3d.data.splits import Split
+
+Mode = Literal["linear", "finetune"]
+MODES: tuple[Mode, ...] = ("linear", "finetune")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one evaluation yields; the fields go into the record as they are."""
+
+    score: float
+    per_case: list[dict[str, Any]]
+    excluded: dict[str, int]
+    validation: list[dict[str, float]]
+    best_step: int
+    seconds: float
+    peak_memory_mib: float
+    parameters_trained: int
+
+
+class Standardize(nn.Module):
+    """Fixed centring and scaling of each channel: (x - mean) / std. An affine map."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)  # (C,)
+        self.register_buffer("scale", std.clamp_min(1e-6))  # (C,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return (x - self.mean.view(shape)) / self.scale.view(shape)
+
+
+def evaluate(
+    backbone: Backbone,
+    task: Task,
+    cohort: PreparedCohort,
+    split: Split,
+    mode: Mode,
+    config: DownstreamConfig,
+    seed: int,
+    device: torch.device,
+    label: str = "",
+) -> Outcome:
+    """Train a head (linear) or everything (finetune) on ``split.train``, choose on ``split.val``,
+    test once on ``split.test``.
+
+    Args:
+        backbone: pretrained or random weights; changed by fine-tuning.
+        task: what to predict.
+        cohort: the task's prepared cases.
+        split: case ids of the three parts.
+        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained.
+        config: budget and protocol, the same for every method.
+        seed: decides the head's initial weights and the order of the training crops.
+        device: where to compute.
+        label: what the progress line calls this evaluation.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    began = time.monotonic()
+    kinds: dict[str, type[Problem]] = {"segmentation": Segmentation, "classification": Classification}
+    to_device(backbone, device)
+    problem = kinds[task.kind](backbone, task, cohort, mode, config, device)
+    budget: ModeConfig = getattr(config, mode)
+    train, val, test = ([cohort.index(case) for case in part] for part in (split.train, split.val, split.test))
+
+    with seeded(seed, "head", task.name, mode):
+        head = problem.make_head(train)
+    to_device(head, device)
+    backbone.requires_grad_(mode == "finetune")
+    backbone.train(mode == "finetune")
+    model = nn.ModuleDict({"head": head, "backbone": backbone} if mode == "finetune" else {"head": head})
+    optimizer, scheduler = make_optimizer(model, budget)
+
+    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
+    curve = []
+    with Track(label or f"{task.name} {mode}", budget.steps) as track:
+        for step in range(budget.steps):
+            scheduler.step_update(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss = problem.loss(head, _draw(train, budget.batch_size, seed, step), step, seed)
+            if not math.isfinite(float(loss.detach())):
+                raise TrainingError(
+                    f"{label or task.name}: loss = {float(loss.detach())} at step {step}. Lower downstream.{mode}.lr."
+                )
+            loss.backward()
+            optimizer.step()
+            done = step + 1
+            if done % budget.validate_every == 0 or done == budget.steps:
+                model.eval()
+                score = problem.validate(head, val)
+                model.train()
+                curve.append({"step": done, "score": round(100 * score[0], 4)})
+                if best is None or score > best[0]:
+                    best = (score, done, copy.deepcopy(model.state_dict()))
+            track.update(done, {"loss": float(loss.detach())}, note=f"best {100 * best[0][0]:.1f}" if best else "")
+
+    assert best is not None
+    model.load_state_dict(best[2])
+    model.eval()
+    score, per_case, excluded = problem.test(head, test)
+    return Outcome(
+        score=round(100 * score, 6),
+        per_case=per_case,
+        excluded=excluded,
+        validation=curve,
+        best_step=best[1],
+        seconds=round(time.monotonic() - began, 3),
+        peak_memory_mib=round(peak_memory_mib(device), 1),
+        parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def _draw(cases: list[int], batch_size: int, seed: int, step: int) -> list[int]:
+    """Return the cases of ``step``: seeded permutations of the training cases, end to end."""
+    chosen = []
+    for number in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(number, len(cases))
+        chosen.append(cases[int(numpy_rng(seed, "downstream order", epoch).permutation(len(cases))[place])])
+    return chosen
+
+
+class Problem:
+    """What segmentation and classification have in common: frozen or trained features."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        cohort: PreparedCohort,
+        mode: Mode,
+        config: DownstreamConfig,
+        device: torch.device,
+    ) -> None:
+        self.backbone, self.task, self.cohort, self.mode = backbone, task, cohort, mode
+        self.config, self.budget, self.device = config, getattr(config, mode), device
+        self.dtype = autocast_dtype(config.precision, device)
+        self.frozen = FeatureStore(self.features, config) if mode == "linear" else None
+
+    def features(self, case: int) -> Tensor:
+        """Return the features (1, C, ...) of one whole case, without gradient."""
+        raise NotImplementedError
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        """Return the trainable head."""
+        raise NotImplementedError
+
+    def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
+        """Return the scalar training loss of a batch of cases."""
+        raise NotImplementedError
+
+    def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
+        """Return (primary metric in [0, 1], tie-breaker); larger is better."""
+        raise NotImplementedError
+
+    def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
+        """Return (primary metric in [0, 1], metrics of each case, counts of what was left out)."""
+        raise NotImplementedError
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def volume(self, case: int) -> Tensor:
+        """Return one prepared volume (1, 1, D, H, W)."""
+        return torch.from_numpy(np.array(self.cohort.image(case)))[None, None].to(self.device)
+
+    def standardized(self, head: nn.Module, train: list[int]) -> nn.Module:
+        """Put a fixed standardisation, measured on the training cases, before ``head``."""
+        if self.frozen is None or not self.budget.standardize:
+            return head
+        total: Tensor | None = None
+        square: Tensor | None = None
+        count = 0
+        for case in train:
+            f = self.frozen[case].double()
+            f = f.reshape(f.shape[1], -1)  # (C, voxels)
+            count += f.shape[1]
+            total = f.sum(dim=1) if total is None else total + f.sum(dim=1)
+            square = f.square().sum(dim=1) if square is None else square + f.square().sum(dim=1)
+        assert total is not None and square is not None
+        mean = total / count
+        std = (square / count - mean.square()).clamp_min(0).sqrt()
+        return nn.Sequential(Standardize(mean.float(), std.float()), head)
+
+
+class Segmentation(Problem):
+    """A softmax over structures at every voxel, from the local feature f^l."""
+
+    @property
+    def classes(self) -> int:
+        return self.cohort.num_classes
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        kernel = self.config.head_kernel
+        head = nn.Conv3d(self.backbone.local_channels, self.classes, kernel, padding=kernel // 2)
+        return self.standardized(head, train)
+
+    @torch.no_grad()
+    def features(self, case: int) -> Tensor:
+        return self._windows(self.volume(case), lambda x: self.backbone(x)[1].float())  # (1, C, D, H, W)
+
+    def _windows(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Run ``network`` over overlapping windows of a whole volume and blend (MONAI)."""
+        from monai.inferers import sliding_window_inference
+
+        with self.autocast():
+            result = sliding_window_inference(
+                x, self.config.crop, 1, network, overlap=self.config.overlap, mode="gaussian"
+            )
+        assert isinstance(result, Tensor)
+        return result.float()
+
+    def logits(self, head: nn.Module, case: int) -> Tensor:
+        """Return logits (1, K + 1, D, H, W) of a whole case."""
+        if self.frozen is not None:
+            return head(self.frozen[case].to(self.device))
+        return self._windows(self.volume(case), lambda x: head(self.backbone(x)[1]).float())
+
+    def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
+        inputs, labels = [], []
+        for place, case in enumerate(cases):
+            x = self.frozen[case] if self.frozen is not None else torch.from_numpy(self.cohort.image(case)[None, None])
+            y = torch.from_numpy(self.cohort.label(case)[None, None])
+            position = numpy_rng(seed, "downstream crop", step, place).random(3)
+            box = [slice(None), slice(None)]
+            pads: list[int] = []
+            for p, size, edge in zip(position, y.shape[2:], self.config.crop, strict=True):
+                start = int(p * (max(size, edge) - edge + 1))
+                box.append(slice(start, start + edge))
+                pads = [0, max(0, edge - size), *pads]
+            inputs.append(F.pad(x[tuple(box)], pads))  # (1, 1 or C, *crop)
+            labels.append(F.pad(y[tuple(box)], pads))  # (1, 1, *crop)
+        x = torch.cat(inputs).to(self.device)
+        y = torch.cat(labels).long().to(self.device)
+        with self.autocast():
+            logits = head(x if self.frozen is not None else self.backbone(x)[1])  # (B, K + 1, *crop)
+        return self._criterion(logits.float(), y)
+
+    def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        from monai.losses import DiceCELoss, DiceLoss
+
+        cls = {"dice": DiceLoss, "dice_ce": DiceCELoss}[self.budget.loss]
+        loss: Tensor = cls(softmax=True, to_onehot_y=True)(logits, labels)
+        return loss
+
+    @torch.no_grad()
+    def predict(self, head: nn.Module, case: int) -> tuple[Tensor, Tensor]:
+        """Return (prediction, truth) of one case, labels (D, H, W)."""
+        prediction = self.logits(head, case).argmax(dim=1)[0].cpu()
+        return prediction, torch.from_numpy(np.array(self.cohort.label(case)))
+
+    def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
+        scores = [dice_per_structure(*self.predict(head, case), self.classes).nanmean() for case in cases]
+        return float(torch.stack(scores).nanmean().nan_to_num()), 0.0
+
+    def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
+        per_case = []
+        for case in cases:
+            names = list(self.cohort.label_names)
+            spacing = self.cohort.cases[case].spacing_mm
+            metrics = segmentation_metrics(*self.predict(head, case), names, spacing, self.config.surface_tolerance_mm)
+            per_case.append({"case": self.cohort.cases[case].id, **metrics})
+        scores = [c["dsc"] for c in per_case if c["dsc"] is not None]
+        empty = sum(s["dsc"] is None for c in per_case for s in c["structures"].values())
+        return float(np.mean(scores)), per_case, {"structures_empty_in_both": empty}
+
+
+class Classification(Problem):
+    """One logit a volume, from the pooled global feature f^g."""
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        return self.standardized(nn.Linear(self.backbone.global_channels, 1), train)
+
+    @torch.no_grad()
+    def features(self, case: int) -> Tensor:
+        return self._pooled(self.volume(case))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """(1, 1, D, H, W) -> (1, C); the smallest volumes are padded to what the backbone needs."""
+        least = self.backbone.minimum_edge()
+        x = F.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, max(0, least - size))])
+        with self.autocast():
+            return self.backbone.encode(x)[-1].mean(dim=(2, 3, 4)).float()
+
+    def logit(self, head: nn.Module, case: int) -> Tensor:
+        """Return the logit (1,) of one case."""
+        x = self.frozen[case].to(self.device) if self.frozen is not None else self._pooled(self.volume(case))
+        return head(x)[:, 0].float()
+
+    def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
+        # Volumes differ in size, so they pass one by one; GroupNorm makes that the same as a batch.
+        logits = torch.cat([self.logit(head, case) for case in cases])  # (B,)
+        targets = torch.tensor([float(self._target(case)) for case in cases], device=self.device)
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def _target(self, case: int) -> int:
+        target = self.cohort.cases[case].target
+        assert target is not None, "classification cases have targets; the splits check it"
+        return target
+
+    @torch.no_grad()
+    def _probabilities(self, head: nn.Module, cases: list[int]) -> list[float]:
+        return [float(torch.sigmoid(self.logit(head, case))) for case in cases]
+
+    @torch.no_grad()
+    def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
+        # The AUC of a few cases is a step function with many ties: the lower loss decides them.
+        logits = torch.cat([self.logit(head, case) for case in cases]).cpu()
+        targets = [self._target(case) for case in cases]
+        loss = F.binary_cross_entropy_with_logits(logits, torch.tensor(targets, dtype=torch.float32))
+        return auc(targets, logits.tolist()), -float(loss)
+
+    def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
+        per_case = [
+            {"case": self.cohort.cases[case].id, "target": self._target(case), "probability": p}
+            for case, p in zip(cases, self._probabilities(head, cases), strict=True)
+        ]
+        return auc([c["target"] for c in per_case], [c["probability"] for c in per_case]), per_case, {}
+
+
+def check_mode(mode: str) -> Mode:
+    """Return ``mode`` if the harness has it.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    from ssl3d.errors import nearest
+
+    for known in MODES:
+        if mode == known:
+            return known
+    raise ConfigError(f'Unknown mode "{mode}".{nearest(mode, MODES)}')

@@ -1,0 +1,44 @@
+"""Shared fixtures: tiny prepared cohorts made here, nothing downloaded, all threads bounded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+import torch
+
+from ssl3d.config import Settings, load_settings
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("SSL3D_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Settings:
+    return load_settings("smoke")
+
+
+@pytest.fixture(scope="session")
+def volume_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small CT-like NIfTI volumes in HU, 20 voxels an edge at 6.4 mm."""
+    import nibabel
+
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij"))
+        body = (grid**2).sum(0) < 0.8
+        heart = ((grid - rng.uniform(-0.2, 0.2, (3, 1, 1, 1))) ** 2).sum(0) < 0.15
+        hu = np.where(body, 40, -1000) + np.where(heart, 300, 0) + rng.normal(0, 10, body.shape)
+        affine = np.diag([6.4, 6.4, 6.4, 1])
+        nibabel.save(nibabel.Nifti1Image(hu.astype(np.int16), affine), folder / f"ct_{i}.nii.gz")
+    return folder

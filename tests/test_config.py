@@ -1,0 +1,69 @@
+"""Configuration: presets load, overrides apply, everything wrong is named with the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from ssl3d.config import Settings, load_settings, option_paths, preset_names
+from ssl3d.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load(name: str) -> None:
+    assert load_settings(name).preset == name
+
+
+def test_paper_preset_is_the_papers_protocol() -> None:
+    s = load_settings("paper")
+    assert (s.pretrain.steps, s.pretrain.batch_size, s.pretrain.lr, s.pretrain.optimizer) == (200_000, 2, 1e-4, "adam")
+    for mode in (s.downstream.linear, s.downstream.finetune):
+        assert (mode.steps, mode.batch_size, mode.lr, mode.validate_every, mode.loss) == (40_000, 1, 1e-4, 200, "dice")
+    assert s.backbone.options["channels"] == [32, 64, 128, 256, 512]
+
+
+def test_overrides() -> None:
+    s = load_settings(
+        "smoke",
+        ["pretrain.lr=1e-3", "pretrain.crop=16,24,32", "backbone.channels=[8,16]", "gvsl.ncc_weight=0.5", "data.task_spacing_mm.shc=2"],
+        ["gvsl"],
+    )
+    assert (s.pretrain.lr, s.pretrain.crop, s.backbone.options["channels"]) == (1e-3, (16, 24, 32), [8, 16])
+    assert s.methods == {"gvsl": {"ncc_weight": 0.5}} and s.data.task_spacing_mm["shc"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.stepz=3", r'unknown key "pretrain.stepz". Did you mean "pretrain.steps"'),
+        ("pretrian.steps=3", r'Unknown key "pretrian.steps". Did you mean "pretrain.steps"'),
+        ("validate_every=3", r"Did you mean downstream.linear.validate_every or downstream.finetune.validate_every"),
+        ("pretrain.steps=-1", r"pretrain.steps = -1: .*greater than or equal to 0"),
+        ("pretrain.lr=fast", r"pretrain.lr = 'fast': .*number"),
+        ("pretrain.steps", r"has no value; write --set key=value"),
+        ("pretrain.steps.more=1", r'below "steps", which is a value'),
+        ("downstream.linear.loss=focal", r"downstream.linear.loss = 'focal': .*'dice' or 'dice_ce'"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings("smoke", [override], ["gvsl"])
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings("smoke", ["pretrain.lr=-1", "downstream.overlap=3"])
+    assert "pretrain.lr" in str(error.value) and "downstream.overlap" in str(error.value)
+
+
+def test_unknown_preset_and_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='Unknown preset "smok". Did you mean "smoke"'):
+        load_settings("smok")
+    bad = tmp_path / "x.yaml"
+    bad.write_text("pretrain: {steps: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_settings(str(bad))
+
+
+def test_every_option_is_documented() -> None:
+    undocumented = [path for path, text in option_paths(Settings).items() if not text and "." in path]
+    assert undocumented == []

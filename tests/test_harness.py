@@ -1,0 +1,146 @@
+"""The downstream harness on small made-up cohorts: one function, both modes, both kinds."""
+
+import numpy as np
+import pytest
+import torch
+from cohorts import MemoryCohort, sphere_cohort
+
+from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.data.splits import Split
+from ssl3d.downstream.features import FeatureStore
+from ssl3d.downstream.harness import Outcome, Standardize, evaluate
+from ssl3d.downstream.tasks import Task
+from ssl3d.errors import TrainingError
+from ssl3d.models.checkpoint import weights_fingerprint
+from ssl3d.models.factory import Backbone, build_backbone
+
+SEG = Task("seg", "SEG", "segmentation", "memory", "dsc", (4, 2, 2))
+CLS = Task("cls", "CLS", "classification", "memory", "auc", (12, 6, 6))
+CPU = torch.device("cpu")
+
+
+def split(n: tuple[int, int, int]) -> Split:
+    ids = [f"case{i}" for i in range(sum(n))]
+    return Split("test", tuple(ids[: n[0]]), tuple(ids[n[0] : n[0] + n[1]]), tuple(ids[n[0] + n[1] :]))
+
+
+def config(mode_steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
+    mode = ModeConfig(steps=mode_steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce", standardize=True)
+    return DownstreamConfig.model_validate({"crop": 12, "linear": mode, "finetune": mode, **options})
+
+
+def backbone(seed: int = 0) -> Backbone:
+    return build_backbone(BackboneConfig(channels=[8, 16]), seed)  # type: ignore[call-arg]
+
+
+def run(task: Task, mode: str, cohort: MemoryCohort, cfg: DownstreamConfig, seed: int = 0) -> Outcome:
+    counts = task.counts
+    return evaluate(backbone(), task, cohort, split(counts), mode, cfg, seed, CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune"])
+def test_segmentation_learns_an_easy_task(mode: str) -> None:
+    outcome = run(SEG, mode, sphere_cohort(8), config(80, 0.05 if mode == "linear" else 0.005))
+    # A ball takes a tenth of the box. The linear probe sees eight random features only.
+    assert outcome.score > (40 if mode == "linear" else 60)
+    assert [c["case"] for c in outcome.per_case] == ["case6", "case7"]
+    assert set(outcome.per_case[0]["structures"]) == {"bright", "dark"}
+    assert outcome.score == pytest.approx(100 * np.mean([c["dsc"] for c in outcome.per_case]))
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune"])
+def test_classification_learns_an_easy_task(mode: str) -> None:
+    outcome = run(CLS, mode, sphere_cohort(24, edge=12), config(40, 0.03 if mode == "linear" else 0.003))
+    assert outcome.score > 70
+    assert all(0 <= c["probability"] <= 1 and c["target"] in (0, 1) for c in outcome.per_case)
+
+
+def test_linear_leaves_the_backbone_alone_and_trains_only_the_head() -> None:
+    net = backbone()
+    before = weights_fingerprint(net)
+    linear = evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(5), 0, CPU)  # type: ignore[arg-type]
+    assert weights_fingerprint(net) == before
+    assert linear.parameters_trained == 8 * 3 + 3
+    tuned = evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", config(5), 0, CPU)  # type: ignore[arg-type]
+    assert weights_fingerprint(net) != before
+    assert tuned.parameters_trained > linear.parameters_trained
+
+
+def test_same_seed_same_result_other_seed_other_result() -> None:
+    cohort = sphere_cohort(8)
+    first, again, other = (run(SEG, "finetune", cohort, config(6), seed) for seed in (0, 0, 1))
+    assert (first.per_case, first.validation) == (again.per_case, again.validation)
+    assert first.per_case != other.per_case
+
+
+def test_features_in_memory_on_disk_and_on_the_fly_give_the_same_result() -> None:
+    cohort = sphere_cohort(8)
+    results = [
+        run(SEG, "linear", cohort, config(12, feature_budget_mib=memory, feature_disk_mib=disk))
+        for memory, disk in ((64, 64), (0, 64), (0, 0))
+    ]
+    assert results[0].per_case == results[1].per_case == results[2].per_case
+
+
+def test_feature_store_computes_once_unless_over_both_budgets() -> None:
+    calls: list[int] = []
+
+    def compute(case: int) -> torch.Tensor:
+        calls.append(case)
+        return torch.full((1, 2**17), float(case))  # 0.5 MiB
+
+    store = FeatureStore(compute, DownstreamConfig(feature_budget_mib=1, feature_disk_mib=1))
+    for _ in range(2):
+        for case in range(5):
+            assert store[case].unique().tolist() == [case]
+    assert calls == [0, 1, 2, 3, 4, 4], "0 and 1 in memory, 2 and 3 on disk, 4 on the fly"
+
+
+def test_the_best_validation_weights_are_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a learning rate that wrecks the head after the first validation, the first weights win."""
+    from ssl3d.downstream import harness
+
+    tests: list[int] = []
+    scores = iter([(0.9, 0), (0.1, 0), (0.9, 0), (0.3, 0)])
+    monkeypatch.setattr(harness.Segmentation, "validate", lambda self, head, cases: next(scores))
+    original = harness.Segmentation.test
+
+    def spy(self, head, cases):  # type: ignore[no-untyped-def]
+        tests.append(len(cases))
+        spy.weight = head[1].weight.detach().clone()
+        return original(self, head, cases)
+
+    monkeypatch.setattr(harness.Segmentation, "test", spy)
+    outcome = run(SEG, "linear", sphere_cohort(8), config(40))
+    best = spy.weight  # type: ignore[attr-defined]
+    assert outcome.best_step == 10 and tests == [2]
+    scores = iter([(0.9, 0)])
+    run(SEG, "linear", sphere_cohort(8), config(10))
+    assert torch.equal(best, spy.weight)  # type: ignore[attr-defined]
+
+
+def test_volumes_smaller_and_larger_than_the_window() -> None:
+    big, small = sphere_cohort(4, edge=19), sphere_cohort(4, edge=11)
+    mixed = MemoryCohort(big.images + small.images, big.labels + small.labels, [], ["bright", "dark"])
+    outcome = run(SEG, "linear", mixed, config(3))
+    assert len(outcome.per_case) == 2
+
+
+def test_a_3x3x3_head_is_available_under_its_own_option() -> None:
+    outcome = run(SEG, "linear", sphere_cohort(8), config(2, head_kernel=3))
+    assert outcome.parameters_trained == 27 * 8 * 3 + 3
+
+
+def test_standardize_is_affine_and_exact() -> None:
+    x = torch.randn(2, 3, 4, 5, 6) * torch.tensor([1.0, 5, 9]).view(1, 3, 1, 1, 1) + 7
+    flat = x.transpose(0, 1).flatten(1)
+    y = Standardize(flat.mean(dim=1), flat.std(dim=1, correction=0))(x).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(y.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(dim=1, correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:
+    cohort = sphere_cohort(8)
+    cohort.images[0] = np.full_like(cohort.images[0], np.inf)
+    with pytest.raises(TrainingError, match=r"seg: loss = nan at step \d.*downstream.finetune.lr"):
+        run(SEG, "finetune", cohort, config(4))
