@@ -295,7 +295,7 @@ def bench(
     columns = []
     for task in (found.tasks.get(name).load() for name in chosen_tasks):
         cohort = task_cohort(task, places.get(task.name), settings, cache)
-        columns.append(TaskData(task, cohort, task_splits(task, cohort, settings)))
+        columns.append(TaskData(task, cohort, task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")))
     needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
     unlabelled = pretraining_cohort(data, settings, cache) if needs_data else None
 

@@ -258,17 +258,18 @@ class Segmentation(Problem):
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
         inputs, labels = [], []
         for place, case in enumerate(cases):
-            x = self.frozen[case] if self.frozen is not None else torch.from_numpy(self.cohort.image(case)[None, None])
-            y = torch.from_numpy(self.cohort.label(case)[None, None])
+            size = self.cohort.cases[case].shape
             position = numpy_rng(seed, "downstream crop", step, place).random(3)
-            box = [slice(None), slice(None)]
-            pads: list[int] = []
-            for p, size, edge in zip(position, y.shape[2:], self.config.crop, strict=True):
-                start = int(p * (max(size, edge) - edge + 1))
-                box.append(slice(start, start + edge))
-                pads = [0, max(0, edge - size), *pads]
-            inputs.append(F.pad(x[tuple(box)], pads))  # (1, 1 or C, *crop)
-            labels.append(F.pad(y[tuple(box)], pads))  # (1, 1, *crop)
+            starts = [int(p * (max(s, e) - e + 1)) for p, s, e in zip(position, size, self.config.crop, strict=True)]
+            box = tuple(slice(a, a + e) for a, e in zip(starts, self.config.crop, strict=True))
+            pads = [n for s, e in zip(size[::-1], self.config.crop[::-1], strict=True) for n in (0, max(0, e - s))]
+            if self.frozen is not None:
+                x = self.frozen[case][(..., *box)]  # (1, C, d, h, w)
+            else:
+                x = torch.from_numpy(np.array(self.cohort.image(case)[box]))[None, None]  # (1, 1, d, h, w)
+            y = torch.from_numpy(np.array(self.cohort.label(case)[box]))[None, None]
+            inputs.append(F.pad(x, pads))  # (1, 1 or C, *crop)
+            labels.append(F.pad(y, pads))  # (1, 1, *crop)
         x = torch.cat(inputs).to(self.device)
         y = torch.cat(labels).long().to(self.device)
         with self.autocast():

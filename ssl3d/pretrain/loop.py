@@ -44,15 +44,20 @@ def pretrain_identity(spec: MethodSpec, settings: Settings, data: str, seed: int
 
 
 def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.device) -> Method:
-    """Build backbone and method, and freeze the decoder of an encoder-only method."""
+    """Build backbone and method on ``device``."""
     check_batch_size(spec, settings.pretrain.batch_size)
     method = spec.build(build_backbone(settings.backbone, seed), seed)
-    if spec.cls.trains != "encoder+decoder":
-        method.backbone.decoder.requires_grad_(False)
-    if spec.cls.trains == "none":
-        method.backbone.encoder.requires_grad_(False)
+    freeze_untrained(method)
     to_device(method, device)
     return method
+
+
+def freeze_untrained(method: Method) -> None:
+    """Freeze the parts of the backbone that the method does not train."""
+    if method.trains != "encoder+decoder":
+        method.backbone.decoder.requires_grad_(False)
+    if method.trains == "none":
+        method.backbone.encoder.requires_grad_(False)
 
 
 def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:

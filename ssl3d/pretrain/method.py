@@ -35,6 +35,13 @@ class Progress:
         return self.step / max(1, self.steps)
 
 
+class StopGradient(nn.Module):
+    """Detaches its input. A module, so that the conformance suite can watch it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 class Method(nn.Module):
     """A pretext task on the shared backbone.
 
@@ -59,7 +66,11 @@ class Method(nn.Module):
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named configurations, for example ablations: {name: {option: value}}."""
     untrained: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of parameter names that get no gradient on purpose (a target network, say)."""
+    """Prefixes of parameter names that get no gradient on purpose; printed by `ssl3d check`."""
+    targets: ClassVar[dict[str, str]] = {}
+    """Target networks: {submodule: the online submodule that it follows by a moving average}."""
+    stop_gradients: ClassVar[tuple[str, ...]] = ()
+    """Submodules (:class:`StopGradient`) whose output must carry no gradient."""
     Config: ClassVar[type[Model]] = MethodConfig
 
     backbone: Backbone
