@@ -1,19 +1,21 @@
 """What a volume's header promises: shape, type, geometry, and where its voxels are.
 
-Only headers are read here, so that a promise can be refused before anything is allocated. The
-voxels are read by nibabel and SimpleITK (:mod:`ssl3d.data.volume`); these parsers exist because
-SimpleITK returns zeros, without an error, for the part of a file that is missing.
+Only headers are read here, so that a promise can be refused before anything is allocated and
+compared with what is there. The voxels are read by nibabel and SimpleITK (:mod:`ssl3d.data.volume`),
+which cannot be asked for this: nibabel reads a compressed file no further than it needs, so its
+checksum is never seen, and SimpleITK returns zeros, without an error, for the missing part of a NIfTI.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from ssl3d.data.adapters import image_suffix
 Encoding = Literal["raw", "deflate", "text"]
 
 _MAX_HEADER_BYTES = 4 * 2**20
+_NIFTI1_BYTES = 348
 
 
 class HeaderError(ValueError):
@@ -85,17 +88,17 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
     from nibabel.spatialimages import HeaderDataError
 
     try:
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            start = file.read(_NIFTI1_BYTES)
+        if len(start) < _NIFTI1_BYTES:
+            raise HeaderError("it ends within its header")
         image = nibabel.load(path)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (
-        ImageFileError,
-        HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        ArithmeticError,
-        zlib.error,
-    ) as error:
+    except EOFError as error:
+        raise HeaderError("it ends within its header") from error
+    except ImageFileError as error:
+        raise HeaderError("it is not NIfTI") from error
+    except (HeaderDataError, OSError, ValueError, ArithmeticError, zlib.error) as error:
         raise HeaderError(_first_line(error)) from error
     if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
         raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
@@ -105,12 +108,23 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise HeaderError(f"its voxels are {dtype}, not numbers")
+    axes = affine[:3, :3]
+    if len(shape) == 3 and not image.header["sform_code"]:
+        axes = axes * (_pixdim(start, image.header) != 0)  # nibabel has replaced zero spacings by 1
     return Header(
-        shape, 1, dtype.itemsize, affine[:3, :3] if len(shape) == 3 else None, path,
+        shape, 1, dtype.itemsize, axes if len(shape) == 3 else None, path,
         offset=0 if compressed else int(image.dataobj.offset),
         encoding="deflate" if compressed else "raw",
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
     )  # fmt: skip
+
+
+def _pixdim(start: bytes, header: Any) -> np.ndarray:
+    """Return the three spacings as the file has them: (3,)."""
+    order = header.endianness
+    if header.sizeof_hdr == _NIFTI1_BYTES:
+        return np.frombuffer(start, f"{order}f4", 3, offset=80)
+    return np.frombuffer(start, f"{order}f8", 3, offset=112)  # NIfTI-2
 
 
 _NRRD_BYTES = {

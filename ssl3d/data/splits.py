@@ -169,7 +169,7 @@ def _cross_validation(cases: Sequence[SplitCase], counts: Counts, seed: int, fol
 
 
 def _subject_targets(cases: Sequence[SplitCase]) -> dict[str, int | None]:
-    """Return subject -> class, sorted by subject; of several classes the highest (a patient once positive)."""
+    """Return subject -> class, sorted by subject; of several the highest (a patient once positive)."""
     targets: dict[str, int | None] = {}
     for case in sorted(cases, key=lambda case: (case.subject, case.id)):
         known = targets.get(case.subject)

@@ -135,7 +135,7 @@ def _read_nifti(path: Path, exact: bool) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
 
     image = nibabel.load(path)
-    data = np.asanyarray(image.dataobj) if exact else image.dataobj.get_scaled(np.float32)
+    data = np.asanyarray(image.dataobj, dtype=None if exact else np.float32)
     data = data.reshape(data.shape[:3])  # (x, y, z, 1, ...) -> (x, y, z)
     return data, np.asarray(image.affine, dtype=np.float64)
 
