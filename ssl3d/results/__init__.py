@@ -1,0 +1,1 @@
+"""Result records: the store, tables and their formats. Never imports torch."""
