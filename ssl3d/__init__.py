@@ -21,12 +21,14 @@ hookimpl = pluggy.HookimplMarker("ssl3d")
 """Marks a function of a plugin as the implementation of a hook of :mod:`ssl3d.hookspecs`."""
 
 _LAZY = {
+    "Backbone": "ssl3d.models.factory",
     "BatchRng": "ssl3d.rng",
     "Case": "ssl3d.data.cohort",
     "Dataset": "ssl3d.data.cohort",
     "Method": "ssl3d.pretrain.method",
     "MethodConfig": "ssl3d.config",
     "Progress": "ssl3d.pretrain.method",
+    "StopGradient": "ssl3d.pretrain.method",
     "TableFormat": "ssl3d.results.formats",
     "Task": "ssl3d.downstream.tasks",
     "create_model": "ssl3d.models.factory",
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from ssl3d.data.cohort import Case as Case
     from ssl3d.data.cohort import Dataset as Dataset
     from ssl3d.downstream.tasks import Task as Task
+    from ssl3d.models.factory import Backbone as Backbone
     from ssl3d.models.factory import create_model as create_model
     from ssl3d.pretrain.method import Method as Method
     from ssl3d.pretrain.method import Progress as Progress
+    from ssl3d.pretrain.method import StopGradient as StopGradient
     from ssl3d.results.formats import TableFormat as TableFormat
     from ssl3d.rng import BatchRng as BatchRng
 

@@ -96,13 +96,24 @@ def _print_conflicts(console: Console, catalogue: Any) -> None:
         console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
 
 
+def _set_option(command: Any) -> Any:
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                        help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
+
+
 @main.command()
-def methods() -> None:
+@click.option("--verbose", "-v", is_flag=True, help='Everything that "ssl3d info" says, of every method.')
+def methods(verbose: bool) -> None:
     """List pretext methods and their variants."""
     from rich.markup import escape
 
     from ssl3d.plugins import registry
 
+    if verbose:
+        for entry in registry().methods:
+            if not entry.base:
+                _print_info(entry.name, cost=False)
+        return
     table = _table("Method", "Trains", "What it is", "Plugin")
     for entry in registry().methods:
         name = f"  {entry.name}" if entry.base else entry.name
@@ -110,6 +121,87 @@ def methods() -> None:
     console = _console()
     console.print(table)
     _print_conflicts(console, registry().methods)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--cost/--no-cost", default=True, help="Measure a training step.")
+def info(method: str, cost: bool) -> None:
+    """Show a method's paper, what it trains, its options and the cost of a step."""
+    _quiet_libraries()
+    _print_info(method, cost)
+
+
+def _print_info(name: str, cost: bool) -> None:
+    from rich.markup import escape
+
+    from ssl3d.plugins import registry
+    from ssl3d.pretrain.describe import describe, step_cost
+
+    entry = registry().methods.get(name)
+    facts = describe(name)
+    console = _console()
+    console.print(f"[bold]{escape(name)}[/]  {escape(facts.summary)}")
+    for label, text in (("paper", facts.paper), ("trains", facts.trains), ("variant of", entry.base), ("plugin", entry.plugin)):
+        if text:
+            console.print(f"  {label:<11}{escape(text)}", highlight=False)
+    if cost and facts.trains != "none":
+        measured = step_cost(name)
+        console.print(
+            f"  {'cost':<11}{measured.ratio:.1f} times a step of supervised training from scratch "
+            f"({measured.seconds * 1000:.0f} ms against {measured.scratch_seconds * 1000:.0f} ms here, "
+            f"{measured.batch_size} crops of {measured.edge} voxels)", highlight=False,
+        )  # fmt: skip
+    if facts.options:
+        table = _table("Option", "Default", "Meaning")
+        for option in facts.options:
+            table.add_row(*(escape(t) for t in (f"{name}.{option.name}", option.default, option.meaning)))
+        console.print(table)
+    else:
+        console.print()
+
+
+@main.command()
+@click.argument("method")
+@_set_option
+def check(method: str, overrides: tuple[str, ...]) -> None:
+    """Run the conformance suite on a method."""
+    _quiet_libraries()
+    from rich.markup import escape
+
+    from ssl3d.config import load_settings
+    from ssl3d.plugins import registry
+
+    registry().methods.get(method)
+    settings = load_settings("smoke", overrides, registry().methods.names())
+    from ssl3d.pretrain.method import resolve_method
+    from ssl3d.progress import quiet
+    from ssl3d.testing import Suite
+
+    console = _console()
+    failed = 0
+    with quiet():
+        for result in Suite(resolve_method(method, settings.methods)).run():
+            failed += not result.passed
+            mark = "[green]pass[/]" if result.passed else "[red]FAIL[/]"
+            console.print(f"{mark}  {result.name}  [dim]{escape(result.seen)}[/]", highlight=False)
+    if failed:
+        console.print(f"[red]{escape(method)} fails {failed} checks.[/]")
+        sys.exit(1)
+    console.print(f"[green]{escape(method)} passes.[/]")
+
+
+@main.command("new-method")
+@click.argument("name")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder [default: ./ssl3d-NAME].")
+def new_method(name: str, out: Path | None) -> None:
+    """Write a pip-installable package with a method that runs and passes its test."""
+    from ssl3d.scaffold import new_method as write
+
+    folder = out or Path(f"ssl3d-{name.replace('_', '-')}")
+    for path in write(name, folder):
+        click.echo(path)
+    click.echo(f"\nNext: pip install -e {folder} && ssl3d check {name}")
 
 
 @main.command()
@@ -172,8 +264,7 @@ def plugins() -> None:
 
 
 def _preset_option(command: Any) -> Any:
-    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-                           help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
+    command = _set_option(command)
     return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
                         help="smoke, quick, paper, or a YAML file.")(command)  # fmt: skip
 

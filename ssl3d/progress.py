@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,19 @@ from rich.text import Text
 
 LINE_EVERY_S = 10.0
 QUIET_S = 2.0
+
+_silent = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no progress inside, for callers that print their own."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
 
 
 class Track:
@@ -37,7 +51,7 @@ class Track:
 
     def __enter__(self) -> Self:
         self._start = self._last_line = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not _silent:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"),
@@ -58,7 +72,7 @@ class Track:
         rate = (done - self._first) / max(now - self._start, 1e-9)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, rate=f"{rate:.3g} {self.unit}/s", note=Text(self._note))
-        elif now - self._last_line >= LINE_EVERY_S:
+        elif now - self._last_line >= LINE_EVERY_S and not _silent:
             self._last_line = now
             left = (self.total - done) / max(rate, 1e-9)
             self._line(f"{rate:.3g} {self.unit}/s, {duration(left)} left")
@@ -69,7 +83,7 @@ class Track:
         if self._bar is not None:
             self._bar.stop()
         elapsed = time.monotonic() - self._start
-        if kind is None and elapsed > QUIET_S:
+        if kind is None and elapsed > QUIET_S and not _silent:
             self._line(f"done in {duration(elapsed)}")
 
     def _line(self, timing: str) -> None:

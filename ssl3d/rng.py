@@ -52,6 +52,8 @@ class BatchRng:
         indices: one integer per sample, unique within the step (B,).
         device: where the draws are put.
         keys: further keys, for example the name of a stream.
+        volumes: which volume of the cohort each sample shows (B,); default: all different. Two
+            samples of one volume are no negatives of each other, whatever their index.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class BatchRng:
         indices: Sequence[int],
         device: torch.device | str = "cpu",
         keys: Sequence[Key] = (),
+        volumes: Sequence[int] | None = None,
     ) -> None:
         self.seed, self.step, self.indices, self.keys = seed, step, list(indices), tuple(keys)
+        self.volumes = list(self.indices if volumes is None else volumes)
         self.device = torch.device(device)
         self._generators = [torch_rng(seed, *self.keys, step, int(i)) for i in self.indices]
 
@@ -71,7 +75,7 @@ class BatchRng:
 
     def fork(self, key: Key) -> BatchRng:
         """Return an independent stream named ``key``; forking twice gives the same stream."""
-        return BatchRng(self.seed, self.step, self.indices, self.device, (*self.keys, key))
+        return BatchRng(self.seed, self.step, self.indices, self.device, (*self.keys, key), self.volumes)
 
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(g) for g in self._generators]).to(self.device)

@@ -157,7 +157,7 @@ class Suite:
     @staticmethod
     def views(method: Method, source: CropSource, seed: int = 0, step: int = 0) -> dict[str, Tensor]:
         batch = source.batch(step)
-        return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",)))
+        return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes))
 
     def losses(self, method: Method, views: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = method.training_step(views)
@@ -178,7 +178,7 @@ class Suite:
         def draw(disturbance: int, seed: int, step: int) -> dict[str, Tensor]:
             with _disturbed(disturbance):
                 batch = source.batch(0)  # the same crops: only the views may change
-                return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",)))
+                return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes))
 
         first, again = draw(1, 0, 0), draw(2, 0, 0)
         different = [k for k in first if not torch.equal(first[k], again[k])]

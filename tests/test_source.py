@@ -57,7 +57,7 @@ def test_volumes_smaller_than_the_crop_are_all_named() -> None:
     cohort = MemoryCohort([np.zeros((n, 9, 9), np.float32) for n in (9, 7, 5)])
     with pytest.raises(DataError) as error:
         CropSource(cohort, (8, 8, 8), 1, 1, seed=0)
-    for part in ("case1: (7, 9, 9)", "case2: (5, 9, 9)", "smaller pretrain.crop"):
+    for part in ("case1: (7, 9, 9)", "case2: (5, 9, 9)", "data.spacing_mm=1.25 fits all", "smaller pretrain.crop"):
         assert part in str(error.value)
     assert "case0" not in str(error.value)
 

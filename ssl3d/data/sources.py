@@ -66,13 +66,18 @@ def pretraining_cohort(data: str, settings: Settings, cache: Path | None) -> Pre
     """
     name, equals, place = data.partition("=")
     if data == PHANTOMS:
-        dataset, root = registry().datasets.get("folder").load(), phantom_root(settings.phantoms, cache) / "pretrain"
+        dataset, root = (
+            registry().datasets.get("folder").load(),
+            phantom_root(settings.phantoms, cache) / "pretrain",
+        )
     elif equals:
         dataset, root = registry().datasets.get(name).load(), Path(place)
     else:
         dataset, root = registry().datasets.get("folder").load(), Path(data)
         if not root.exists():
-            raise DataError(f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".')
+            raise DataError(
+                f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".'
+            )
     options: dict[str, Any] = {"spacing_mm": settings.data.spacing_mm}
     return _prepared(dataset, root, options, settings, cache)
 
@@ -103,7 +108,9 @@ def task_cohort(task: Task, place: Path | None, settings: Settings, cache: Path 
     return _prepared(dataset, root, {**task.preparation, "spacing_mm": spacing}, settings, cache)
 
 
-def task_splits(task: Task, cohort: PreparedCohort, settings: Settings, record: Path | None = None) -> list[Split]:
+def task_splits(
+    task: Task, cohort: PreparedCohort, settings: Settings, record: Path | None = None
+) -> list[Split]:
     """Return the splits of ``task``, the same for every method and seed; also written to ``record``."""
     counts = settings.data.counts.get(task.name, task.counts)
     splits = make_splits(cohort.cases, counts, seed=settings.data.split_seed, folds=settings.data.folds)
@@ -119,7 +126,9 @@ def _prepared(
     options = {**options, "intensity_offset": offset}
     preparation = validate(Preparation, options, f"preparation of {dataset.name}")
     with _Tracker() as progress:
-        return prepare(dataset.cases(root), dataset, preparation, cache_folder(cache) / "prepared", progress=progress)
+        return prepare(
+            dataset.cases(root), dataset, preparation, cache_folder(cache) / "prepared", progress=progress
+        )
 
 
 class _Tracker:

@@ -162,7 +162,7 @@ def _train(
             if source.starts_epoch(step):
                 method.on_epoch_start(source, source.epoch_of(step))
             x = batch.x.to(device, non_blocking=True)  # (B, [V,] 1, D, H, W)
-            views = method.views(x, BatchRng(seed, step, batch.items, device, ("views",)))
+            views = method.views(x, BatchRng(seed, step, batch.items, device, ("views",), batch.volumes))
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

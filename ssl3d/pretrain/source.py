@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,10 +66,13 @@ class CropSource:
         small = [c for c in cohort.cases if any(s < e for s, e in zip(c.shape, crop, strict=True))]
         if small:
             listed = "\n".join(f"  {c.id}: {tuple(c.shape)}" for c in small)
+            spacing = cohort.cases[0].spacing_mm
+            # The crop must span the shortest edge of the smallest volume, in mm.
+            fits = min(s * spacing / e for c in small for s, e in zip(c.shape, crop, strict=True))
             raise DataError(
-                f"{len(small)} prepared volumes are smaller than the crop {tuple(crop)} (voxels at "
-                f"{cohort.cases[0].spacing_mm:g} mm):\n{listed}\nSet a smaller pretrain.crop or data.spacing_mm, "
-                "or leave these volumes out."
+                f"{len(small)} prepared volumes are smaller than the crop {tuple(crop)} (voxels at {spacing:g} mm):\n"
+                f"{listed}\nUse a finer spacing (--set data.spacing_mm={math.floor(fits * 20) / 20:g} fits all), a smaller "
+                "pretrain.crop, or leave these volumes out."
             )
 
     def __len__(self) -> int:
