@@ -184,17 +184,18 @@ def _spread(targets: Mapping[str, int | None], seed: int, *keys: int | str) -> l
     Any stretch of the result holds every class in the proportion of the whole, give or take one: the
     j-th of n subjects of a class stands at position (j + 1/2) / n of the whole.
     """
-    from ssl3d.rng import numpy_rng  # imports torch, which listings must not pay for
+    from ssl3d.rng import derive_seed  # imports torch, which listings must not pay for
 
-    rng = numpy_rng(seed, "split", *keys)
+    # Sorted by hash, not shuffled by a generator: the order is the same under every version of NumPy.
+    draw = {subject: derive_seed(seed, "split", *keys, subject) for subject in targets}
     groups: dict[int | None, list[str]] = {}
-    for subject, target in targets.items():
-        groups.setdefault(target, []).append(subject)
-    places: list[tuple[float, float, str]] = []
-    for target in sorted(groups, key=lambda target: -1 if target is None else target):
-        group = groups[target]
-        for j, i in enumerate(rng.permutation(len(group))):
-            places.append(((j + 0.5) / len(group), float(rng.random()), group[i]))
+    for subject in sorted(targets, key=lambda subject: draw[subject]):
+        groups.setdefault(targets[subject], []).append(subject)
+    places = [
+        ((j + 0.5) / len(group), draw[subject], subject)
+        for group in groups.values()
+        for j, subject in enumerate(group)
+    ]
     return [subject for _, _, subject in sorted(places)]
 
 
