@@ -121,7 +121,7 @@ class BezierIntensity:
     def __call__(self, x: Tensor, rng: BatchRng) -> Tensor:
         chosen = rng.bernoulli(self.p)
         xs, ys = self.curve(rng)
-        values = x.flatten(1)  # (B, DHW)
+        values = x.flatten(1).contiguous()  # (B, DHW)
         right = torch.searchsorted(xs, values).clamp(1, self.points - 1)
         x0, x1 = xs.gather(1, right - 1), xs.gather(1, right)
         y0, y1 = ys.gather(1, right - 1), ys.gather(1, right)
