@@ -264,7 +264,7 @@ def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding
 
 def subsample(data: np.ndarray, size: int = 1_000_000) -> np.ndarray:
     """Return ``size`` values of the volume, or all if it has no more: (N,); always the same ones."""
-    flat = data.reshape(-1)
+    flat = data.ravel(order="K")  # no copy, whatever the order of the axes in memory
     if flat.size <= size:
         return flat
     # Not every n-th: a step that divides the last axis would see a single slice.

@@ -73,7 +73,7 @@ Box = tuple[slice, slice, slice]
 class Preparation(Model):
     """The parameters of the preparation; part of the fingerprint of the data."""
 
-    spacing_mm: float = Field(1.0, gt=0)
+    spacing_mm: float = Field(default=1.0, gt=0)
     """Isotropic spacing, in mm. Equal spacing (within 1e-3 mm) is not resampled."""
     scaling: Literal["auto", "ct", "minmax"] = "auto"
     """`ct`: add the offset, clip to [0, 2048], divide by 2048. `minmax`: each volume from its minimum
@@ -85,7 +85,7 @@ class Preparation(Model):
     """`foreground`: box of the body (CT: largest component above -300 HU; else above Otsu's level).
     `lungs`: box of the air inside the body (CT only). `center`: central box of `center_mm`, padded with
     zeros. `label`: box of the labelled structures (uses labels: results are marked)."""
-    margin_mm: float = Field(10.0, ge=0)
+    margin_mm: float = Field(default=10.0, ge=0)
     """Added on each side of a foreground, lungs or label box, in mm."""
     center_mm: tuple[float, float, float] | None = None
     """Edges (D, H, W) of the central box, in mm."""

@@ -31,7 +31,7 @@ class Volume:
     """A volume in RAS+ orientation.
 
     Attributes:
-        data: (D, H, W), float32 for images, an integer type for labels.
+        data: (D, H, W), float32 for images, int32 for labels; a view in the memory order of the file.
         affine: (4, 4) float64, voxel index -> RAS+ mm.
         path: the file.
         native_affine: (4, 4), the same for the array as the file stores it.
@@ -108,7 +108,7 @@ def read_unchecked(path: Path, *, integers: bool = False) -> Volume:
     orientation = io_orientation(affine)
     shape = (int(data.shape[0]), int(data.shape[1]), int(data.shape[2]))
     return Volume(
-        data=np.ascontiguousarray(apply_orientation(data, orientation)),  # (D, H, W), RAS+
+        data=apply_orientation(data, orientation),  # (D, H, W), RAS+
         affine=affine @ inv_ornt_aff(orientation, shape),
         path=path,
         native_affine=affine,
