@@ -1,0 +1,576 @@
+"""From records to the layout of the paper's table 1: methods by (linear, fine-tune) x tasks.
+
+Only records that differ in seed or fold are ever averaged. Whatever else differs keeps records
+apart: another configuration of a method is another row; another backbone, budget, label fraction
+or data fingerprint is another table, whose caption says what differs.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.results.store import Record, canonical_json, no_garbage_collection
+
+BASELINE = "scratch"
+MODES = {"linear": "Linear", "finetune": "Fine-tune"}
+TASKS = ("shc", "sac", "ccc", "sbm")
+"""The order of the paper's columns; other tasks follow by name."""
+
+Seed = tuple[int, int | None]
+"""(seed of the evaluation, seed of the pretraining); they differ for a checkpoint from elsewhere."""
+
+_MARKS = "†‡§¶‖#"
+_NOTES = {"decoder random": "decoder random, frozen in the linear evaluation"}
+_INCOMPLETE = "folds are missing: the mean of those that are finished; not ranked"
+_UNFINISHED_SEEDS = "without seeds that lack folds"
+_ONE_CHECKPOINT = "the seeds share one pretraining, so the deviation is that of the evaluation only"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task in one mode.
+
+    Attributes:
+        mode, task: names as in the records.
+        metric: ``dsc``, ``auc``, ...; shown in capitals.
+        support: (seeds, cases) that most cells of the column stand on.
+    """
+
+    mode: str
+    task: str
+    metric: str
+    support: tuple[int, int]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.mode, self.task
+
+    @property
+    def group(self) -> str:
+        """Title of the group of columns."""
+        return MODES.get(self.mode, self.mode)
+
+    @property
+    def title(self) -> str:
+        """Title within the group, such as ``SHC DSC``."""
+        return f"{self.task.upper()} {self.metric.upper()}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task in one mode, over all its seeds.
+
+    Attributes:
+        seeds: the primary metric in percent for each seed, folds pooled within the seed.
+        n_cases: scored test cases of one seed, all folds together.
+        delta: mean minus the mean of scratch, in percentage points; None without scratch.
+        best, second: highest and second highest of the column, at one decimal.
+        marks: signs of the footnotes that belong to this cell.
+        missing_folds: folds that other cells of the column have and this one lacks.
+        paper: the paper's own figure in percent, where it was asked for and exists.
+        excluded: counts of what no metric was computed for, by reason, over all seeds.
+        records: the records behind the cell; by reference, for statistics and reports.
+    """
+
+    seeds: dict[Seed, float]
+    n_cases: int
+    delta: float | None = None
+    best: bool = False
+    second: bool = False
+    marks: str = ""
+    missing_folds: tuple[str, ...] = ()
+    paper: float | None = None
+    excluded: dict[str, int] = field(default_factory=dict)
+    records: tuple[Record, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean over seeds in percent."""
+        return fmean(self.seeds.values())
+
+    @cached_property
+    def sd(self) -> float | None:
+        """Sample standard deviation over seeds (n - 1) in percentage points; None for one seed."""
+        if len(self.seeds) < 2:
+            return None
+        # statistics.stdev computes with fractions: exact, and slow for thousands of cells.
+        return math.sqrt(math.fsum((s - self.mean) ** 2 for s in self.seeds.values()) / (len(self.seeds) - 1))
+
+    @property
+    def n_seeds(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def support(self) -> tuple[int, int]:
+        """(seeds, cases) behind the mean."""
+        return self.n_seeds, self.n_cases
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one configuration; ``cells`` by (mode, task)."""
+
+    method: str
+    config: dict[str, Any]
+    title: str
+    trains: str
+    cells: dict[tuple[str, str], Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and columns that can be compared with each other.
+
+    Attributes:
+        caption: the conditions under which every number of the table was made.
+        differs: for several tables, what sets this one apart; else empty.
+        footnotes: (mark, text) pairs that occur in the table.
+        facets: the same conditions as data, flat, for tools.
+    """
+
+    caption: str
+    differs: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    footnotes: tuple[tuple[str, str], ...]
+    facets: dict[str, Any]
+
+    @property
+    def groups(self) -> list[list[Column]]:
+        """Columns by mode, in order."""
+        groups: dict[str, list[Column]] = {}
+        for column in self.columns:
+            groups.setdefault(column.mode, []).append(column)
+        return list(groups.values())
+
+
+@dataclass(frozen=True)
+class TableModel:
+    """All tables of a store. ``against`` names the published figures beside ours, if any."""
+
+    tables: tuple[Table, ...]
+    against: str | None = None
+
+
+def build_table(
+    records: Iterable[Record], method_order: Sequence[str] = (), against: str | None = None
+) -> TableModel:
+    """Arrange ``records`` in the layout of the paper's table 1.
+
+    Args:
+        records: sound records (see :meth:`ssl3d.results.store.ResultStore.records`), any order.
+        method_order: methods from top to bottom; scratch is always first, unknown ones last.
+        against: ``paper`` puts the published figures beside ours.
+
+    Raises:
+        DataError: there is no record, or two records of one cell, seed and fold contradict.
+        ConfigError: unknown ``against``.
+    """
+    published = _published(against)
+    with no_garbage_collection():
+        return TableModel(_tables(records, method_order, published), against)
+
+
+def _tables(
+    records: Iterable[Record], method_order: Sequence[str], published: Mapping[tuple[str, str, str], float]
+) -> tuple[Table, ...]:
+    parts = _parts(records)
+    if not parts:
+        raise DataError("There are no records to make a table of. Make some: ssl3d bench --store DIR")
+    drafts = _assemble(parts)
+    flats = [_flat(draft.facets) for draft in drafts]
+    order = {
+        name: place for place, name in enumerate((BASELINE, *(m for m in method_order if m != BASELINE)))
+    }
+    tables = []
+    for draft, flat in zip(drafts, flats, strict=True):
+        others = [other for other in flats if other is not flat]
+        tables.append(_table(draft, flat, _differences(flat, others), order, published))
+    return tuple(tables)
+
+
+# --- Which records belong together ---------------------------------------------------------------
+
+
+@dataclass
+class _Part:
+    """All records that agree in everything but method, its configuration and the seed."""
+
+    pretrain: str  # "" without pretraining
+    shared: str  # backbone, label fraction and whatever a later schema adds
+    column: tuple[str, str]  # (mode, task)
+    split: str
+    conditions: dict[str, str]  # of this task, this mode and this split; see _conditions
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def created(self) -> str:
+        return min(str(record.get("created", "")) for record in self.records)
+
+
+_OWN = {"method", "method_config", "seed", "pretrain_seed"}
+_OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain"}
+
+
+def _parts(records: Iterable[Record]) -> list[_Part]:
+    parts: dict[tuple[str, ...], _Part] = {}
+    for record in records:
+        identity = record["identity"]
+        pretrain = identity.get("pretrain")
+        pretrain = canonical_json(pretrain) if pretrain else ""
+        shared = canonical_json({k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN})
+        conditions = _conditions(identity)
+        mode, task, split = identity["mode"], identity["task"], identity["split"]
+        key = (pretrain, shared, mode, task, split, *conditions.values())
+        if key not in parts:
+            parts[key] = _Part(pretrain, shared, (mode, task), split, conditions)
+        parts[key].records.append(record)
+    return sorted(parts.values(), key=lambda part: (part.created, part.column, part.split))
+
+
+def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return what must be equal wherever two records of one table meet.
+
+    The keys say where that is: all records of a task share its data and its kind of split, all of
+    a mode share its budget, all of a fold share its cases.
+    """
+    task, mode, split = identity["task"], identity["mode"], identity["split"]
+    return {
+        f"data of {task}": str(identity.get("task_data")),
+        f"splits of {task}": "folds" if split.startswith("fold-") else split,
+        f"cases of {task} {split}": str(identity.get("split_cases")),
+        f"budget of {mode}": canonical_json(identity.get("budget")),
+    }
+
+
+@dataclass
+class _Draft:
+    """A table in the making: the conditions taken so far, and its records by column."""
+
+    pretrain: str
+    shared: str
+    conditions: dict[str, str] = field(default_factory=dict)
+    columns: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
+
+    def takes(self, part: _Part) -> bool:
+        return all(self.conditions.get(k, v) == v for k, v in part.conditions.items())
+
+    def add(self, part: _Part) -> None:
+        self.conditions |= part.conditions
+        self.columns.setdefault(part.column, []).extend(part.records)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for records in self.columns.values() for record in records]
+
+    @property
+    def facets(self) -> dict[str, Any]:
+        """The conditions as nested data, for captions."""
+        budgets: dict[str, Any] = {}
+        data: dict[str, dict[str, Any]] = defaultdict(lambda: {"cases": {}})
+        for record in self.records:
+            identity = record["identity"]
+            budgets[identity["mode"]] = identity.get("budget")
+            data[identity["task"]]["fingerprint"] = identity.get("task_data")
+            data[identity["task"]]["cases"][identity["split"]] = identity.get("split_cases")
+        identity = self.records[0]["identity"]
+        pretrain = next(
+            (r["identity"]["pretrain"] for r in self.records if r["identity"].get("pretrain")), None
+        )
+        shared = {k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN}
+        presets = sorted({str(record.get("preset", "?")) for record in self.records})
+        return {"preset": ", ".join(presets), "pretrain": pretrain, **shared, **budgets, "data": data}
+
+
+def _assemble(parts: Sequence[_Part]) -> list[_Draft]:
+    """Put every part into the first table (oldest first) with whose conditions it agrees.
+
+    Records without pretraining fit every pretraining budget, so they are repeated in each table
+    with a column that they belong to. The preset's name is no condition: the identity holds
+    everything that decides a number, and a copy of a preset under another name changes none.
+    """
+    drafts: list[_Draft] = []
+    for part in (p for p in parts if p.pretrain):
+        same = (d for d in drafts if (d.pretrain, d.shared) == (part.pretrain, part.shared))
+        draft = next((d for d in same if d.takes(part)), None)
+        if draft is None:
+            draft = _Draft(part.pretrain, part.shared)
+            drafts.append(draft)
+        draft.add(part)
+    compared_in = {id(draft): set(draft.columns) for draft in drafts}
+    alone: list[_Draft] = []
+    for part in (p for p in parts if not p.pretrain):
+        fitting = [d for d in drafts + alone if d.shared == part.shared and d.takes(part)]
+        homes = [d for d in fitting if part.column in compared_in.get(id(d), ())] or fitting[:1]
+        if not homes:
+            homes = [_Draft("", part.shared)]
+            alone += homes
+        for draft in homes:
+            draft.add(part)
+    return drafts + alone
+
+
+# --- One table -----------------------------------------------------------------------------------
+
+
+def _table(
+    draft: _Draft,
+    flat: dict[str, Any],
+    differs: str,
+    order: Mapping[str, int],
+    published: Mapping[tuple[str, str, str], float],
+) -> Table:
+    rows: dict[tuple[str, str], dict[tuple[str, str], Cell]] = defaultdict(dict)
+    heads: dict[tuple[str, str], Record] = {}
+    marks = _Marks()
+    columns = []
+    for key in sorted(draft.columns, key=_column_order):
+        by_row: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in draft.columns[key]:
+            identity = record["identity"]
+            row = (identity["method"], canonical_json(identity["method_config"]))
+            by_row[row].append(record)
+            heads.setdefault(row, record)
+        metrics = {record["metric"] for record in draft.columns[key]}
+        if len(metrics) > 1:
+            raise DataError(
+                f"Records of {' '.join(key)} disagree about the metric: {', '.join(sorted(metrics))}."
+            )
+        folds = {record["identity"]["split"] for record in draft.columns[key]}
+        cells = {row: _cell(records, folds, marks) for row, records in by_row.items()}
+        for row, cell in _compared(cells).items():
+            rows[row][key] = cell
+        support = Counter(cell.support for cell in cells.values()).most_common(1)[0][0]
+        columns.append(Column(*key, metric=metrics.pop(), support=support))
+
+    configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (method, _), head in heads.items():
+        configs[method].append(head["identity"]["method_config"])
+    finished = []
+    for (method, config_text), cells in sorted(rows.items(), key=lambda item: _row_order(item[0], order)):
+        head = heads[method, config_text]
+        config = head["identity"]["method_config"]
+        if flat.get("label_fraction", 1.0) == 1.0:
+            cells = {
+                key: replace(cell, paper=published.get((method, key[1], key[0])))
+                for key, cell in cells.items()
+            }
+        title = head["method"]["title"] + _distinction(config, configs[method])
+        finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells))
+    return Table(_caption(flat, draft), differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
+
+
+def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
+    mode, task = key
+    return (
+        list(MODES).index(mode) if mode in MODES else len(MODES), mode,
+        TASKS.index(task) if task in TASKS else len(TASKS), task,
+    )  # fmt: skip
+
+
+def _row_order(row: tuple[str, str], order: Mapping[str, int]) -> tuple[int, str, str]:
+    method, config = row
+    return order.get(method, len(order)), method, config
+
+
+class _Marks:
+    """Hands out footnote signs in the order of their first use, the dagger to random decoders."""
+
+    def __init__(self) -> None:
+        self.texts = [_NOTES["decoder random"]]
+        self.used: set[str] = set()
+
+    def sign(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        self.used.add(text)
+        place = self.texts.index(text)
+        return _MARKS[place] if place < len(_MARKS) else f"({place + 1})"
+
+    def footnotes(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.sign(text), text) for text in self.texts if text in self.used)
+
+
+def _cell(records: list[Record], folds: set[str], marks: _Marks) -> Cell:
+    by_seed: dict[Seed, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        identity = record["identity"]
+        seed = (identity["seed"], identity.get("pretrain_seed"))
+        other = by_seed[seed].setdefault(identity["split"], record)
+        if other is not record and other["score"] != record["score"]:
+            raise DataError(
+                f"Two results for one cell: {identity['method']} {identity['task']} {identity['mode']} "
+                f"seed {identity['seed']} {identity['split']} scored {other['score']} and {record['score']}. "
+                "Keep one of the two records."
+            )
+    # A seed that lacks folds stands on other cases than the rest, so it must not enter their mean.
+    most = max(len(splits) for splits in by_seed.values())
+    whole = {seed: splits for seed, splits in sorted(by_seed.items(), key=_seed_order) if len(splits) == most}
+    missing = tuple(sorted(fold for fold in folds if any(fold not in splits for splits in whole.values())))
+    pooled = {seed: _pool(list(splits.values())) for seed, splits in whole.items()}
+    notes = sorted({note for record in records for note in record["method"].get("notes", [])})
+    texts = [_NOTES.get(note, note) for note in notes]
+    if missing:
+        texts.append(_INCOMPLETE)
+    elif len(whole) < len(by_seed):
+        texts.append(_UNFINISHED_SEEDS)
+    pretrain_seeds = {pretrain_seed for _, pretrain_seed in pooled}
+    if len(pooled) > 1 and len(pretrain_seeds) == 1 and None not in pretrain_seeds:
+        texts.append(_ONE_CHECKPOINT)
+    used = tuple(record for splits in whole.values() for record in splits.values())
+    excluded: Counter[str] = Counter()
+    for record in used:
+        excluded.update(record.get("excluded") or {})
+    return Cell(
+        seeds={seed: score for seed, (score, _) in pooled.items()},
+        n_cases=max(count for _, count in pooled.values()),
+        marks="".join(marks.sign(text) for text in texts),
+        missing_folds=missing,
+        excluded=dict(excluded),
+        records=used,
+    )
+
+
+def _seed_order(item: tuple[Seed, Any]) -> tuple[int, int]:
+    (seed, pretrain_seed), _ = item
+    return seed, -1 if pretrain_seed is None else pretrain_seed
+
+
+def _pool(folds: list[Record]) -> tuple[float, int]:
+    """Return (score in percent, scored cases) of one seed.
+
+    A metric that exists for every case (DSC) is pooled over the cases of all folds; one that only
+    exists for a set of cases (AUC) is averaged over folds, because the scores of differently
+    trained classifiers are not on one scale.
+    """
+    metric = folds[0]["metric"]
+    per_case = [case for record in folds for case in record["per_case"]]
+    values = [case[metric] for case in per_case if case.get(metric) is not None]
+    if len(folds) == 1:
+        return float(folds[0]["score"]), len(values) or len(per_case)
+    if values:
+        return 100 * fmean(values), len(values)
+    return fmean(record["score"] for record in folds), len(per_case)
+
+
+def _compared(cells: Mapping[tuple[str, str], Cell]) -> dict[tuple[str, str], Cell]:
+    """Fill in differences to scratch, best and second best of one column."""
+    baseline = next((cell.mean for (method, _), cell in cells.items() if method == BASELINE), None)
+    shown = sorted({round(c.mean, 1) for c in cells.values() if not c.missing_folds}, reverse=True)
+    compared = {}
+    for row, cell in cells.items():
+        value, ranked = round(cell.mean, 1), not cell.missing_folds
+        compared[row] = replace(
+            cell,
+            delta=None if baseline is None or row[0] == BASELINE else cell.mean - baseline,
+            # A lone row is not the best of anything, and of two the second is the last.
+            best=ranked and len(cells) > 1 and value == shown[0],
+            second=ranked and len(cells) > 2 and len(shown) > 1 and value == shown[1],
+        )
+    return compared
+
+
+def _distinction(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> str:
+    """Return ``" (key=value)"`` naming what sets this configuration of a method apart."""
+    if len(configs) < 2:
+        return ""
+    keys = sorted({key for c in configs for key in c if any(o.get(key) != c[key] for o in configs)})
+    return f" ({', '.join(f'{key}={_short(config.get(key))}' for key in keys)})"
+
+
+# --- Captions ------------------------------------------------------------------------------------
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+def _short(value: Any) -> str:
+    return value[:10] if isinstance(value, str) and len(value) > 24 else str(value)
+
+
+_SHOWN_DIFFERENCES = 6
+
+
+def _differences(flat: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """Return what sets one table's conditions apart from the other tables'."""
+    # Where one side has no such condition (a table without fine-tuning has no budget for it),
+    # there is nothing to compare.
+    keys = [k for k, value in flat.items() if any(k in other and other[k] != value for other in others)]
+    if "preset" in keys and all(other["preset"] != flat["preset"] for other in others):
+        return f"preset {flat['preset']}"
+    text = ", ".join(f"{key} = {_short(flat[key])}" for key in keys[:_SHOWN_DIFFERENCES])
+    more = len(keys) - _SHOWN_DIFFERENCES
+    return text + (f" and {more} more" if more > 0 else "")
+
+
+def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
+    parts = [f"Preset {flat['preset']}"]
+    if flat.get("pretrain.data"):
+        steps = flat.get("pretrain.budget.steps")
+        parts.append(
+            f"pretraining{f' {steps} steps' if steps is not None else ''} on data {flat['pretrain.data'][:8]}"
+        )
+    parts += [
+        f"{title.lower()} {flat[f'{mode}.steps']} steps"
+        for mode, title in MODES.items()
+        if f"{mode}.steps" in flat
+    ]
+    fraction = flat.get("label_fraction", 1.0)
+    if fraction != 1.0:
+        parts.append(f"{100 * fraction:g} % of the labels")
+    seeds = sorted({record["identity"]["seed"] for record in draft.records})
+    parts.append(f"seed{'s' * (len(seeds) > 1)} {_ranges(seeds)}")
+    return "; ".join(parts) + "."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return sorted integers as ranges.
+
+    >>> _ranges([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+# --- Published figures ---------------------------------------------------------------------------
+
+PAPER = "He et al., CVPR 2023, table 1"
+
+
+def _published(against: str | None) -> dict[tuple[str, str, str], float]:
+    """Return the published figures in percent by (method, task, mode)."""
+    if against is None:
+        return {}
+    if against != "paper":
+        raise ConfigError(f'Unknown figures to compare against: "{against}".{nearest(against, ["paper"])}')
+    figures = {}
+    with Path(__file__).with_name("paper_table1.csv").open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            for name, value in line.items():
+                if name != "method" and value:
+                    task, mode, _ = name.split("_")
+                    figures[line["method"], task, mode] = float(value)
+    return figures
