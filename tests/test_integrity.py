@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import struct
@@ -227,6 +228,41 @@ def test_file_that_is_not_an_image(tmp_path: Path, name: str, content: bytes) ->
     path = tmp_path / name
     path.write_bytes(content)
     assert "is not a readable image" in the_finding(path).problem
+
+
+def test_relatives_of_nifti_that_are_not_volumes(tmp_path: Path) -> None:
+    rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    assert "not numbers" in the_finding(save_nifti(tmp_path / "rgb.nii", rgb)).problem
+    assert (
+        "not numbers" in the_finding(save_nifti(tmp_path / "complex.nii", np.zeros(SHAPE, complex))).problem
+    )
+    path = tmp_path / "surface.dtseries.nii"
+    nibabel.save(nibabel.Nifti2Image(noise(), np.eye(4)), path)
+    patch(path, 504, "<i", 3002)  # intent code: a CIFTI time series, of which the extension is missing
+    assert "is not a readable image" in the_finding(path).problem
+
+
+def test_headers_with_random_damage_raise_nothing(tmp_path: Path) -> None:
+    """Whatever a header says, the answer is a finding or a volume, never a traceback."""
+    rng = np.random.default_rng(0)
+    paths = [save_nifti(tmp_path / "a.nii"), save_nifti(tmp_path / "b.nii.gz")]
+    paths += [
+        save_itk(tmp_path / f"c{i}{e}", i % 2 == 0) for i, e in enumerate((".nrrd", ".nrrd", ".mha", ".mha"))
+    ]
+    found = 0
+    for path in paths:
+        whole = path.read_bytes()
+        for _ in range(60):
+            content = bytearray(whole)
+            for position in rng.integers(0, 400, rng.integers(1, 4)):
+                content[position] = rng.integers(0, 256)
+            path.write_bytes(content)
+            if check_file(path):
+                found += 1
+                continue
+            with contextlib.suppress(DataError):
+                read_volume(path)
+    assert 60 < found < 360
 
 
 def test_missing_empty_folder_and_unknown_ending(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,6 @@ def read_header(path: Path) -> Header:
 def _read_nifti(path: Path, compressed: bool) -> Header:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
@@ -93,15 +91,17 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
         if len(start) < _NIFTI1_BYTES:
             raise HeaderError("it ends within its header")
         image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):  # of which NIfTI-2 is a subclass, CIFTI is not
+            raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
         affine = np.asarray(image.affine, dtype=np.float64)
+    except HeaderError:
+        raise
     except EOFError as error:
         raise HeaderError("it ends within its header") from error
     except ImageFileError as error:
         raise HeaderError("it is not NIfTI") from error
-    except (HeaderDataError, OSError, ValueError, ArithmeticError, zlib.error) as error:
-        raise HeaderError(_first_line(error)) from error
-    if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
-        raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
+    except Exception as error:  # nibabel's classes define errors of their own; each means unreadable
+        raise HeaderError(reason(error)) from error
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:  # (D, H, W, 1) is an ordinary way to store 3D
         shape = shape[:-1]
@@ -283,5 +283,8 @@ def _floats(text: str, count: int = 3) -> list[float]:
     return numbers
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def reason(error: BaseException) -> str:
+    """Return the most telling line of a reader's error: nibabel writes one, ITK's last but "Reason:"."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Reason:")]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

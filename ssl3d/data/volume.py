@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl3d.data.adapters import image_suffix
+from ssl3d.data.headers import reason
 from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, raise_findings
 from ssl3d.errors import DataError
 
@@ -98,9 +99,8 @@ def read_unchecked(path: Path, *, integers: bool = False) -> Volume:
         nifti = image_suffix(path) in {".nii", ".nii.gz"}
         data, affine = _read_nifti(path, integers) if nifti else _read_itk(path)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip() or type(error).__name__
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
-        raise UnreadableError(Finding(path, f"is not a readable image: {reason}", fix)) from error
+        raise UnreadableError(Finding(path, f"is not a readable image: {reason(error)}", fix)) from error
     if integers:
         data = _to_integers(data, path)
     else:
