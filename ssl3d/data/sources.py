@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssl3d.downstream.tasks import Task
 
 PHANTOMS = "phantoms"
+PHANTOM_COUNTS = ("pretrain", "mmwhs", "asoca", "candi", "stoic")
 
 
 def cache_folder(given: Path | None) -> Path:
@@ -33,16 +34,12 @@ def make_phantoms(root: Path, config: PhantomConfig) -> None:
     Raises:
         DataError: ``root`` holds phantoms of other parameters.
     """
-    from ssl3d.data.phantoms import write_cohorts
+    from ssl3d.data.phantoms import PhantomParameters, write_cohorts
 
+    counts = config.model_dump(include=set(PHANTOM_COUNTS))
+    parameters = PhantomParameters(**config.model_dump(exclude=set(PHANTOM_COUNTS)))
     with _Tracker() as progress:
-        write_cohorts(
-            root, edge=config.edge, spacing_mm=config.spacing_mm, seed=config.seed, profile=config.profile,
-            appearance_variance=config.appearance_variance,
-            counts={"pretrain": config.pretrain, "mmwhs": config.mmwhs, "asoca": config.asoca,
-                    "candi": config.candi, "stoic": config.stoic},
-            progress=progress,
-        )  # fmt: skip
+        write_cohorts(root, parameters, counts, progress=progress)
 
 
 def phantom_root(config: PhantomConfig, cache: Path | None) -> Path:

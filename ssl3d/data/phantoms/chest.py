@@ -1,0 +1,93 @@
+"""A chest CT: body, lungs with vessels and airways, heart, spine; with or without COVID-19 lesions.
+
+Atlas coordinates are RAS millimetres (+x right, +y anterior, +z superior), origin between the lungs.
+Both classes draw lung density, vessels, posture-dependent density and noise from the same
+distributions, which vary more than the lesions change the mean; only the peripheral ground-glass
+opacities tell them apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl3d.data.phantoms import geometry as g
+
+FloatArray = NDArray[np.floating]
+
+TISSUES = ("air", "fat", "muscle", "bone", "marrow", "mediastinum", "heart", "liver", "lung", "airway")
+TISSUE_ID = {name: i for i, name in enumerate(TISSUES)}
+
+
+def lung_field(p: FloatArray) -> FloatArray:
+    """Return the signed distance-like field of both lungs: (3, N) -> (N,), negative inside."""
+    right = g.ellipsoid(p, (72, -8, -4), (56, 84, 128))
+    left = g.ellipsoid(p, (-74, -8, -4), (54, 84, 128))
+    heart = heart_field(p)
+    domes = np.minimum(g.ellipsoid(p, (70, 0, -150), (80, 100, 85)), g.ellipsoid(p, (-72, 0, -158), (80, 100, 85)))
+    central = g.tube(p, [[2, -2, 160], [4, -4, -160]], 30.0)
+    return np.maximum(np.minimum(right, left), -np.minimum(np.minimum(heart - 4, domes), central))
+
+
+def heart_field(p: FloatArray) -> FloatArray:
+    """Return the field of the heart's shadow."""
+    return g.ellipsoid(p, (-18, 26, -42), (58, 46, 54))
+
+
+def paint_chest(p: FloatArray, lungs: FloatArray) -> NDArray[np.uint8]:
+    """Return the tissue map of atlas points (3, N): (N,) uint8; ``lungs`` is :func:`lung_field`."""
+    z, y = p[2], p[1]
+    tissue = np.zeros(p.shape[1], dtype=np.uint8)
+
+    def put(name: str, where: NDArray[np.bool_]) -> None:
+        tissue[where] = TISSUE_ID[name]
+
+    body = g.ellipsoid(p, (0, -4, 0), (160, 116, 900))
+    thorax = g.ellipsoid(p, (0, -8, -20), (136, 96, 230))
+    phase = (z - 0.45 * y) / np.asarray(26.0, p.dtype)
+    ring = (np.abs(phase - np.round(phase)) - 0.22) * 26
+    spine = g.tube(p, [[0, -84, -300], [0, -84, 300]], 21.0)
+    put("fat", body < 0)
+    put("muscle", body < -14)
+    put("mediastinum", thorax < 0)
+    put("liver", (thorax < 0) & (z < -60) & (lungs > 3))
+    put("heart", heart_field(p) < 0)
+    put("bone", (np.maximum(np.abs(thorax - 6) - 5, ring) < 0) | (spine < 0) | (g.ellipsoid(p, (0, 92, 0), (20, 7, 120)) < 0))
+    put("marrow", spine < -4)
+    put("lung", lungs < 0)
+    airway = np.minimum(g.tube(p, [[0, -14, 200], [1, -18, 36]], 9.0),
+                        np.minimum(g.tube(p, [[1, -18, 36], [34, -16, 8]], (8.0, 6.0)),
+                                   g.tube(p, [[1, -18, 36], [-36, -16, 6]], (8.0, 6.0))))  # fmt: skip
+    put("mediastinum", airway < 3)
+    put("airway", airway < 0)
+    return tissue
+
+
+def vessel_tree(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return centres (M, 3) and radii (M,) in atlas mm of balls along the lungs' branching vessels."""
+    centres, radii = [], []
+    for side in (1, -1):
+        hilum = np.array([34.0 * side, -14.0, 4.0])
+        for _ in range(9):
+            direction = rng.normal(size=3) * (0.7, 1.0, 1.3) + (0.9 * side, 0, 0)
+            direction /= np.linalg.norm(direction)
+            end = hilum + direction * rng.uniform(45, 75)
+            for start, stop, r0, r1 in [(hilum, end, 5.0, 3.2), *(
+                (end, end + rng.normal(size=3) * 16 + direction * rng.uniform(18, 40), 3.0, 1.6) for _ in range(3)
+            )]:  # fmt: skip
+                path = g.spline(np.stack([start, (start + stop) / 2 + rng.normal(size=3) * 5, stop]), 2.0)
+                centres.append(path)
+                radii.append(np.linspace(r0, r1, len(path)))
+    return np.concatenate(centres), np.concatenate(radii)
+
+
+def lesion_field(p: FloatArray, lungs: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return the opacity in [0, 1] of two to six subpleural lesions of varying size: (N,)."""
+    opacity = np.zeros(p.shape[1], dtype=p.dtype)
+    peripheral = np.flatnonzero((lungs < -2) & (lungs > -14) & (np.abs(p[0]) > 55))
+    for _ in range(int(rng.integers(2, 7))):
+        centre = p[:, rng.choice(peripheral)]
+        radii = rng.uniform(12, 30) * np.exp(rng.uniform(-0.25, 0.25, 3))
+        field = g.ellipsoid(p, centre, radii) + 3 * g.waves_noise(rng, p, (15, 35), 6)
+        opacity = np.maximum(opacity, 1 / (1 + np.exp(np.clip(field / 2.5, -30, 30))))
+    return np.where(lungs < 0, opacity, 0)

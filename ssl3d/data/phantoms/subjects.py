@@ -1,0 +1,275 @@
+"""One subject: anatomy, deformation and appearance, a pure function of its name and parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl3d.data.phantoms import anatomy_heart as heart
+from ssl3d.data.phantoms import brain, chest
+from ssl3d.data.phantoms import geometry as g
+from ssl3d.errors import ConfigError
+from ssl3d.rng import numpy_rng
+
+FloatArray = NDArray[np.floating]
+Cohort = Literal["pretrain", "mmwhs", "asoca", "candi", "stoic"]
+COHORTS: tuple[Cohort, ...] = ("pretrain", "mmwhs", "asoca", "candi", "stoic")
+
+BRAIN_FOV_MM = (176.0, 176.0, 144.0)
+
+
+@dataclass(frozen=True)
+class PhantomParameters:
+    """What decides a subject, besides its cohort and number.
+
+    Attributes:
+        edge: edge of cardiac and chest volumes in voxels.
+        spacing_mm: spacing of cardiac and brain volumes; the chest's is twice that.
+        seed: of the cohorts.
+        profile: ``development`` has other subjects, stronger deformation and other anatomy.
+        appearance_variance: scale of the differences in appearance between subjects; 0: all alike.
+    """
+
+    edge: int = 64
+    spacing_mm: float = 2.4
+    seed: int = 0
+    profile: Literal["benchmark", "development"] = "benchmark"
+    appearance_variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.edge < 24:
+            raise ConfigError(f"phantoms.edge = {self.edge}: at least 24 voxels are needed to hold the anatomy.")
+        if self.spacing_mm <= 0:
+            raise ConfigError(f"phantoms.spacing_mm = {self.spacing_mm}: give a positive spacing in mm.")
+
+
+@dataclass(frozen=True)
+class PhantomSubject:
+    """One subject in RAS orientation.
+
+    Attributes:
+        image: stored values, (D, H, W) int16: HU for CT (HU + 1024 for asoca), arbitrary units for MR.
+        labels: the release's label values (D, H, W) uint16; None for pretrain and stoic.
+        target: 1 with lesions, 0 without (stoic); for asoca 1 is "Diseased"; else None.
+        affine: voxel index -> RAS mm (4, 4).
+        deformation: the subject's map to the atlas.
+    """
+
+    image: NDArray[np.int16]
+    labels: NDArray[np.uint16] | None
+    target: int | None
+    affine: NDArray[np.float64]
+    deformation: g.SpatialMap
+
+
+def generate(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
+    """Make subject ``index`` of ``cohort``.
+
+    Raises:
+        ConfigError: no such cohort.
+    """
+    makers = {"pretrain": _cardiac, "mmwhs": _cardiac, "asoca": _cardiac, "candi": _brain, "stoic": _chest}
+    if cohort not in makers:
+        raise ConfigError(f'No phantom cohort "{cohort}". Choose from: {", ".join(COHORTS)}.')
+    return makers[cohort](cohort, index, parameters)
+
+
+def deformation(rng: np.random.Generator, profile: str) -> g.SpatialMap:
+    """Draw a subject's map: affine, then smooth layers that are invertible by construction."""
+    strain = 0.30 if profile == "benchmark" else 0.36
+    return g.SpatialMap.draw(rng, strain=strain)
+
+
+def _rng(cohort: Cohort, index: int, parameters: PhantomParameters, stream: str) -> np.random.Generator:
+    return numpy_rng(parameters.seed, "phantom", parameters.profile, cohort, index, stream)
+
+
+def _affine(shape: tuple[int, ...], spacing_mm: float) -> NDArray[np.float64]:
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = [-(n - 1) / 2 * spacing_mm for n in shape]
+    return affine
+
+
+def _to_voxels(points_mm: FloatArray, shape: tuple[int, ...], spacing_mm: float) -> NDArray[np.float64]:
+    """Map subject coordinates (3, M) in mm to voxel coordinates (M, 3)."""
+    return np.asarray(points_mm, dtype=np.float64).T / spacing_mm + (np.array(shape) - 1) / 2
+
+
+def _degrade(
+    image: FloatArray, rng: np.random.Generator, p: FloatArray, *, blur: tuple[float, float], noise: tuple[float, float],
+    shading: float, scale: float,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Blur (voxels), shade smoothly, and add noise: what the scanner does to the tissue values.
+
+    Args:
+        image: (D, H, W).
+        rng: the subject's.
+        p: voxel centres in mm (3, D*H*W).
+        blur: range of the standard deviation in voxels.
+        noise: range of the standard deviation in the image's units.
+        shading: largest relative (MR) or absolute (CT, in HU) amplitude of the smooth field.
+        scale: appearance variance.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    image = gaussian_filter(image, rng.uniform(*blur))
+    amplitude = shading * scale * rng.uniform(0.3, 1)
+    field = amplitude * g.waves_noise(rng, p, (150, 350), 4).reshape(image.shape)
+    image = image * (1 + field) if shading < 1 else image + field
+    grain = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), 0.5)
+    return (image + rng.uniform(*noise) * grain / grain.std()).astype(np.float32)
+
+
+# --- heart ------------------------------------------------------------------------------------------
+
+
+def _cardiac_values(rng: np.random.Generator, scale: float) -> dict[str, float]:
+    """Draw the HU of each tissue: contrast phases overlap, so that no value names a structure."""
+
+    def vary(mean: float, deviation: float) -> float:
+        return mean + scale * deviation * float(np.clip(rng.standard_normal(), -2, 2))
+
+    left, right = vary(330, 90), vary(260, 120)  # how much contrast medium has reached either side
+    own = {name: vary(0, 45) for name in ("lv", "la", "aorta", "rv", "ra", "pa", "pv", "svc", "ivc", "da")}
+    myocardium = vary(125, 45)
+    return {
+        "lung": vary(-840, 40), "fat": vary(-100, 12), "muscle": vary(55, 15), "bone": vary(520, 90),
+        "marrow": vary(210, 60), "disc": vary(90, 25), "liver": vary(95, 30), "esophagus": vary(40, 20),
+        "epicardial_fat": vary(-75, 20), "wall": vary(70, 30), "myocardium": myocardium, "papillary": myocardium,
+        "lv": left + own["lv"], "la": left + own["la"], "aorta": left + own["aorta"],
+        "pulmonary_vein": left + own["pv"], "descending_aorta": left + own["da"],
+        "rv": right + own["rv"], "ra": right + own["ra"], "pa": right + own["pa"],
+        "svc": right + 60 + own["svc"], "ivc": right - 60 + own["ivc"],
+    }  # fmt: skip
+
+
+def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
+    shape = (parameters.edge,) * 3
+    anatomy, look = (_rng(cohort, index, parameters, stream) for stream in ("anatomy", "appearance"))
+    spacing = parameters.spacing_mm
+    p = g.voxel_centres(shape, spacing)  # (3, D*H*W)
+    mapping = deformation(anatomy, parameters.profile)
+    atlas = mapping.to_atlas(p)
+    form = heart.HeartShape.draw(anatomy, 1.0 if parameters.profile == "benchmark" else 1.4)
+    tissue = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))[0].reshape(shape)
+
+    values = _cardiac_values(look, parameters.appearance_variance)
+    image = np.array([values[name] for name in heart.TISSUES], dtype=np.float32)[tissue]
+    texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
+    image += 14 * parameters.appearance_variance * texture * (image > -300)
+
+    vein = heart.cardiac_vein(form)
+    diseased = int(anatomy.random() < 0.5) if cohort != "asoca" else index % 2
+    lumen = np.zeros(shape, dtype=bool)
+    bright = values["aorta"] - 25 + 30 * parameters.appearance_variance * float(look.uniform(-1, 1))
+    for vessel in [vein, *heart.coronary_tree(form, anatomy)]:
+        path, radii = g.densify(vessel.path, vessel.radii, spacing / 4)
+        centres = _to_voxels(mapping.to_subject(path.T), shape, spacing)
+        # One to three voxels wide whatever the grid: a thinner tube would fall between the voxels.
+        wide = np.clip(radii / spacing, 0.75, 1.45)
+        calcium = None
+        if diseased and vessel is not vein and len(path) > 12:
+            at = int(anatomy.integers(4, len(path) - 4))
+            near = np.abs(np.arange(len(path)) - at) < 6
+            wide = np.where(near, np.maximum(0.75, 0.7 * wide), wide)
+            calcium = g.paint(shape, centres[at : at + 2], np.array([0.7, 0.7]), 1.5) < 0
+        inside = g.paint(shape, centres, wide, 2.0) < 0
+        image[inside] = values["rv"] - 40 if vessel is vein else bright
+        if vessel is not vein:
+            lumen |= inside
+        if calcium is not None:
+            image[calcium] = 750
+    labels = None
+    if cohort == "mmwhs":
+        table = np.array([heart.MMWHS_VALUES.get(name, 0) for name in heart.TISSUES], dtype=np.uint16)
+        labels = table[tissue]
+    elif cohort == "asoca":
+        labels = lumen.astype(np.uint16)
+    image = _degrade(
+        image, look, p, blur=(0.4, 0.7), noise=(12.0, 30.0), shading=25.0, scale=parameters.appearance_variance
+    )
+    stored = np.clip(np.rint(image), -1024, 2500)
+    if cohort == "asoca":  # this release is stored with air at 0
+        stored = stored + 1024
+    target = diseased if cohort == "asoca" else None
+    return PhantomSubject(stored.astype(np.int16), labels, target, _affine(shape, spacing), mapping)
+
+
+# --- brain ------------------------------------------------------------------------------------------
+
+
+def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
+    anatomy, look = (_rng(cohort, index, parameters, stream) for stream in ("anatomy", "appearance"))
+    spacing = parameters.spacing_mm
+    shape = tuple(round(fov / spacing) for fov in BRAIN_FOV_MM)
+    p = g.voxel_centres(shape, spacing)
+    mapping = deformation(anatomy, parameters.profile)
+    # Brains differ less in pose and size than hearts do.
+    mapping = replace(mapping, layers=tuple(replace(a, amplitudes=0.6 * a.amplitudes) for a in mapping.layers))
+    atlas = mapping.to_atlas(p)
+    # Gyri run along level lines of a random field, finer in the development profile.
+    length = (28.0, 45.0) if parameters.profile == "benchmark" else (24.0, 38.0)
+    folds = 3 * g.waves_noise(anatomy, atlas, length, 8)
+    tissue = brain.paint_brain(atlas, folds, cortex_mm=max(4.5, 1.2 * spacing))
+    labels = brain.label_values(tissue, atlas[0]).reshape(shape)
+
+    scale = parameters.appearance_variance
+    contrast = float(np.exp(scale * look.uniform(-0.45, 0.45)))  # one curve for all tissues: the sequence
+    values = {}
+    for name, mean in brain.INTENSITY.items():
+        own = mean + scale * (0.07 if name in brain.PAIRS else 0.03) * float(np.clip(look.standard_normal(), -2, 2))
+        values[name] = max(0.01, own) ** contrast
+    image = np.array([values[name] for name in brain.TISSUES], dtype=np.float32)[tissue].reshape(shape)
+    texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
+    image = image * (1 + 0.03 * scale * texture)
+    image = _degrade(image, look, p, blur=(0.4, 0.7), noise=(0.02, 0.05), shading=0.18, scale=scale)
+    stored = np.clip(np.rint(image * look.uniform(300, 900)), 0, 30000)
+    return PhantomSubject(stored.astype(np.int16), labels, None, _affine(shape, spacing), mapping)
+
+
+# --- chest ------------------------------------------------------------------------------------------
+
+
+def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
+    anatomy, look = (_rng(cohort, index, parameters, stream) for stream in ("anatomy", "appearance"))
+    spacing, scale = 2 * parameters.spacing_mm, parameters.appearance_variance
+    shape = (parameters.edge,) * 3
+    p = g.voxel_centres(shape, spacing)
+    mapping = deformation(anatomy, parameters.profile)
+    # The atlas is made for a 307 mm field of view; other grids see a scaled chest.
+    fit = 307.2 / (parameters.edge * spacing)
+    mapping = replace(mapping, matrix=mapping.matrix * fit)
+    atlas = mapping.to_atlas(p)
+    lungs = chest.lung_field(atlas)
+    tissue = chest.paint_chest(atlas, lungs)
+
+    def vary(mean: float, deviation: float) -> float:
+        return mean + scale * deviation * float(np.clip(look.standard_normal(), -2, 2))
+
+    values = {
+        "air": -1000, "fat": vary(-100, 12), "muscle": vary(55, 15), "bone": vary(450, 90), "marrow": vary(200, 60),
+        "mediastinum": vary(30, 30), "heart": vary(120, 80), "liver": vary(90, 30), "lung": vary(-820, 45),
+        "airway": vary(-980, 8),
+    }  # fmt: skip
+    image = np.array([values[name] for name in chest.TISSUES], dtype=np.float32)[tissue]
+    # Gravity: the back of the lungs is denser, more in some patients than in others.
+    inside = tissue == chest.TISSUE_ID["lung"]
+    gravity = scale * look.uniform(0, 130) * np.clip(-atlas[1] / 80, 0, 1) ** 2
+    patchy = scale * look.uniform(10, 45) * g.waves_noise(look, atlas, (40, 110), 8)
+    image[inside] += (gravity + patchy)[inside]
+    # Every other subject is positive; a shuffled target would leave small cohorts unbalanced.
+    target = index % 2
+    opacity = chest.lesion_field(atlas, lungs, anatomy)  # drawn for both, so that the streams stay equal
+    if target:
+        density = look.uniform(320, 520)
+        image += (opacity * density).astype(np.float32)
+    centres, radii = chest.vessel_tree(anatomy)
+    centres = _to_voxels(mapping.to_subject(centres.T), shape, spacing)
+    vessels = (g.paint(shape, centres, np.clip(radii / spacing, 0.3, 3), 1.5).ravel() < 0) & inside
+    image[vessels] = np.maximum(image[vessels], vary(-150, 60))
+    image = _degrade(image.reshape(shape), look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale)
+    stored = np.clip(np.rint(image), -1024, 2500)
+    return PhantomSubject(stored.astype(np.int16), None, target, _affine(shape, spacing), mapping)
