@@ -55,6 +55,26 @@ def _delta(cell: Cell) -> str:
     return f"{shown:+.1f}".replace("-", "−")
 
 
+def _statistics(cell: Cell) -> list[tuple[str, bool]]:
+    """Return (text, whether it is a significant test) of what the statistics found, line by line."""
+    lines = []
+    if cell.interval:
+        lines.append((f"[{cell.interval.low:.1f}, {cell.interval.high:.1f}]", False))
+    if cell.comparison:
+        p = cell.comparison.p_holm
+        text = "n.p." if cell.comparison.powerless else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        lines.append((text, cell.comparison.significant))
+    if cell.rank:
+        lines.append((f"#{cell.rank.rank} ({cell.rank.low}-{cell.rank.high})", False))
+    return lines
+
+
+def _notes(table: Table) -> list[str]:
+    """Return the lines below the legend: footnotes, then what the statistics have to say."""
+    notes = [f"{mark} {_printable(text)}." for mark, text in table.footnotes]
+    return notes + [f"{_printable(text)}." for text in table.remarks]
+
+
 def _support(support: tuple[int, int]) -> str:
     return "{}×{}".format(*support)
 
@@ -114,8 +134,8 @@ def render_rich(model: TableModel, console: Console | None = None) -> str:
             styled = console.is_terminal
             legend = _legend(table, best="bold" if styled else "*", second="underlined" if styled else "")
             console.print(legend, style="dim", markup=False, highlight=False)
-            for mark, text in table.footnotes:
-                console.print(f"{mark} {_printable(text)}.", style="dim", markup=False, highlight=False)
+            for note in _notes(table):
+                console.print(note, style="dim", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -182,6 +202,8 @@ def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Text:
         shown = round(cell.delta, 1)
         colour = "green" if shown > 0 else "red" if shown < 0 else "dim"
         text.append(f"\n{_delta(cell):>5}", style=colour)
+    for line, significant in _statistics(cell):
+        text.append(f"\n{line}", style="" if significant else "dim")
     if cell.paper is not None:
         text.append(f"\n{cell.paper:5.1f} paper", style="dim italic")
     if cell.support != column.support:
@@ -215,8 +237,7 @@ def _markdown_table(model: TableModel, table: Table) -> str:
     for row in table.rows:
         cells = [_markdown_cell(row.cells.get(column.key), column) for column in table.columns]
         lines.append(f"| {_escape_markdown(row.title)} | {' | '.join(cells)} |")
-    notes = [_escape_markdown(_legend(table, "bold", "underlined"))]
-    notes += [f"{mark} {_escape_markdown(text)}." for mark, text in table.footnotes]
+    notes = [_escape_markdown(note) for note in (_legend(table, "bold", "underlined"), *_notes(table))]
     return "\n".join([*lines, "", "<br>".join(notes), ""])
 
 
@@ -225,6 +246,7 @@ def _markdown_cell(cell: Cell | None, column: Column) -> str:
         return "–"
     mean = f"**{_mean(cell)}**" if cell.best else f"<u>{_mean(cell)}</u>" if cell.second else _mean(cell)
     lines = [" ".join(filter(None, (mean, _sd(cell)))) + _escape_markdown(cell.marks), _delta(cell)]
+    lines += [f"**{line}**" if significant else line for line, significant in _statistics(cell)]
     if cell.paper is not None:
         lines.append(f"paper {cell.paper:.1f}")
     if cell.support != column.support:
@@ -238,6 +260,7 @@ CSV_FIELDS = (
     "table", "preset", "method", "title", "method_config", "trains", "label_fraction",
     "mode", "task", "metric",
     "mean", "sd", "delta", "n_seeds", "n_cases", "best", "second", "notes", "missing_folds", "paper",
+    "ci_low", "ci_high", "p", "p_holm", "effect", "rank", "rank_low", "rank_high", "rank_first",
 )  # fmt: skip
 
 
@@ -271,6 +294,10 @@ def _csv_line(number: int, table: Table, row: Row, column: Column, cell: Cell) -
         "mean": cell.mean, "sd": cell.sd, "delta": cell.delta,
         "n_seeds": cell.n_seeds, "n_cases": cell.n_cases, "best": int(cell.best), "second": int(cell.second),
         "notes": "; ".join(notes), "missing_folds": " ".join(cell.missing_folds), "paper": cell.paper,
+        **{f"ci_{side}": getattr(cell.interval, side, None) for side in ("low", "high")},
+        **{name: getattr(cell.comparison, name, None) for name in ("p", "p_holm", "effect")},
+        "rank": getattr(cell.rank, "rank", None),
+        **{f"rank_{name}": getattr(cell.rank, name, None) for name in ("low", "high", "first")},
     }  # fmt: skip
 
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
+
+if TYPE_CHECKING:
+    from ssl3d.results.statistics import Comparison, Interval, Rank
 
 BASELINE = "scratch"
 MODES = {"linear": "Linear", "finetune": "Fine-tune"}
@@ -78,6 +81,7 @@ class Cell:
         missing_folds: folds that other cells of the column have and this one lacks.
         paper: the paper's own figure in percent, where it was asked for and exists.
         excluded: counts of what no metric was computed for, by reason, over all seeds.
+        interval, comparison, rank: filled in by :func:`ssl3d.results.statistics.with_statistics`.
         records: the records behind the cell; by reference, for statistics and reports.
     """
 
@@ -90,6 +94,9 @@ class Cell:
     missing_folds: tuple[str, ...] = ()
     paper: float | None = None
     excluded: dict[str, int] = field(default_factory=dict)
+    interval: Interval | None = None
+    comparison: Comparison | None = None
+    rank: Rank | None = None
     records: tuple[Record, ...] = field(default=(), repr=False)
 
     @cached_property
@@ -135,6 +142,7 @@ class Table:
         differs: for several tables, what sets this one apart; else empty.
         footnotes: (mark, text) pairs that occur in the table.
         facets: the same conditions as data, flat, for tools.
+        remarks: sentences below the table, from the statistics.
     """
 
     caption: str
@@ -143,6 +151,7 @@ class Table:
     rows: tuple[Row, ...]
     footnotes: tuple[tuple[str, str], ...]
     facets: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
     @property
     def groups(self) -> list[list[Column]]:
