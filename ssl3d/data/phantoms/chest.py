@@ -26,7 +26,13 @@ def lung_field(p: FloatArray) -> FloatArray:
     heart = heart_field(p)
     domes = np.minimum(g.ellipsoid(p, (70, 0, -150), (80, 100, 85)), g.ellipsoid(p, (-72, 0, -158), (80, 100, 85)))
     central = g.tube(p, [[2, -2, 160], [4, -4, -160]], 30.0)
-    return np.maximum(np.minimum(right, left), -np.minimum(np.minimum(heart - 4, domes), central))
+    inside = np.maximum(np.minimum(right, left), thorax_field(p) + 5)
+    return np.maximum(inside, -np.minimum(np.minimum(heart - 4, domes), central))
+
+
+def thorax_field(p: FloatArray) -> FloatArray:
+    """Return the field of the chest cavity, inside of the ribs."""
+    return g.ellipsoid(p, (0, -6, -20), (132, 92, 230))
 
 
 def heart_field(p: FloatArray) -> FloatArray:
@@ -42,8 +48,8 @@ def paint_chest(p: FloatArray, lungs: FloatArray) -> NDArray[np.uint8]:
     def put(name: str, where: NDArray[np.bool_]) -> None:
         tissue[where] = TISSUE_ID[name]
 
-    body = g.ellipsoid(p, (0, -4, 0), (160, 116, 900))
-    thorax = g.ellipsoid(p, (0, -8, -20), (136, 96, 230))
+    body = g.ellipsoid(p, (0, -4, 0), (168, 124, 900))
+    thorax = thorax_field(p)
     phase = (z - 0.45 * y) / np.asarray(26.0, p.dtype)
     ring = (np.abs(phase - np.round(phase)) - 0.22) * 26
     spine = g.tube(p, [[0, -84, -300], [0, -84, 300]], 21.0)

@@ -240,7 +240,7 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     p = g.voxel_centres(shape, spacing)
     mapping = deformation(anatomy, parameters.profile)
     # The atlas is made for a 307 mm field of view; other grids see a scaled chest.
-    fit = 307.2 / (parameters.edge * spacing)
+    fit = 1.1 * 307.2 / (parameters.edge * spacing)
     mapping = replace(mapping, matrix=mapping.matrix * fit)
     atlas = mapping.to_atlas(p)
     lungs = chest.lung_field(atlas)

@@ -1,0 +1,237 @@
+"""The phantom cohorts: fixed topology, invertible deformation, real layouts, and no shortcut."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ssl3d.data.adapters import ASOCA, CANDI, MMWHS, STOIC, Folder
+from ssl3d.data.phantoms import COHORTS, PhantomParameters, PhantomSubject, generate, write_cohorts
+from ssl3d.data.phantoms.geometry import jacobian_determinant, voxel_centres
+from ssl3d.data.volume import read_labels, read_volume
+from ssl3d.downstream.metrics import auc
+from ssl3d.errors import ConfigError, DataError
+
+SMALL = PhantomParameters(edge=32, spacing_mm=4.8)
+COUNTS = {"pretrain": 2, "mmwhs": (2, 1), "asoca": 3, "candi": 3, "stoic": 4}
+
+
+@cache
+def subject(cohort: str, index: int, parameters: PhantomParameters = SMALL) -> PhantomSubject:
+    return generate(cohort, index, parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cohort", COHORTS)
+def test_a_subject_is_a_function_of_its_parameters(cohort: str) -> None:
+    first, again = subject(cohort, 0), generate(cohort, 0, SMALL)  # type: ignore[arg-type]
+    assert np.array_equal(first.image, again.image)
+    for other in (
+        subject(cohort, 1),
+        generate(cohort, 0, PhantomParameters(edge=32, spacing_mm=4.8, seed=1)),  # type: ignore[arg-type]
+        generate(cohort, 0, PhantomParameters(edge=32, spacing_mm=4.8, profile="development")),  # type: ignore[arg-type]
+    ):
+        assert not np.array_equal(first.image, other.image)
+    assert first.image.dtype == np.int16
+
+
+@pytest.mark.parametrize("profile", ["benchmark", "development"])
+@pytest.mark.parametrize("cohort", ["mmwhs", "candi", "stoic"])
+def test_deformations_are_invertible(cohort: str, profile: str) -> None:
+    parameters = PhantomParameters(edge=32, spacing_mm=4.8, profile=profile)  # type: ignore[arg-type]
+    points = voxel_centres((12, 12, 12), 13.0).astype(np.float64)
+    for index in range(3):
+        mapping = subject(cohort, index, parameters).deformation
+        assert jacobian_determinant(mapping, points).min() > 0.05
+        np.testing.assert_allclose(mapping.to_subject(mapping.to_atlas(points)), points, atol=1e-4)
+        shift = mapping.to_atlas(points) - points
+        assert shift.std(axis=1).max() > 1, "subjects do differ in shape"
+
+
+@pytest.mark.parametrize("edge", [32, 48])
+def test_every_subject_has_every_structure_in_one_piece(edge: int) -> None:
+    parameters = PhantomParameters(edge=edge, spacing_mm=153.6 / edge)
+    for index in range(4):
+        labels = subject("mmwhs", index, parameters).labels
+        assert labels is not None and set(np.unique(labels)) == {0, 205, 420, 500, 550, 600, 820, 850}
+        for value in (500, 600, 420, 550, 205, 820):
+            parts, _ = ndimage.label(labels == value)
+            sizes = np.bincount(parts.ravel())[1:]
+            assert sizes.max() > 0.93 * sizes.sum(), f"structure {value} of subject {index} falls apart"
+
+
+def test_every_brain_has_its_28_structures_on_the_right_sides() -> None:
+    parameters = PhantomParameters(edge=40, spacing_mm=3.84)
+    targets = set(CANDI.label_values)
+    for index in range(4):
+        labels = subject("candi", index, parameters).labels
+        assert labels is not None and targets <= set(np.unique(labels)) <= targets | {0, 14, 15, 16, 24}
+        for left, right in ((2, 41), (17, 53), (12, 51)):
+            x_left, x_right = (np.argwhere(labels == v)[:, 0].mean() for v in (left, right))
+            assert x_left < x_right, "axis 0 runs from left to right"
+            assert 0.6 < (labels == left).sum() / (labels == right).sum() < 1.6
+
+
+@pytest.mark.parametrize("edge", [32, 64])
+def test_coronaries_are_thin_connected_trees(edge: int) -> None:
+    parameters = PhantomParameters(edge=edge, spacing_mm=153.6 / edge)
+    for index in range(2):
+        labels = subject("asoca", index, parameters).labels
+        assert labels is not None
+        parts, count = ndimage.label(labels, np.ones((3, 3, 3)))
+        sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
+        assert sizes[:2].sum() > 0.95 * sizes.sum(), "two trees, left and right"
+        # The widest ball that fits anywhere has a radius of at most 1.5 voxels, junctions apart.
+        depth = ndimage.distance_transform_edt(labels)
+        assert depth.max() <= 2.5 and np.quantile(depth[labels > 0], 0.97) < 2
+        assert 0.001 < labels.mean() < 0.02
+
+
+def test_both_classes_occur_and_differ_in_lesions_only() -> None:
+    assert [subject("stoic", i).target for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_unusable_parameters_are_refused() -> None:
+    with pytest.raises(ConfigError, match="edge = 8"):
+        PhantomParameters(edge=8)
+    with pytest.raises(ConfigError, match='No phantom cohort "liver"'):
+        generate("liver", 0, SMALL)  # type: ignore[arg-type]
+
+
+# --- no shortcut ------------------------------------------------------------------------------------
+
+
+def _intensity_dice(cohort: str, values: list[int], parameters: PhantomParameters) -> float:
+    """Mean test Dice of the best classifier that sees one voxel's intensity: P(label | intensity) from
+    histograms of five training subjects, each standardised, tested on three others."""
+    bins, index = 128, {v: k for k, v in enumerate(values, 1)}
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        s = subject(cohort, i, parameters)
+        assert s.labels is not None
+        image = s.image.astype(float)
+        inside = image > np.quantile(image, 0.3)
+        z = (image - image[inside].mean()) / image[inside].std()
+        binned = np.clip((z + 3) / 6 * bins, 0, bins - 1).astype(int)
+        lookup = np.zeros(int(s.labels.max()) + 1, dtype=int)
+        for v, k in index.items():
+            if v < len(lookup):
+                lookup[v] = k
+        return binned.ravel(), lookup[s.labels].ravel()
+
+    counts = np.zeros((len(values) + 1, bins))
+    for i in range(5):
+        np.add.at(counts, load(i)[::-1], 1)
+    frequency = counts.sum(1, keepdims=True)
+    best = 0.0
+    # Priors as they are, and all classes alike (as a Dice loss would have it): the better one counts.
+    for likelihood in (counts, counts / frequency, counts / np.sqrt(frequency)):
+        guess = likelihood.argmax(0)
+        scores = []
+        for i in range(5, 8):
+            z, truth = load(i)
+            p = guess[z]
+            scores.append([2 * ((p == k) & (truth == k)).sum() / max(1, (p == k).sum() + (truth == k).sum())
+                           for k in range(1, len(values) + 1)])  # fmt: skip
+        best = max(best, float(np.mean(scores)))
+    return best
+
+
+@pytest.mark.parametrize(
+    ("cohort", "values", "limit"),
+    [
+        ("mmwhs", [500, 600, 420, 550, 205, 820, 850], 0.35),
+        ("candi", list(CANDI.label_values), 0.25),
+        ("asoca", [1], 0.25),
+    ],
+)
+def test_intensity_alone_does_not_solve_segmentation(cohort: str, values: list[int], limit: float) -> None:
+    score = _intensity_dice(cohort, values, PhantomParameters(edge=40, spacing_mm=3.84))
+    print(f"{cohort}: intensity classifier {100 * score:.1f} DSC")
+    assert score < limit
+
+
+def test_intensity_alone_does_not_solve_classification() -> None:
+    """Neither mean nor percentiles of the lungs' density tell the classes apart."""
+    statistics: dict[str, list[float]] = {}
+    targets = []
+    for i in range(32):
+        s = subject("stoic", i)
+        lungs = s.image[(s.image < -300) & (s.image > -960)]
+        for name, value in {
+            "mean": lungs.mean(), "median": np.median(lungs), "p90": np.quantile(lungs, 0.9), "sd": lungs.std(),
+        }.items():  # fmt: skip
+            statistics.setdefault(name, []).append(float(value))
+        targets.append(int(s.target or 0))
+    scores = {name: auc(targets, values) for name, values in statistics.items()}
+    print(scores)
+    assert all(0.2 < score < 0.8 for score in scores.values()), scores
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_cohorts(folder, SMALL, COUNTS)
+    return folder
+
+
+def test_the_official_adapters_read_the_phantoms(root: Path) -> None:
+    found = {d.name: d.cases(root / ("pretrain" if d.name == "folder" else d.name)) for d in (MMWHS(), ASOCA(), CANDI(), STOIC(), Folder())}
+    assert {name: len(cases) for name, cases in found.items()} == {"mmwhs": 3, "asoca": 3, "candi": 3, "stoic": 4, "folder": 2}
+    assert sorted(str(c.subset) for c in found["mmwhs"]) == ["test", "train", "train"]
+    assert sorted(c.target for c in found["stoic"]) == [0, 0, 1, 1]  # type: ignore[type-var]
+    with (root / "stoic/metadata/reference.csv").open() as file:
+        assert list(csv.reader(file))[:2] == [["PatientID", "probCOVID", "probSevere"], ["1001", "0", "0"]]
+
+
+def test_files_hold_the_subject_whatever_their_orientation(root: Path) -> None:
+    import nibabel
+
+    codes = set()
+    for cohort, adapter in (("mmwhs", MMWHS()), ("asoca", ASOCA()), ("candi", CANDI())):
+        for case in adapter.cases(root / cohort):
+            volume, labels = read_volume(case.image), read_labels(case.label)  # type: ignore[arg-type]
+            np.testing.assert_allclose(volume.affine, labels.affine, atol=1e-4)
+            np.testing.assert_allclose(volume.spacing_mm, 4.8, atol=1e-4)
+            if case.image.name.endswith(".nii.gz"):
+                codes.add("".join(nibabel.aff2axcodes(nibabel.load(case.image).affine)))
+    assert len(codes) > 2, "orientations vary"
+    first = subject("mmwhs", 0)
+    np.testing.assert_array_equal(read_volume(MMWHS().cases(root / "mmwhs")[0].image).data, first.image)
+    candi = read_labels(CANDI().cases(root / "candi")[0].label)  # type: ignore[arg-type]
+    left, right = (np.argwhere(candi.data == v).mean(axis=0) for v in (17, 53))
+    x = [float((candi.affine @ [*point, 1])[0]) for point in (left, right)]
+    assert x[0] < x[1], "in RAS mm, left is negative"
+
+
+def test_offsets_are_those_of_the_adapters(root: Path) -> None:
+    for adapter in (MMWHS(), ASOCA(), STOIC()):
+        volume = read_volume(adapter.cases(root / adapter.name)[0].image)
+        air = float(np.quantile(volume.data, 0.01)) + float(adapter.intensity_offset)
+        assert -120 < air < 260, f"{adapter.name}: air at {air}"
+
+
+def test_writing_goes_on_where_it_was_killed_and_gives_the_same_files(root: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cohorts(tmp_path, SMALL, COUNTS, workers=1, progress=stop)
+    assert not (tmp_path / "phantoms.json").exists()
+    write_cohorts(tmp_path, SMALL, COUNTS, workers=1)
+    first, second = (json.loads((p / "phantoms.json").read_text()) for p in (root, tmp_path))
+    assert first == second and len(first["sha256"]) == 2 + 6 + 6 + 6 + 4
+    with pytest.raises(DataError, match="other parameters"):
+        write_cohorts(tmp_path, PhantomParameters(edge=32, spacing_mm=4.8, seed=1), COUNTS)
+    (tmp_path / "phantoms.json").unlink()
+    with pytest.raises(DataError, match="not empty"):
+        write_cohorts(tmp_path, SMALL, COUNTS)
