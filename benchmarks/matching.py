@@ -125,7 +125,7 @@ def main() -> None:
     device = select_device(args.device)
     settings = load_settings(args.preset, args.overrides, registry().methods.names())
     spec = resolve_method("gvsl", settings.methods)
-    run_folder = args.run or RESULTS / f"matching-{args.preset}-seed{args.seed}"
+    run_folder = args.run or Path("runs") / f"matching-{args.preset}-seed{args.seed}"
     unlabelled = pretraining_cohort("phantoms", settings, args.cache)
     labelled = task_cohort(registry().tasks.get("shc").load(), None, settings, args.cache)
     resume = (run_folder / RUN).is_file()

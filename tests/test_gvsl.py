@@ -270,6 +270,19 @@ def test_match_needs_the_head() -> None:
         build(matching=False).match(*pairs().unbind(1))
 
 
+@torch.no_grad()
+def test_monitor_compares_patients_before_and_after() -> None:
+    method, probe = build(), pairs(2).flatten(0, 1)[:3]  # the third has no partner
+    measures = method.monitor(probe, BatchRng(0, 0, range(3)))
+    assert measures.keys() == {"ncc_before", "ncc_after", "folded_share"}
+    moving, fixed = probe[:1], probe[1:2]
+    assert measures["ncc_before"] == pytest.approx(1 - float(ncc_loss(moving, fixed)), abs=1e-5)
+    warped = warp(moving, method.match(moving, fixed).coords)
+    assert measures["ncc_after"] == pytest.approx(1 - float(ncc_loss(warped, fixed)), abs=1e-5)
+    assert measures["folded_share"] == 0
+    assert build(matching=False).monitor(probe, BatchRng(0, 0, range(3))) == {}
+
+
 # Learning -------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from ssl3d.models.spatial import (
     full_precision,
     identity_coords,
     identity_matrix,
+    jacobian_determinant,
     no_autocast,
     warp,
 )
@@ -298,6 +299,20 @@ class GVSL(Method):
             restored = self.restoration(local[: len(a)])  # (B, 1, D, H, W)
             losses["mse"] = cfg.mse_weight * F.mse_loss(full_precision(restored), a)
         return losses
+
+    def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
+        """Return NCC between patients before and after matching, and the share of folded voxels."""
+        if not self.config.matching:
+            return {}
+        before, after, folded = [], [], []
+        # Pair by pair: the memory of a training step must suffice.
+        for moving, fixed in zip(probe[:-1:2].split(1), probe[1::2].split(1), strict=True):
+            coords = self.match(moving, fixed).coords
+            before.append(1 - ncc_loss(moving, fixed, self.config.ncc_window))
+            after.append(1 - ncc_loss(warp(moving, coords), fixed, self.config.ncc_window))
+            folded.append((jacobian_determinant(coords) <= 0).float().mean())
+        measures = {"ncc_before": before, "ncc_after": after, "folded_share": folded}
+        return {name: float(torch.stack(values).mean()) for name, values in measures.items()}
 
     def match(self, moving: Tensor, fixed: Tensor) -> Matching:
         """Return the map that aligns ``moving`` to ``fixed``, both (B, 1, D, H, W) and undamaged.
