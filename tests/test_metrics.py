@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,3 +44,19 @@ def test_surface_distances_are_in_mm() -> None:
 
 def test_auc() -> None:
     assert auc([0, 0, 1, 1], [0.1, 0.6, 0.5, 0.9]) == 0.75
+
+
+def test_surface_metrics_equal_monai() -> None:
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        p, t = (torch.from_numpy(gaussian_filter(rng.random((18, 20, 22)), 2) > 0.5) for _ in range(2))
+        ours = segmentation_metrics(p.long(), t.long(), ["blob"], 1.7, 3.0)["structures"]["blob"]
+        one_hot = [m[None, None].float() for m in (p, t)]
+        options = {"include_background": True, "spacing": 1.7}
+        hd95 = compute_hausdorff_distance(*one_hot, percentile=95, **options)
+        nsd = compute_surface_dice(*one_hot, class_thresholds=[3.0], **options)
+        assert ours["hd95_mm"] == pytest.approx(float(hd95), abs=1e-5)
+        assert ours["nsd"] == pytest.approx(float(nsd), abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,32 +49,46 @@ def segmentation_metrics(
         distance; None if either mask is empty) and ``nsd`` (normalised surface Dice in [0, 1];
         0 if one mask is empty, None if both are).
     """
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-
-    classes = len(names) + 1
-    dsc = dice_per_structure(prediction, truth, classes)
+    dsc = dice_per_structure(prediction, truth, len(names) + 1)
+    p, t = prediction.cpu().numpy(), truth.cpu().numpy()
     structures: dict[str, Any] = {}
     for k, name in enumerate(names, 1):
-        p, t = (prediction == k).cpu(), (truth == k).cpu()
+        distances = surface_distances(p == k, t == k, spacing_mm)
         hd95, nsd = None, None
-        if p.any() and t.any():
-            one_hot = [_crop_to(m, p | t)[None, None].float() for m in (p, t)]  # (1, 1, d, h, w)
-            options: dict[str, Any] = {"include_background": True, "spacing": spacing_mm}
-            hd95 = float(compute_hausdorff_distance(*one_hot, percentile=95, **options))
-            nsd = float(compute_surface_dice(*one_hot, class_thresholds=[tolerance_mm], **options))
-        elif p.any() or t.any():
+        if distances is not None:
+            hd95 = max(float(np.quantile(d, 0.95)) for d in distances)
+            nsd = float(np.mean(np.concatenate(distances) <= tolerance_mm))
+        elif math.isfinite(float(dsc[k - 1])):  # one of them is empty
             nsd = 0.0
-        structures[name] = {"dsc": _number(float(dsc[k - 1])), "hd95_mm": _number(hd95), "nsd": _number(nsd)}
+        structures[name] = {"dsc": _number(float(dsc[k - 1])), "hd95_mm": hd95, "nsd": nsd}
     return {"dsc": _number(float(dsc.nanmean())), "structures": structures}
 
 
-def _crop_to(mask: Tensor, region: Tensor) -> Tensor:
-    """Crop ``mask`` to the bounding box of ``region`` plus one voxel, so that edges are seen."""
-    box = []
-    for axis in range(3):
-        hit = region.amax(dim=[a for a in range(3) if a != axis]).nonzero()
-        box.append(slice(max(0, int(hit.min()) - 1), int(hit.max()) + 2))
-    return mask[tuple(box)]
+def surface_distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the distances in mm of each surface voxel to the other surface; None if a mask is empty.
+
+    A surface voxel is one that an erosion (6 neighbours) removes. Equal to MONAI's, which takes 30
+    times longer for 28 small structures because it works on the whole volume.
+
+    Args:
+        prediction, truth: masks (D, H, W) bool.
+        spacing_mm: isotropic voxel spacing.
+
+    Returns:
+        (from the predicted surface, from the true surface), one value a surface voxel.
+    """
+    from scipy import ndimage
+
+    if not (prediction.any() and truth.any()):
+        return None
+    box = ndimage.find_objects((prediction | truth).astype(np.int8))[0]
+    # One voxel of background around: a mask that ends at the border of the volume has a surface there.
+    masks = [np.pad(mask[box], 1) for mask in (prediction, truth)]
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in masks]
+    fields = [ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces]
+    return fields[1][surfaces[0]], fields[0][surfaces[1]]
 
 
 def _number(value: float | None) -> float | None:
