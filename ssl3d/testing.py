@@ -33,9 +33,8 @@ from ssl3d.downstream.tasks import Task
 from ssl3d.errors import SSL3DError
 from ssl3d.models.checkpoint import load_state, save_state
 from ssl3d.models.factory import build_backbone
-from ssl3d.pretrain.loop import freeze_untrained
+from ssl3d.pretrain.loop import freeze_untrained, measure
 from ssl3d.pretrain.method import Method, MethodSpec, Progress, resolve_method
-from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng, derive_seed, numpy_rng
 
@@ -157,15 +156,21 @@ class Suite:
     @staticmethod
     def views(method: Method, source: CropSource, seed: int = 0, step: int = 0) -> dict[str, Tensor]:
         batch = source.batch(step)
-        return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes))
+        return method.views(
+            batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes)
+        )
 
     def losses(self, method: Method, views: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = method.training_step(views)
         assert isinstance(losses, dict) and losses, "training_step must return a dict of named losses"
         return losses
 
-    def started(self, seed: int = 0) -> tuple[Method, CropSource]:
-        method, source = self.method(seed), self.source()
+    def started(
+        self, batch_size: int | None = None, shape: tuple[int, int, int] = (EDGE,) * 3
+    ) -> tuple[Method, CropSource]:
+        method, source = self.method(), self.source(batch_size, shape)
+        method.check(shape, source.batch_size)
+        method.setup(source)
         method.on_epoch_start(source, 0)
         return method, source
 
@@ -178,15 +183,19 @@ class Suite:
         def draw(disturbance: int, seed: int, step: int) -> dict[str, Tensor]:
             with _disturbed(disturbance):
                 batch = source.batch(0)  # the same crops: only the views may change
-                return method.views(batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes))
+                return method.views(
+                    batch.x.clone(), BatchRng(seed, step, batch.items, CPU, ("views",), batch.volumes)
+                )
 
         first, again = draw(1, 0, 0), draw(2, 0, 0)
         different = [k for k in first if not torch.equal(first[k], again[k])]
-        assert not different, f"views {different} change although seed and step do not: use the rng that is given"
+        assert not different, (
+            f"views {different} change although seed and step do not: use the rng that is given"
+        )
         for what, other in (("seed", draw(1, 1, 0)), ("step", draw(1, 0, 1))):
-            assert any(first[k].shape != other[k].shape or not torch.equal(first[k], other[k]) for k in first), (
-                f"no view changes with the {what}"
-            )
+            assert any(
+                first[k].shape != other[k].shape or not torch.equal(first[k], other[k]) for k in first
+            ), f"no view changes with the {what}"
         return ", ".join(f"{k} {tuple(v.shape)}" for k, v in first.items())
 
     def losses_are_finite_scalars(self) -> str:
@@ -211,8 +220,12 @@ class Suite:
                 count += 1
                 if not reached:
                     missing.append(name)
-        assert not missing, f"no gradient in {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" * (len(missing) > 5))
-        note = f"; declared without: {', '.join(self.spec.cls.untrained)} ({len(declared)})" if declared else ""
+        assert not missing, f"no gradient in {', '.join(missing[:5])}" + (
+            f" and {len(missing) - 5} more" * (len(missing) > 5)
+        )
+        note = (
+            f"; declared without: {', '.join(self.spec.cls.untrained)} ({len(declared)})" if declared else ""
+        )
         return f"{count} parameter tensors{note}"
 
     def one_batch_can_be_overfitted(self) -> str:
@@ -245,14 +258,20 @@ class Suite:
             assert names, f'no parameter below the declared target "{target}"'
             for name in names:
                 source_name = online + name[len(target) :]
-                assert torch.equal(state[name], state[source_name]), f"{name} does not start as a copy of {source_name}"
+                assert torch.equal(state[name], state[source_name]), (
+                    f"{name} does not start as a copy of {source_name}"
+                )
         # A first step so that online and target differ, then one that is looked at.
         for step in range(2):
             before = {n: p.detach().clone() for n, p in method.named_parameters()}
             optimizer.zero_grad()
             sum(self.losses(method, self.views(method, source, step=step)).values()).backward()  # type: ignore[union-attr]
             for target in pairs:
-                with_grad = [n for n, p in method.named_parameters() if n.startswith(target + ".") and p.grad is not None]
+                with_grad = [
+                    n
+                    for n, p in method.named_parameters()
+                    if n.startswith(target + ".") and p.grad is not None
+                ]
                 assert not with_grad, f"a gradient reaches the target network: {with_grad[0]}"
             optimizer.step()
             after_step = {n: p.detach().clone() for n, p in method.named_parameters()}
@@ -268,7 +287,9 @@ class Suite:
         assert gap.abs().max() > 0, "online and target never differ"
         rate = float(move @ gap / (gap @ gap))
         residual = float((move - rate * gap).norm() / gap.norm())
-        assert 0 < rate <= 1 and residual < 1e-4, f"target moves by {rate:.4g} of the gap with residual {residual:.2g}: no moving average"
+        assert 0 < rate <= 1 and residual < 1e-4, (
+            f"target moves by {rate:.4g} of the gap with residual {residual:.2g}: no moving average"
+        )
         return f"momentum {1 - rate:.4f}"
 
     def stop_gradients_stop(self) -> str:
@@ -305,12 +326,15 @@ class Suite:
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), 1, method, optimizer)
             other = self.method(seed=1)
+            other.setup(source)
             fresh = torch.optim.Adam([p for p in other.parameters() if p.requires_grad], lr=1e-3)
             assert load_state(Path(folder), other, fresh) == 1
         assert step(method, optimizer, 1) == step(other, fresh, 1), "the next losses differ"
         a, b = method.state_dict(), other.state_dict()
         different = [k for k in a if not torch.equal(a[k], b[k])]
-        assert not different, f"after the next step {different[:3]} differ: keep everything in parameters and buffers"
+        assert not different, (
+            f"after the next step {different[:3]} differ: keep everything in parameters and buffers"
+        )
         return f"{len(a)} tensors"
 
     def the_backbone_loads_into_the_harness(self) -> str:
@@ -325,7 +349,14 @@ class Suite:
             task = Task("check", "Check", kind, "conformance", metric, (2, 2, 2))  # type: ignore[arg-type]
             for name in MODES:
                 outcome = evaluate(
-                    copy.deepcopy(method.backbone), task, volumes, split, name, config, 0, CPU  # type: ignore[arg-type]
+                    copy.deepcopy(method.backbone),
+                    task,
+                    volumes,  # type: ignore[arg-type]
+                    split,
+                    name,
+                    config,
+                    0,
+                    CPU,  # type: ignore[arg-type]
                 )
                 seen.append(f"{name} {metric} {outcome.score:.0f}")
         return ", ".join(seen)
@@ -338,8 +369,7 @@ class Suite:
             try:
                 if batch < self.spec.cls.minimum_batch_size:
                     raise SSL3DError("below the declared minimum")
-                method, source = self.method(), self.source(batch, shape)
-                method.on_epoch_start(source, 0)
+                method, source = self.started(batch, shape)
                 losses = self.losses(method, self.views(method, source))
                 assert all(math.isfinite(float(v.detach())) for v in losses.values()), f"{what}: {losses}"
                 sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -348,7 +378,9 @@ class Suite:
             except AssertionError:
                 raise
             except Exception as error:
-                raise AssertionError(f"{what}: {type(error).__name__}: {error}; refuse it with ssl3d.errors.ConfigError") from error
+                raise AssertionError(
+                    f"{what}: {type(error).__name__}: {error}; refuse it with ssl3d.errors.ConfigError"
+                ) from error
         return "; ".join(seen) or "all run"
 
     def no_label_reaches_the_method(self) -> str:
@@ -364,19 +396,24 @@ class Suite:
         """A short run on phantoms leaves features that differ between volumes."""
         method, source = self.started()
         probe = torch.stack([source.fixed_crop(v) for v in range(len(source))])
-        start = collapse_measures(method.backbone, probe)
+        start = measure(method, probe, 0)
         optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=2e-3)
         for step in range(self.collapse_steps):
             if step and source.starts_epoch(step):
                 method.on_epoch_start(source, source.epoch_of(step))
-            total = torch.stack(list(self.losses(method, self.views(method, source, step=step)).values())).sum()
+            total = torch.stack(
+                list(self.losses(method, self.views(method, source, step=step)).values())
+            ).sum()
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
             method.on_step_end(Progress(step + 1, self.collapse_steps))
-        end = collapse_measures(method.backbone, probe)
+        end = measure(method, probe, 0)
+        assert all(math.isfinite(v) for v in end.values()), f"measures that are not finite: {end}"
         seen = ", ".join(f"{k} {start[k]:.3g} -> {end[k]:.3g}" for k in end)
-        assert end["feature_std"] > 0.05 * start["feature_std"] and end["effective_rank"] > 1.2, f"collapsed: {seen}"
+        assert end["feature_std"] > 0.05 * start["feature_std"] and end["effective_rank"] > 1.2, (
+            f"collapsed: {seen}"
+        )
         return seen
 
     def run(self, only: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Check]:

@@ -75,7 +75,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, identity: Tensor | None = 
         others = torch.cat([gather(z_a), gather(z_b)])  # (2N, C), N over all processes
         n, here = len(others) // 2, len(a)
         if n < 2:
-            raise ConfigError("NT-Xent of one sample is 0, whatever the network does: use a batch of at least 2.")
+            raise ConfigError(
+                "NT-Xent of one sample is 0, whatever the network does: use a batch of at least 2."
+            )
         logits = torch.cat([z_a, z_b]) @ others.T / temperature  # (2B, 2N)
         rank = dist.get_rank() if n > here else 0
         first = rank * here + torch.arange(here, device=a.device)  # (B,) columns of the own first views

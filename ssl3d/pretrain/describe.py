@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import nn
 
 from ssl3d.config import BackboneConfig
@@ -16,6 +20,7 @@ from ssl3d.models.factory import build_backbone
 from ssl3d.plugins import registry
 from ssl3d.pretrain.loop import freeze_untrained
 from ssl3d.pretrain.method import resolve_method
+from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng, torch_rng
 
 
@@ -42,12 +47,17 @@ def describe(name: str) -> Description:
     """Return what is known of the method ``name``; a variant's defaults are the variant's."""
     entry = registry().methods.get(name)
     spec = resolve_method(name, {})
-    fields = type(spec.config).model_fields
-    options = [
-        Option(key, _show(getattr(spec.config, key)), " ".join((info.description or "").split()).replace("`", ""))
-        for key, info in fields.items()
-    ]
-    return Description(entry.summary, spec.cls.paper, spec.cls.trains, options)
+    return Description(entry.summary, spec.cls.paper, spec.cls.trains, list(_options(spec.config)))
+
+
+def _options(config: BaseModel, prefix: str = "") -> Iterator[Option]:
+    for key, info in type(config).model_fields.items():
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            yield from _options(value, f"{prefix}{key}.")
+        else:
+            meaning = " ".join((info.description or "").split()).replace("`", "")
+            yield Option(prefix + key, _show(value), meaning)
 
 
 def _show(value: object) -> str:
@@ -72,8 +82,24 @@ class StepCost:
         return self.seconds / self.scratch_seconds
 
 
+class _Noise:
+    """Volumes of noise with the interface of a prepared cohort: what they show does not change a step's time."""
+
+    def __init__(self, n: int, edge: int) -> None:
+        self._image = torch.rand(edge, edge, edge, generator=torch_rng(0, "cost")).numpy()
+        self.cases = [SimpleNamespace(id=str(i), shape=self._image.shape, spacing_mm=1.0) for i in range(n)]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def image(self, i: int) -> np.ndarray:
+        return self._image
+
+
 def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) -> StepCost:
     """Measure a step (views, forward, backward) against a supervised segmentation step.
+
+    What a method does when an epoch starts is not part of a step.
 
     Both run in turn on the CPU with the same backbone and as many crops; a method that takes
     several volumes an item gets as many items as fit into ``batch_size`` volumes.
@@ -92,13 +118,15 @@ def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) 
     for module in (method, supervised):
         to_device(module, torch.device("cpu"))
     items, per_item = max(1, batch_size // spec.cls.volumes_per_item), spec.cls.volumes_per_item
-    x = torch.rand(items, per_item, 1, edge, edge, edge, generator=torch_rng(0, "cost"))
-    volumes = x.flatten(0, 1)  # (B, 1, D, H, W)
+    source = CropSource(_Noise(max(8, batch_size), edge), (edge,) * 3, items, per_item, 0)  # type: ignore[arg-type]
+    method.setup(source)
+    method.on_epoch_start(source, 0)
+    batch = source.batch(0)
+    volumes = batch.x.view(-1, 1, edge, edge, edge)  # (B, 1, D, H, W)
     labels = torch.randint(0, 8, (len(volumes), edge, edge, edge), generator=torch_rng(0, "labels"))
 
     def ours(step: int) -> None:
-        rng = BatchRng(0, step, range(items), volumes=range(items))
-        views = method.views(x if per_item > 1 else x[:, 0], rng)
+        views = method.views(batch.x, BatchRng(0, step, batch.items, volumes=batch.volumes))
         torch.stack(list(method.training_step(views).values())).sum().backward()
 
     def theirs(step: int) -> None:

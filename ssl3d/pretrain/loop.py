@@ -16,7 +16,15 @@ from ssl3d.config import Settings
 from ssl3d.environment import autocast_dtype, device_name, environment, peak_memory_mib, to_device
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
 from ssl3d.files import write_bytes, write_json
-from ssl3d.models.checkpoint import BACKBONE, RUN, load_state, read_run, save_state, save_tensors, weights_fingerprint
+from ssl3d.models.checkpoint import (
+    BACKBONE,
+    RUN,
+    load_state,
+    read_run,
+    save_state,
+    save_tensors,
+    weights_fingerprint,
+)
 from ssl3d.models.factory import build_backbone
 from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.method import Method, MethodSpec, Progress, check_batch_size
@@ -47,6 +55,7 @@ def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.
     """Build backbone and method on ``device``."""
     check_batch_size(spec, settings.pretrain.batch_size)
     method = spec.build(build_backbone(settings.backbone, seed), seed)
+    method.check(settings.pretrain.crop, settings.pretrain.batch_size)
     freeze_untrained(method)
     to_device(method, device)
     return method
@@ -147,12 +156,20 @@ def pretrain(
 
 
 def _train(
-    method: Method, source: CropSource, settings: Settings, seed: int, out: Path, device: torch.device, run: dict[str, Any]
+    method: Method,
+    source: CropSource,
+    settings: Settings,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    run: dict[str, Any],
 ) -> None:
     cfg = settings.pretrain
     name = run["method_name"]
     optimizer, scheduler = make_optimizer(method, cfg)
     dtype = autocast_dtype(cfg.precision, device)
+    method.setup(source)
+    to_device(method, device)  # the buffers that setup made
     start = load_state(out, method, optimizer)
     probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
     began, before = time.monotonic(), run["seconds"]
@@ -176,18 +193,34 @@ def _train(
             method.on_step_end(Progress(done, cfg.steps))
 
             if done % cfg.monitor_every == 0 or done == cfg.steps:
-                measures = collapse_measures(method.backbone, probe) if len(probe) > 1 else {}
-                log.write(done, measures)
+                log.write(done, measure(method, probe, seed) if len(probe) > 1 else {})
             if done % cfg.log_every == 0 or done == cfg.steps:
                 log.write(done, {**values, "lr": optimizer.param_groups[0]["lr"]})
             track.update(done, values)
             if done % cfg.checkpoint_every == 0 or done == cfg.steps:
-                run |= {"step": done, "losses": values, "seconds": round(before + time.monotonic() - began, 2)}
+                run |= {
+                    "step": done,
+                    "losses": values,
+                    "seconds": round(before + time.monotonic() - began, 2),
+                }
                 log.flush()
                 save_state(out, done, method, optimizer)
                 if cfg.keep_checkpoints:
                     save_tensors(out / f"backbone-{done:08d}.safetensors", method.backbone.state_dict())
                 write_json(out / RUN, run)
+
+
+@torch.no_grad()
+def measure(method: Method, probe: Tensor, seed: int) -> dict[str, float]:
+    """Return the measures of collapse and the method's own, on fixed crops with fixed randomness.
+
+    Args:
+        method: the method in training.
+        probe: crops of different volumes (N, 1, D, H, W), N >= 2.
+        seed: the run's seed.
+    """
+    rng = BatchRng(seed, 0, range(len(probe)), probe.device, ("monitor",))
+    return collapse_measures(method.backbone, probe) | method.monitor(probe, rng)
 
 
 def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str, float]:
@@ -218,7 +251,9 @@ def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str
         return {}
     previous = read_run(out)
     if not resume:
-        raise CheckpointError(f"{out} already holds a run at step {previous['step']}: add --resume or give another --out.")
+        raise CheckpointError(
+            f"{out} already holds a run at step {previous['step']}: add --resume or give another --out."
+        )
     if previous["identity"] != identity:
         raise CheckpointError(
             f"{out} holds another run; --resume needs the same settings. Different: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -80,6 +81,21 @@ class Method(nn.Module):
         self.backbone = backbone
         self.config = config
 
+    def check(self, crop: Sequence[int], batch_size: int) -> None:
+        """Raise ConfigError where the method is not defined; called before any data are read.
+
+        Args:
+            crop: edges (D, H, W) of the crops in voxels.
+            batch_size: items a step; ``minimum_batch_size`` has been checked.
+        """
+
+    def setup(self, volumes: CropSource) -> None:
+        """Called once before training, and before the state of a resumed run is loaded.
+
+        For buffers whose size depends on the data, and for data on which the method is not defined:
+        raise ConfigError or DataError.
+        """
+
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         """Make what ``training_step`` needs from a batch of crops, on the device of ``x``.
 
@@ -103,6 +119,18 @@ class Method(nn.Module):
         Whatever it computes and later steps need must live in buffers, so that a resumed run
         finds it in the checkpoint.
         """
+
+    def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
+        """Return further numbers for the log that show whether the method learns; without gradient.
+
+        Every ``pretrain.monitor_every`` steps, with the same crops and randomness each time, so that
+        the numbers of a run can be compared.
+
+        Args:
+            probe: the central crop of up to 16 volumes (N, 1, D, H, W).
+            rng: randomness for N samples.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -142,7 +170,11 @@ def resolve_method(name: str, options: dict[str, dict[str, Any]]) -> MethodSpec:
     """
     entry = registry().methods.get(name)
     cls = entry.load()
-    values = {**options.get(cls.name, {}), **(options.get(name, {}) if name != cls.name else {}), **entry.overrides}
+    values = {
+        **options.get(cls.name, {}),
+        **(options.get(name, {}) if name != cls.name else {}),
+        **entry.overrides,
+    }
     title = cls.title if name == cls.name else entry.title
     return MethodSpec(name, cls, validate(cls.Config, values, f"method {name}"), title or name)
 

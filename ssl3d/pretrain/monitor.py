@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl3d.losses.contrastive import alignment, uniformity
 from ssl3d.models.factory import Backbone
 
 
@@ -50,5 +51,33 @@ def collapse_measures(backbone: Backbone, probe: Tensor) -> dict[str, float]:
     Returns:
         ``feature_std`` (see :func:`feature_deviation`) and ``effective_rank``.
     """
-    pooled = torch.cat([backbone.encode(x[None])[-1].float().mean(dim=(2, 3, 4)) for x in probe])  # (N, C)
+    pooled = pooled_features(backbone, probe)
     return {"feature_std": feature_deviation(pooled), "effective_rank": effective_rank(pooled)}
+
+
+@torch.no_grad()
+def view_measures(backbone: Backbone, first: Tensor, second: Tensor) -> dict[str, float]:
+    """Measure how near the features of two views of a crop are, and how far apart those of all crops.
+
+    Args:
+        backbone: the network in training.
+        first: one view of each crop (N, 1, D, H, W), N >= 2.
+        second: another view of each.
+
+    Returns:
+        ``alignment`` and ``uniformity`` of the pooled global feature (see
+        :mod:`ssl3d.losses.contrastive`); the lower, the better, both.
+    """
+    a, b = pooled_features(backbone, first), pooled_features(backbone, second)
+    return {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a))}
+
+
+@torch.no_grad()
+def pooled_features(backbone: Backbone, crops: Tensor) -> Tensor:
+    """Return the mean over voxels of each crop's f^g (N, C) in float32, one crop at a time.
+
+    Args:
+        backbone: the network.
+        crops: (N, 1, D, H, W).
+    """
+    return torch.cat([backbone.encode(x[None])[-1].float().mean(dim=(2, 3, 4)) for x in crops])

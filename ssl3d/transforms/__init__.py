@@ -8,6 +8,7 @@ from ssl3d.transforms.appearance import GaussianNoise as GaussianNoise
 from ssl3d.transforms.appearance import InPainting as InPainting
 from ssl3d.transforms.appearance import LocalShuffle as LocalShuffle
 from ssl3d.transforms.appearance import OutPainting as OutPainting
+from ssl3d.transforms.contrastive import RandomViews as RandomViews
 from ssl3d.transforms.spatial import Flip as Flip
 from ssl3d.transforms.spatial import RandomResizedCrop as RandomResizedCrop
 from ssl3d.transforms.spatial import RandomSpatial as RandomSpatial
