@@ -1,0 +1,109 @@
+"""BYOL: Bootstrap Your Own Latent (Grill et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl3d import Method, MethodConfig, Progress
+from ssl3d.losses import cosine_distance
+from ssl3d.models.heads import MLP, Norm, check_norm
+from ssl3d.pretrain.monitor import view_measures
+from ssl3d.rng import BatchRng
+from ssl3d.transforms import RandomViews
+
+
+def momentum(step: int, steps: int, base: float) -> float:
+    """Return tau_k = 1 - (1 - base) (cos(pi k / K) + 1) / 2, from ``base`` at k = 0 to 1 at k = K.
+
+    Args:
+        step: optimizer steps k done before the update.
+        steps: optimizer steps K of the whole run.
+        base: tau_0 in [0, 1].
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+class BYOLConfig(MethodConfig):
+    """Options of BYOL."""
+
+    base_momentum: float = Field(0.996, ge=0, le=1)
+    """Momentum of the target at the first step; it rises to 1 on a cosine over all steps. The paper's
+    value is for 100,000s of steps: a short run needs a smaller one, or the target stays random."""
+    hidden: int = Field(1024, ge=1)
+    """Width of the hidden layers; the paper's 4096 is twice a ResNet-50's f^g, this twice the U-Net's."""
+    embedding: int = Field(256, ge=1)
+    """Length of the embedding (paper)."""
+    norm: Norm = "layer"
+    """Norm of the hidden layers. `batch` as the paper: only for large batches."""
+    views: RandomViews = RandomViews()
+    """Augmentations, shared by all contrastive methods."""
+
+
+class BYOL(Method):
+    """Predict, from one view, what a slowly moving copy of the network makes of the other.
+
+    Departures from the paper: layer norm in projector and predictor, since batches are small (BYOL
+    needs no batch statistics: Richemond et al. 2020, who use group norm); Adam instead of LARS, as for
+    every method here; one distribution of augmentations for both views.
+    """
+
+    name = "byol"
+    title = "BYOL"
+    paper = (
+        "Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, NeurIPS 2020"
+    )
+    trains = "encoder"
+    untrained = ("target.", "target_projector.")
+    targets = {  # noqa: RUF012 - a literal, as everything that listings read
+        "target.encoder": "backbone.encoder",
+        "target_projector": "projector",
+    }
+    Config = BYOLConfig
+    config: BYOLConfig
+
+    def __init__(self, backbone: Any, config: BYOLConfig) -> None:
+        super().__init__(backbone, config)
+        self.projector = MLP((backbone.global_channels, config.hidden, config.embedding), config.norm)
+        self.predictor = MLP((config.embedding, config.hidden, config.embedding), config.norm)
+        # Copies, not networks with an initialisation of their own.
+        self.target = copy.deepcopy(backbone)
+        self.target.decoder = nn.Identity()  # never used, so neither stored nor moved
+        self.target_projector = copy.deepcopy(self.projector)
+        self.target.requires_grad_(False)
+        self.target_projector.requires_grad_(False)
+
+    def check(self, crop: Sequence[int], batch_size: int) -> None:
+        check_norm(self.name, self.config.norm, batch_size)
+
+    def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
+        return {"first": first, "second": second}
+
+    def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
+        pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
+        # One view at a time, so that a batch norm never sees both views of a crop.
+        q = [self.predictor(self.projector(view)) for view in pooled.chunk(2)]  # (B, embedding) each
+        with torch.no_grad():
+            pooled = self.target.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
+            z = [self.target_projector(view) for view in pooled.chunk(2)]  # (B, embedding) each
+        return {"first": cosine_distance(q[0], z[1]), "second": cosine_distance(q[1], z[0])}
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress) -> None:
+        tau = momentum(progress.step - 1, progress.steps, self.config.base_momentum)
+        for target, online in ((self.target, self.backbone), (self.target_projector, self.projector)):
+            for name, parameter in target.named_parameters():
+                parameter.lerp_(online.get_parameter(name), 1 - tau)
+            for name, buffer in target.named_buffers():  # statistics of a batch norm
+                buffer.copy_(online.get_buffer(name))
+
+    def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
+        return view_measures(self.backbone, *self.config.views.pair(probe, rng))

@@ -1,0 +1,190 @@
+"""DeepCluster (Caron et al., ECCV 2018)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl3d import Method, MethodConfig
+from ssl3d.errors import ConfigError
+from ssl3d.pretrain.monitor import pooled_features
+from ssl3d.pretrain.source import CropSource
+from ssl3d.rng import BatchRng, derive_seed, numpy_rng, torch_rng
+from ssl3d.transforms import RandomViews
+
+
+def cluster(features: np.ndarray, clusters: int, dimensions: int, seed: int) -> np.ndarray:
+    """Return the pseudo-label of each feature: PCA, whitening, unit length, k-means (section 3).
+
+    Args:
+        features: (N, C).
+        clusters: k <= N.
+        dimensions: most dimensions kept by the PCA. At most N / 4 are: whitened in N - 1 dimensions,
+            N points are all equally far from each other.
+        seed: decides where k-means starts.
+
+    Returns:
+        (N,) in {0, ..., k - 1}; no cluster is empty.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.preprocessing import normalize
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    n, channels = features.shape
+    kept = max(1, min(dimensions, channels, n // 4))
+    # One thread: several add in an order of their own, and a resumed run must get the same labels.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than k: see below
+        whitened = PCA(kept, whiten=True, svd_solver="full").fit_transform(features.astype(np.float64))
+        points = normalize(whitened)  # (N, kept), unit length
+        labels = KMeans(clusters, n_init=5, random_state=seed % 2**32).fit_predict(points)
+    return fill_empty(points, labels, clusters, seed)
+
+
+def fill_empty(points: np.ndarray, labels: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Return ``labels`` with every empty cluster filled from a split of the largest one (section 3.3).
+
+    The paper puts the empty cluster's centroid next to that of another one, displaced a little at
+    random, and assigns that one's points anew: they part at the plane through its centroid, across the
+    displacement. It takes any non-empty cluster; the largest is the one to which it matters least.
+
+    Args:
+        points: (N, C).
+        labels: (N,) in {0, ..., clusters - 1}.
+        clusters: at most N.
+        seed: decides the displacements.
+    """
+    labels = labels.copy()
+    for empty in np.flatnonzero(np.bincount(labels, minlength=clusters) == 0):
+        members = np.flatnonzero(labels == np.bincount(labels).argmax())
+        displacement = numpy_rng(seed, "split", int(empty)).standard_normal(points.shape[1])
+        beyond = (points[members] - points[members].mean(0)) @ displacement > 0
+        if not beyond.any():  # all its points are one: any half will do
+            beyond[: len(members) // 2] = True
+        labels[members[beyond]] = empty
+    return labels
+
+
+class DeepClusterConfig(MethodConfig):
+    """Options of DeepCluster."""
+
+    clusters: int = Field(16, ge=2)
+    """Clusters k. The paper's 10,000 are for a million images; here they must be much fewer than the
+    crops: volumes times `crops_per_volume`."""
+    crops_per_volume: int = Field(4, ge=1)
+    """Crops of each volume that get a pseudo-label; the method trains on these."""
+    recluster_every: int | None = Field(None, ge=1)
+    """Passes over the volumes from one clustering to the next. None: `crops_per_volume`, which is one
+    pass over the crops, as in the paper."""
+    pca: int = Field(16, ge=1)
+    """Most dimensions in which features are clustered (256 in the paper); at most a quarter of the
+    number of crops."""
+    views: RandomViews = RandomViews()
+    """Augmentations, shared by all contrastive methods."""
+
+
+class DeepCluster(Method):
+    """Cluster the features, and learn to tell the clusters apart, in turn.
+
+    Departures from the paper: the clustered feature is f^g averaged over voxels, without further
+    layers; the classifier sees it standardised by the mean and deviation over all crops at the last
+    clustering, since batches are too small for the paper's batch norm; no Sobel filter, for there are no
+    colours; the optimizer's moments of the classifier outlive its reset (they are the loop's).
+    """
+
+    name = "deepcluster"
+    title = "DeepCluster"
+    paper = "Caron et al., Deep Clustering for Unsupervised Learning of Visual Features, ECCV 2018"
+    trains = "encoder"
+    Config = DeepClusterConfig
+    config: DeepClusterConfig
+
+    source: CropSource
+    """Where the labelled crops are read from; set by ``setup``."""
+    labels: Tensor
+    """Pseudo-label of crop j of volume v at v * crops_per_volume + j."""
+    clustered: Tensor
+    """Epoch of the last clustering, -1 before the first."""
+    stability: Tensor
+    """Normalised mutual information of the last two clusterings, in [0, 1]; the paper's figure 2 b."""
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, backbone: Any, config: DeepClusterConfig) -> None:
+        super().__init__(backbone, config)
+        self.classifier = nn.Linear(backbone.global_channels, config.clusters)
+        self.register_buffer("mean", torch.zeros(backbone.global_channels))
+        self.register_buffer("deviation", torch.ones(backbone.global_channels))
+        self.register_buffer("clustered", torch.tensor(-1))
+        self.register_buffer("stability", torch.tensor(0.0))
+
+    def setup(self, volumes: CropSource) -> None:
+        crops = len(volumes) * self.config.crops_per_volume
+        if self.config.clusters > crops:
+            raise ConfigError(
+                f"deepcluster.clusters = {self.config.clusters}, but there are {crops} crops to cluster "
+                f"({len(volumes)} volumes x deepcluster.crops_per_volume = {self.config.crops_per_volume}): "
+                f"use --set deepcluster.clusters={max(2, crops // 8)}, more crops a volume, or more volumes."
+            )
+        self.source = volumes
+        self.register_buffer("labels", torch.zeros(crops, dtype=torch.long))
+
+    def on_epoch_start(self, volumes: CropSource, epoch: int) -> None:
+        every = self.config.recluster_every or self.config.crops_per_volume
+        if 0 <= int(self.clustered) > epoch - every:
+            return
+        device = self.labels.device
+        crops = (self.crop(i)[None].to(device) for i in range(len(self.labels)))
+        features = torch.cat([pooled_features(self.backbone, crop) for crop in crops])  # (N, C)
+        seed = derive_seed(volumes.seed, "deepcluster", epoch)
+        labels = cluster(features.cpu().numpy(), self.config.clusters, self.config.pca, seed)
+        if int(self.clustered) >= 0:
+            from sklearn.metrics import normalized_mutual_info_score
+
+            self.stability.fill_(normalized_mutual_info_score(self.labels.cpu().numpy(), labels))
+        self.labels.copy_(torch.from_numpy(labels))
+        self.clustered.fill_(epoch)
+        self.mean.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0) + 1e-6)
+        # Clusters have no order, so what the classifier learnt of the former ones is void.
+        weight = torch.empty(self.classifier.weight.shape)
+        weight.normal_(std=0.01, generator=torch_rng(volumes.seed, "classifier", epoch))
+        with torch.no_grad():
+            self.classifier.weight.copy_(weight)
+            self.classifier.bias.zero_()
+
+    def crop(self, index: int) -> Tensor:
+        """Return labelled crop ``index`` (1, D, H, W)."""
+        return self.source.fixed_crop(*divmod(index, self.config.crops_per_volume))
+
+    def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        """Return augmented crops (B, 1, D, H, W) and their pseudo-labels (B,).
+
+        The crops are not those of the batch, which have no label, but drawn from the labelled ones:
+        first a cluster, all equally likely, then one of its crops (section 3.3), so that large clusters
+        do not outweigh small ones.
+        """
+        labels = self.labels.cpu()
+        drawn, places = rng.integers(0, self.config.clusters).tolist(), rng.uniform().tolist()
+        chosen = []
+        for label, place in zip(drawn, places, strict=True):
+            members = (labels == label).nonzero()[:, 0]
+            chosen.append(int(members[int(place * len(members))]))
+        crops = torch.stack([self.crop(i) for i in chosen]).to(x.device)  # (B, 1, D, H, W)
+        return {"view": self.config.views.view(crops, rng.fork("view")), "label": labels[chosen].to(x.device)}
+
+    def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        pooled = self.backbone.encode(views["view"])[-1].mean((2, 3, 4))  # (B, C)
+        logits = self.classifier((pooled - self.mean) / self.deviation)  # (B, k)
+        return {"cross_entropy": F.cross_entropy(logits, views["label"])}
+
+    def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
+        return {"cluster_stability": float(self.stability)}

@@ -1,0 +1,76 @@
+"""SimSiam (Chen & He, CVPR 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ssl3d import Method, MethodConfig, StopGradient
+from ssl3d.losses import negative_cosine
+from ssl3d.models.heads import MLP, Norm, check_norm
+from ssl3d.pretrain.monitor import view_measures
+from ssl3d.rng import BatchRng
+from ssl3d.transforms import RandomViews
+
+
+class SimSiamConfig(MethodConfig):
+    """Options of SimSiam."""
+
+    embedding: int = Field(512, ge=1)
+    """Width of the projector's three layers; the paper's 2048 is that of a ResNet-50's f^g, this the U-Net's."""
+    bottleneck: int = Field(128, ge=1)
+    """Width of the predictor's hidden layer: a quarter of the embedding (paper)."""
+    norm: Norm = "layer"
+    """Norm of the projector and of the predictor's hidden layer. `batch` as the paper: only for large
+    batches, since over a batch of 2 it makes the embeddings each other's negative."""
+    views: RandomViews = RandomViews()
+    """Augmentations, shared by all contrastive methods."""
+
+
+class SimSiam(Method):
+    """Predict the embedding of one view from the other's, without gradient into what is predicted.
+
+    Departures from the paper: layer norm instead of batch norm, since batches are small (the paper's
+    section 4.4 finds that batch norm is no reason why the method does not collapse); Adam instead of
+    SGD, and one learning rate for all layers, as for every method here.
+    """
+
+    name = "simsiam"
+    title = "SimSiam"
+    paper = "Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021"
+    trains = "encoder"
+    stop_gradients = ("stop_gradient",)
+    Config = SimSiamConfig
+    config: SimSiamConfig
+
+    def __init__(self, backbone: Any, config: SimSiamConfig) -> None:
+        super().__init__(backbone, config)
+        width = config.embedding
+        self.projector = MLP((backbone.global_channels, width, width, width), config.norm, last=config.norm)
+        self.predictor = MLP((width, config.bottleneck, width), config.norm)
+        self.stop_gradient = StopGradient()
+
+    def check(self, crop: Sequence[int], batch_size: int) -> None:
+        check_norm(self.name, self.config.norm, batch_size)
+
+    def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
+        return {"first": first, "second": second}
+
+    def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
+        pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
+        # One view at a time, so that a batch norm never sees both views of a crop.
+        z = [self.projector(view) for view in pooled.chunk(2)]  # (B, embedding) each
+        p = [self.predictor(view) for view in z]
+        return {
+            "first": negative_cosine(p[0], self.stop_gradient(z[1])) / 2,
+            "second": negative_cosine(p[1], self.stop_gradient(z[0])) / 2,
+        }
+
+    def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
+        return view_measures(self.backbone, *self.config.views.pair(probe, rng))
