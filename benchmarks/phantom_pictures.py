@@ -32,7 +32,9 @@ def planes(volume: np.ndarray, centre: tuple[int, ...]) -> np.ndarray:
     # RAS: the patient's right is shown on the left, front and head are up.
     slices = [volume[::-1, ::-1, z].T, volume[::-1, y, ::-1].T, volume[x, ::-1, ::-1].T]
     height = max(s.shape[0] for s in slices)
-    padded = [np.pad(s, (((height - s.shape[0]) // 2, (height - s.shape[0] + 1) // 2), (0, 1))) for s in slices]
+    padded = [
+        np.pad(s, (((height - s.shape[0]) // 2, (height - s.shape[0] + 1) // 2), (0, 1))) for s in slices
+    ]
     return np.concatenate(padded, axis=1)
 
 
@@ -41,13 +43,17 @@ def draw(cohort: str, parameters: PhantomParameters, path: Path) -> None:
     title, window, subjects = COHORTS[cohort]
     drawn = [generate(cohort, i, parameters) for i in subjects]  # type: ignore[arg-type]
     rows = 1 if drawn[0].labels is None else 2
-    figure, axes = plt.subplots(rows, len(drawn), figsize=(4.6 * len(drawn), 1.65 * rows + 0.35), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, len(drawn), figsize=(4.6 * len(drawn), 1.65 * rows + 0.35), squeeze=False
+    )
     for column, subject in enumerate(drawn):
         centre = tuple(n // 2 for n in subject.image.shape)
         if cohort == "candi":  # beside the midline
             centre = (centre[0] + subject.image.shape[0] // 12, *centre[1:])
         if cohort == "asoca" and subject.labels is not None:  # where the most artery is in view
-            centre = tuple(int(subject.labels.sum(axis=tuple(b for b in range(3) if b != a)).argmax()) for a in range(3))
+            centre = tuple(
+                int(subject.labels.sum(axis=tuple(b for b in range(3) if b != a)).argmax()) for a in range(3)
+            )
         image = planes(subject.image, centre)
         low, high = window or (0, np.quantile(subject.image, 0.995))
         for row in range(rows):
@@ -59,7 +65,9 @@ def draw(cohort: str, parameters: PhantomParameters, path: Path) -> None:
             order = np.random.default_rng(3).permutation(len(values) - 1) + 1
             colours = np.concatenate([[0], order])[codes.reshape(subject.labels.shape)]
             shown = planes(colours.astype(float), centre)
-            axes[1, column].imshow(np.ma.masked_equal(shown, 0), cmap="gist_rainbow", alpha=0.55, vmin=1, vmax=len(values))
+            axes[1, column].imshow(
+                np.ma.masked_equal(shown, 0), cmap="gist_rainbow", alpha=0.55, vmin=1, vmax=len(values)
+            )
     figure.suptitle(title, fontsize=11, y=0.995)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.93 if rows == 2 else 0.86, 0.02, 0.03)
     figure.savefig(path, dpi=66)
@@ -67,7 +75,9 @@ def draw(cohort: str, parameters: PhantomParameters, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--edge", type=int, default=80, help="voxels along an edge")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images")
     args = parser.parse_args()

@@ -96,7 +96,11 @@ class Bench:
             record = {
                 "schema": 1,
                 "identity": identity,
-                "method": {"title": spec.title, "trains": spec.cls.trains, "notes": self._notes(spec, data.task)},
+                "method": {
+                    "title": spec.title,
+                    "trains": spec.cls.trains,
+                    "notes": self._notes(spec, data.task),
+                },
                 "preset": self.settings.preset,
                 "metric": data.task.metric,
                 "score": outcome.score,
@@ -123,7 +127,9 @@ class Bench:
             self.store.write(record)
             return record, True
 
-    def _identity(self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int) -> dict[str, Any]:
+    def _identity(
+        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int
+    ) -> dict[str, Any]:
         if spec.name in self.checkpoints:
             source = read_run(self.checkpoints[spec.name])
             pretraining = source["identity"] if source.get("status") == "finished" else None
@@ -162,7 +168,13 @@ class Bench:
         folder = self.store.root / "runs" / f"{spec.name}-s{seed}-{_digest(identity)}"
         with self.store.claim({"run": identity}):
             pretrain(
-                spec, self.pretraining, self.settings, seed, folder, self.device, resume=(folder / RUN).is_file()
+                spec,
+                self.pretraining,
+                self.settings,
+                seed,
+                folder,
+                self.device,
+                resume=(folder / RUN).is_file(),
             )
         return folder
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ssl3d.plugins import Catalogue
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -117,7 +119,9 @@ def methods(verbose: bool) -> None:
     table = _table("Method", "Trains", "What it is", "Plugin")
     for entry in registry().methods:
         name = f"  {entry.name}" if entry.base else entry.name
-        table.add_row(*(escape(t) for t in (name, str(entry.facts.get("trains", "")), entry.summary, entry.plugin)))
+        table.add_row(
+            *(escape(t) for t in (name, str(entry.facts.get("trains", "")), entry.summary, entry.plugin))
+        )
     console = _console()
     console.print(table)
     _print_conflicts(console, registry().methods)
@@ -142,13 +146,18 @@ def _print_info(name: str, cost: bool) -> None:
     facts = describe(name)
     console = _console()
     console.print(f"[bold]{escape(name)}[/]  {escape(facts.summary)}")
-    for label, text in (("paper", facts.paper), ("trains", facts.trains), ("variant of", entry.base), ("plugin", entry.plugin)):
+    for label, text in (
+        ("paper", facts.paper),
+        ("trains", facts.trains),
+        ("variant of", entry.base),
+        ("plugin", entry.plugin),
+    ):
         if text:
             console.print(f"  {label:<11}{escape(text)}", highlight=False)
     if cost and facts.trains != "none":
         measured = step_cost(name)
         console.print(
-            f"  {'cost':<11}{measured.ratio:.1f} times a step of supervised training from scratch "
+            f"  {'cost':<11}{measured.ratio:.1f} times a supervised step from scratch "
             f"({measured.seconds * 1000:.0f} ms against {measured.scratch_seconds * 1000:.0f} ms here, "
             f"{measured.batch_size} crops of {measured.edge} voxels)", highlight=False,
         )  # fmt: skip
@@ -193,7 +202,9 @@ def check(method: str, overrides: tuple[str, ...]) -> None:
 
 @main.command("new-method")
 @click.argument("name")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder [default: ./ssl3d-NAME].")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder [default: ./ssl3d-NAME]."
+)
 def new_method(name: str, out: Path | None) -> None:
     """Write a pip-installable package with a method that runs and passes its test."""
     from ssl3d.scaffold import new_method as write
@@ -215,7 +226,9 @@ def tasks() -> None:
     for entry in registry().tasks:
         task = entry.load()
         counts = "/".join(map(str, task.counts))
-        table.add_row(*(escape(t) for t in (task.name, task.summary, task.dataset, task.metric.upper(), counts)))
+        table.add_row(
+            *(escape(t) for t in (task.name, task.summary, task.dataset, task.metric.upper(), counts))
+        )
     console = _console()
     console.print(table)
     _print_conflicts(console, registry().tasks)
@@ -231,7 +244,12 @@ def datasets() -> None:
     table = _table("Dataset", "What it is", "Modality", "Offset", "Plugin")
     for entry in registry().datasets:
         d = entry.load()
-        table.add_row(*(escape(str(t)) for t in (d.name, d.summary, d.modality.upper(), d.intensity_offset, entry.plugin)))
+        table.add_row(
+            *(
+                escape(str(t))
+                for t in (d.name, d.summary, d.modality.upper(), d.intensity_offset, entry.plugin)
+            )
+        )
     console = _console()
     console.print(table)
     _print_conflicts(console, registry().datasets)
@@ -245,13 +263,15 @@ def plugins() -> None:
     from ssl3d.plugins import registry
 
     found = registry()
-    catalogues = {
+    catalogues: dict[str, Catalogue[Any]] = {
         "methods": found.methods, "tasks": found.tasks, "datasets": found.datasets,
         "backbones": found.backbones, "table formats": found.table_formats,
     }  # fmt: skip
     table = _table("Plugin", "Version", "Registers", "State")
     for plugin in found.plugins.values():
-        counts = {kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()}
+        counts = {
+            kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()
+        }
         state = f"[red]broken:[/] {escape(plugin.error)}" if plugin.error else "[green]ok[/]"
         for problem in plugin.problems:
             state += f"\n[yellow]warning:[/] {escape(problem)}"
@@ -301,7 +321,9 @@ def _settings(preset: str, overrides: tuple[str, ...]) -> Any:
               help="Folder of volumes, DATASET=DIR, or phantoms.")  # fmt: skip
 @_preset_option
 @click.option("--seed", default=0, show_default=True, help="Initialisation, order, crops and views.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @_device_option
 @_cache_option
@@ -327,21 +349,33 @@ def pretrain(
     cohort = pretraining_cohort(data, settings, cache) if spec.cls.trains != "none" else None
     run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
     losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
-    click.echo(f"{spec.name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}")
+    click.echo(
+        f"{spec.name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}"
+    )
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
 
 
 @main.command()
 @click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
               help='Rows; "all" is every method, without variants.')  # fmt: skip
-@click.option("--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all", help="Columns.")
+@click.option(
+    "--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all", help="Columns."
+)
 @click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
 @click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="One seed covers a whole run.")
 @_preset_option
-@click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining.")
-@click.option("--task-data", multiple=True, metavar="TASK=DIR", help="A task's release on disk [default: phantoms].")
-@click.option("--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining.")
-@click.option("--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records.")
+@click.option(
+    "--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining."
+)
+@click.option(
+    "--task-data", multiple=True, metavar="TASK=DIR", help="A task's release on disk [default: phantoms]."
+)
+@click.option(
+    "--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining."
+)
+@click.option(
+    "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
+)
 @_device_option
 @_cache_option
 def bench(
@@ -355,10 +389,13 @@ def bench(
     found = registry()
     settings = _settings(preset, overrides)
     chosen_tasks = found.tasks.names() if task_names == "all" else _names(task_names)
-    chosen_methods = [e.name for e in found.methods if not e.base] if method_names == "all" else _names(method_names)
-    for catalogue, names in ((found.tasks, chosen_tasks), (found.methods, chosen_methods)):
-        for name in names:
-            catalogue.get(name)  # type: ignore[attr-defined]
+    chosen_methods = (
+        [e.name for e in found.methods if not e.base] if method_names == "all" else _names(method_names)
+    )
+    for name in chosen_tasks:
+        found.tasks.get(name)
+    for name in chosen_methods:
+        found.methods.get(name)
     chosen_seeds = [_seed(text) for text in _names(seeds)]
     places = _pairs(task_data, "--task-data")
     checkpoints = _pairs(checkpoint, "--checkpoint")
@@ -386,11 +423,25 @@ def bench(
     columns = []
     for task in (found.tasks.get(name).load() for name in chosen_tasks):
         cohort = task_cohort(task, places.get(task.name), settings, cache)
-        columns.append(TaskData(task, cohort, task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")))
+        columns.append(
+            TaskData(
+                task, cohort, task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
+            )
+        )
     needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
     unlabelled = pretraining_cohort(data, settings, cache) if needs_data else None
 
-    job = Bench(specs, columns, chosen_modes, chosen_seeds, settings, unlabelled, checkpoints, ResultStore(store), where)
+    job = Bench(
+        specs,
+        columns,
+        chosen_modes,
+        chosen_seeds,
+        settings,
+        unlabelled,
+        checkpoints,
+        ResultStore(store),
+        where,
+    )
     records = []
     for record, computed in job.run():
         records.append(record)
@@ -421,7 +472,9 @@ def _print_table(records: list[dict[str, Any]], format_name: str, against: str |
 
 @main.command()
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
-@click.option("--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's.")
+@click.option(
+    "--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's."
+)
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
 def table(store: Path, format_name: str, against: str | None) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
@@ -443,7 +496,9 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
+)
 @_preset_option
 def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
     """Write the phantom cohorts in the layouts of MM-WHS, ASOCA, CANDI and STOIC."""

@@ -198,7 +198,9 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 
-def load_settings(preset: str, overrides: list[str] | tuple[str, ...] = (), methods: list[str] | None = None) -> Settings:
+def load_settings(
+    preset: str, overrides: list[str] | tuple[str, ...] = (), methods: list[str] | None = None
+) -> Settings:
     """Load a preset and apply ``key=value`` overrides.
 
     Args:
@@ -211,7 +213,9 @@ def load_settings(preset: str, overrides: list[str] | tuple[str, ...] = (), meth
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_folder() / f"{preset}.yaml"
     if not path.is_file():
-        raise ConfigError(f'Unknown preset "{preset}".{nearest(preset, preset_names())} A path to a .yaml file works too.')
+        raise ConfigError(
+            f'Unknown preset "{preset}".{nearest(preset, preset_names())} A path to a .yaml file works too.'
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -229,7 +233,9 @@ def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
     if not equals:
         raise ConfigError(f'--set "{override}" has no value; write --set key=value.')
     try:
-        value = yaml.safe_load(f"[{text}]" if "," in text and not text.lstrip().startswith(("[", "{")) else text)
+        value = yaml.safe_load(
+            f"[{text}]" if "," in text and not text.lstrip().startswith(("[", "{")) else text
+        )
         # YAML reads 1e-3 as text (it wants 1.0e-3).
         value = float(value) if isinstance(value, str) and _is_number(value) else value
     except yaml.YAMLError as error:
@@ -240,7 +246,9 @@ def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
             parts.insert(0, "methods")
         else:
             valid = list(option_paths(Settings)) + [f"{m}.<option>" for m in methods]
-            raise ConfigError(f'Unknown key "{key}".{nearest(key, valid) if len(parts) > 1 else _by_leaf(key, valid)}')
+            raise ConfigError(
+                f'Unknown key "{key}".{nearest(key, valid) if len(parts) > 1 else _by_leaf(key, valid)}'
+            )
     node = values
     for part in parts[:-1]:
         node = node.setdefault(part, {})

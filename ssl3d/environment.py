@@ -107,4 +107,8 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def device_name(device: torch.device) -> str:
     """Return the name of the processor behind ``device``."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+    )

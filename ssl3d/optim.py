@@ -44,7 +44,9 @@ def make_optimizer(module: nn.Module, budget: Budget) -> tuple[torch.optim.Optim
     from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
     check_optimizer(budget.optimizer)
-    optimizer = create_optimizer_v2(module, opt=budget.optimizer, lr=budget.lr, weight_decay=budget.weight_decay)
+    optimizer = create_optimizer_v2(
+        module, opt=budget.optimizer, lr=budget.lr, weight_decay=budget.weight_decay
+    )
     warmup = min(budget.warmup_steps, max(0, budget.steps - 1))
     common = {"warmup_t": warmup, "warmup_lr_init": budget.lr / max(1, warmup), "t_in_epochs": False}
     if budget.schedule == "cosine":

@@ -117,7 +117,9 @@ class Catalogue(Generic[T]):
         if name not in self._entries:
             message = f'Unknown {self.kind} "{name}".{nearest(name, self._entries)}'
             for plugin in self._broken():
-                message += f"\nThe plugin {plugin.name} could not be imported and may provide it: {plugin.error}"
+                message += (
+                    f"\nThe plugin {plugin.name} could not be imported and may provide it: {plugin.error}"
+                )
             raise PluginError(message)
         return self._entries[name]
 
@@ -227,7 +229,11 @@ class Registry:
         for plugin, item in self._returned(hook):
             try:
                 facts = read_facts(item) if isinstance(item, str) else class_facts(item)
-                load = (lambda item=item: load_class(item)) if isinstance(item, str) else (lambda item=item: item)
+                load = (
+                    (lambda item=item: load_class(item))
+                    if isinstance(item, str)
+                    else (lambda item=item: item)
+                )
                 yield Entry(facts["name"], plugin.name, load, facts)
             except Exception as error:
                 plugin.problems.append(f"{hook}() returned {item!r}: {error}")

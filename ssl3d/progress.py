@@ -71,7 +71,9 @@ class Track:
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._start, 1e-9)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, rate=f"{rate:.3g} {self.unit}/s", note=Text(self._note))
+            self._bar.update(
+                self._task, completed=done, rate=f"{rate:.3g} {self.unit}/s", note=Text(self._note)
+            )
         elif now - self._last_line >= LINE_EVERY_S and not _silent:
             self._last_line = now
             left = (self.total - done) / max(rate, 1e-9)

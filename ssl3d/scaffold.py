@@ -51,7 +51,7 @@ def ssl3d_methods() -> list[type[ssl3d.Method]]:
     return [{cls}]
 '''
 
-PYPROJECT = '''[build-system]
+PYPROJECT = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
 
@@ -71,14 +71,14 @@ test = ["pytest"]
 
 [tool.hatch.build.targets.wheel]
 include = ["{module}.py"]
-'''
+"""
 
-TEST = '''from ssl3d.testing import check_method
+TEST = """from ssl3d.testing import check_method
 
 
 def test_{name}_keeps_the_contract() -> None:
     check_method("{name}").assert_passed()
-'''
+"""
 
 README = """# {dist}
 
@@ -100,7 +100,9 @@ def new_method(name: str, folder: Path) -> list[Path]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(f'"{name}" cannot name a method: use lower-case letters, digits and underscores.')
     if name in registry().methods:
-        raise ConfigError(f'A method "{name}" is registered by {registry().methods.get(name).plugin}: choose another name.')
+        raise ConfigError(
+            f'A method "{name}" is registered by {registry().methods.get(name).plugin}: choose another name.'
+        )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: give another folder with --out.")
     names = {

@@ -15,16 +15,33 @@ def test_presets_load(name: str) -> None:
 
 def test_paper_preset_is_the_papers_protocol() -> None:
     s = load_settings("paper")
-    assert (s.pretrain.steps, s.pretrain.batch_size, s.pretrain.lr, s.pretrain.optimizer) == (200_000, 2, 1e-4, "adam")
+    assert (s.pretrain.steps, s.pretrain.batch_size, s.pretrain.lr, s.pretrain.optimizer) == (
+        200_000,
+        2,
+        1e-4,
+        "adam",
+    )
     for mode in (s.downstream.linear, s.downstream.finetune):
-        assert (mode.steps, mode.batch_size, mode.lr, mode.validate_every, mode.loss) == (40_000, 1, 1e-4, 200, "dice")
+        assert (mode.steps, mode.batch_size, mode.lr, mode.validate_every, mode.loss) == (
+            40_000,
+            1,
+            1e-4,
+            200,
+            "dice",
+        )
     assert s.backbone.options["channels"] == [32, 64, 128, 256, 512]
 
 
 def test_overrides() -> None:
     s = load_settings(
         "smoke",
-        ["pretrain.lr=1e-3", "pretrain.crop=16,24,32", "backbone.channels=[8,16]", "gvsl.ncc_weight=0.5", "data.task_spacing_mm.shc=2"],
+        [
+            "pretrain.lr=1e-3",
+            "pretrain.crop=16,24,32",
+            "backbone.channels=[8,16]",
+            "gvsl.ncc_weight=0.5",
+            "data.task_spacing_mm.shc=2",
+        ],
         ["gvsl"],
     )
     assert (s.pretrain.lr, s.pretrain.crop, s.backbone.options["channels"]) == (1e-3, (16, 24, 32), [8, 16])
@@ -36,7 +53,10 @@ def test_overrides() -> None:
     [
         ("pretrain.stepz=3", r'unknown key "pretrain.stepz". Did you mean "pretrain.steps"'),
         ("pretrian.steps=3", r'Unknown key "pretrian.steps". Did you mean "pretrain.steps"'),
-        ("validate_every=3", r"Did you mean downstream.linear.validate_every or downstream.finetune.validate_every"),
+        (
+            "validate_every=3",
+            r"Did you mean downstream.linear.validate_every or downstream.finetune.validate_every",
+        ),
         ("pretrain.steps=-1", r"pretrain.steps = -1: .*greater than or equal to 0"),
         ("pretrain.lr=fast", r"pretrain.lr = 'fast': .*number"),
         ("pretrain.steps", r"has no value; write --set key=value"),

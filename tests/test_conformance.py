@@ -38,7 +38,10 @@ class Sound(ssl3d.Method):
         pooled = pooled.mean((2, 3, 4))
         with torch.no_grad():
             goal = self.target(self.backbone.encode(views["x"])[-1].mean((2, 3, 4)))
-        return {"mse": F.mse_loss(self.restore(local), views["x"]), "pull": F.mse_loss(self.projector(pooled), goal)}
+        return {
+            "mse": F.mse_loss(self.restore(local), views["x"]),
+            "pull": F.mse_loss(self.projector(pooled), goal),
+        }
 
     def on_step_end(self, progress: ssl3d.Progress) -> None:
         with torch.no_grad():
@@ -53,7 +56,10 @@ class DetachedHead(Sound):
         _, local = self.backbone(views["noisy"])
         weight = self.restore.weight.detach() + 0 * self.restore.bias.sum()
         restored = F.conv3d(local, weight) + self.restore.bias.view(1, 1, 1, 1, 1)
-        return {"mse": F.mse_loss(restored, views["x"]), **{k: v for k, v in super().training_step(views).items() if k == "pull"}}
+        return {
+            "mse": F.mse_loss(restored, views["x"]),
+            **{k: v for k, v in super().training_step(views).items() if k == "pull"},
+        }
 
 
 class TargetTrains(Sound):
@@ -103,7 +109,10 @@ class Collapses(Sound):
     """Two views pulled together with nothing to keep them apart."""
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        z = [F.normalize(self.backbone.encode(v)[-1].mean((2, 3, 4)), dim=1) for v in (views["noisy"], views["x"].flip(0))]
+        z = [
+            F.normalize(self.backbone.encode(v)[-1].mean((2, 3, 4)), dim=1)
+            for v in (views["noisy"], views["x"].flip(0))
+        ]
         return {**super().training_step(views), "pull": 30 * (z[0] - z[1]).square().sum(1).mean()}
 
 
@@ -138,7 +147,11 @@ class NotScalar(Sound):
     """A loss a sample."""
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"mse": (self.backbone(views["noisy"])[1].mean(1, keepdim=True) - views["x"]).square().mean((1, 2, 3, 4))}
+        return {
+            "mse": (self.backbone(views["noisy"])[1].mean(1, keepdim=True) - views["x"])
+            .square()
+            .mean((1, 2, 3, 4))
+        }
 
 
 class NeedsCubes(Sound):
@@ -176,7 +189,11 @@ def test_a_sound_method_passes() -> None:
         (TargetTrains, "target networks follow by momentum", "a gradient reaches the target network"),
         (FreshTarget, "target networks follow by momentum", "does not start as a copy"),
         (TargetJumps, "target networks follow by momentum", "no moving average"),
-        (IgnoresSeed, "views depend on seed and step only", r"\['noisy'\] change although seed and step do not"),
+        (
+            IgnoresSeed,
+            "views depend on seed and step only",
+            r"\['noisy'\] change although seed and step do not",
+        ),
         (FixedViews, "views depend on seed and step only", "no view changes with the seed"),
         (Collapses, "features do not collapse", "collapsed"),
         (LeakyStop, "stop gradients stop", "a gradient passes stop"),

@@ -13,7 +13,9 @@ from ssl3d.config import BackboneConfig, validate
 from ssl3d.plugins import Registry
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,10 @@ def test_the_documented_dataset_and_task_find_their_cases(registry: Registry, tm
         (tmp_path / name).touch()
     task = registry.tasks.get("my_liver_task").load()
     cases = registry.datasets.get(task.dataset).load().cases(tmp_path)
-    assert [(c.id, c.label and c.label.name) for c in cases] == [("1", "segmentation-1.nii.gz"), ("2", "segmentation-2.nii.gz")]
+    assert [(c.id, c.label and c.label.name) for c in cases] == [
+        ("1", "segmentation-1.nii.gz"),
+        ("2", "segmentation-2.nii.gz"),
+    ]
 
 
 def test_the_documented_backbone_keeps_the_contract(registry: Registry) -> None:

@@ -25,7 +25,9 @@ def split(n: tuple[int, int, int]) -> Split:
 
 
 def config(mode_steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
-    mode = ModeConfig(steps=mode_steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce", standardize=True)
+    mode = ModeConfig(
+        steps=mode_steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce", standardize=True
+    )
     return DownstreamConfig.model_validate({"crop": 12, "linear": mode, "finetune": mode, **options})
 
 

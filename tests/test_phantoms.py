@@ -83,7 +83,7 @@ def test_coronaries_are_thin_connected_trees(edge: int) -> None:
     for index in range(2):
         labels = subject("asoca", index, parameters).labels
         assert labels is not None
-        parts, count = ndimage.label(labels, np.ones((3, 3, 3)))
+        parts, _ = ndimage.label(labels, np.ones((3, 3, 3)))
         sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
         assert sizes[:2].sum() > 0.95 * sizes.sum(), "two trees, left and right"
         # The widest ball that fits anywhere has a radius of at most 1.5 voxels, junctions apart.
@@ -184,8 +184,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_official_adapters_read_the_phantoms(root: Path) -> None:
-    found = {d.name: d.cases(root / ("pretrain" if d.name == "folder" else d.name)) for d in (MMWHS(), ASOCA(), CANDI(), STOIC(), Folder())}
-    assert {name: len(cases) for name, cases in found.items()} == {"mmwhs": 3, "asoca": 3, "candi": 3, "stoic": 4, "folder": 2}
+    found = {
+        d.name: d.cases(root / ("pretrain" if d.name == "folder" else d.name))
+        for d in (MMWHS(), ASOCA(), CANDI(), STOIC(), Folder())
+    }
+    assert {name: len(cases) for name, cases in found.items()} == {
+        "mmwhs": 3,
+        "asoca": 3,
+        "candi": 3,
+        "stoic": 4,
+        "folder": 2,
+    }
     assert sorted(str(c.subset) for c in found["mmwhs"]) == ["test", "train", "train"]
     assert sorted(c.target for c in found["stoic"]) == [0, 0, 1, 1]  # type: ignore[type-var]
     with (root / "stoic/metadata/reference.csv").open() as file:

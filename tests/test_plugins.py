@@ -52,26 +52,38 @@ def test_bundled_plugins_come_through_entry_points() -> None:
 def test_a_third_party_method_is_found(plugin) -> None:  # type: ignore[no-untyped-def]
     found = Registry([*BUNDLED, plugin("mine_ok", METHOD.format(name="mine"))])
     entry = found.methods.get("mine")
-    assert (entry.title, entry.summary, entry.plugin) == ("Mine", "A method of mine. More", "dist-mine_ok:mine_ok")
+    assert (entry.title, entry.summary, entry.plugin) == (
+        "Mine",
+        "A method of mine. More",
+        "dist-mine_ok:mine_ok",
+    )
     assert issubclass(entry.load(), ssl3d.Method)
 
 
 def test_duplicate_name_is_refused_naming_both_distributions(plugin) -> None:  # type: ignore[no-untyped-def]
     found = Registry([*BUNDLED, plugin("mine_dup", METHOD.format(name="gvsl"))])
-    with pytest.raises(PluginError, match=r'"gvsl" is registered by ssl3d:methods and by dist-mine_dup:mine_dup'):
+    with pytest.raises(
+        PluginError, match=r'"gvsl" is registered by ssl3d:methods and by dist-mine_dup:mine_dup'
+    ):
         found.methods.get("gvsl")
     assert found.methods.get("scratch"), "other names still work"
-    third = Registry([*BUNDLED, plugin("d1", METHOD.format(name="gvsl")), plugin("d2", METHOD.format(name="gvsl"))])
+    third = Registry(
+        [*BUNDLED, plugin("d1", METHOD.format(name="gvsl")), plugin("d2", METHOD.format(name="gvsl"))]
+    )
     assert len(third.methods.conflicts["gvsl"]) == 3
 
 
-@pytest.mark.parametrize("source", ["raise RuntimeError('no licence file')", "import sys; sys.exit(3)", "def broken(:"])
+@pytest.mark.parametrize(
+    "source", ["raise RuntimeError('no licence file')", "import sys; sys.exit(3)", "def broken(:"]
+)
 def test_a_plugin_that_fails_at_import_is_named_and_not_fatal(plugin, source: str) -> None:  # type: ignore[no-untyped-def]
     name = f"bad{abs(hash(source))}"
     found = Registry([*BUNDLED, plugin(name, source)])
     assert [p.name for p in found.broken()] == [f"dist-{name}:{name}"]
     assert found.methods.get("gvsl")
-    with pytest.raises(PluginError, match=rf"Unknown method \"theirs\"(.|\n)*dist-{name}:{name} could not be imported"):
+    with pytest.raises(
+        PluginError, match=rf"Unknown method \"theirs\"(.|\n)*dist-{name}:{name} could not be imported"
+    ):
         found.methods.get("theirs")
 
 
@@ -110,7 +122,9 @@ def test_facts_read_from_source_equal_those_of_the_class() -> None:
         static, real = read_facts(reference), class_facts(load_class(reference))
         assert {k: real[k] for k in static} == static
         missing = {k: v for k, v in real.items() if k not in static and v not in ("", {}, 1)}
-        assert missing in ({}, {"trains": "encoder+decoder"}), f"{reference}: not literal in the class body: {missing}"
+        assert missing in ({}, {"trains": "encoder+decoder"}), (
+            f"{reference}: not literal in the class body: {missing}"
+        )
 
 
 def test_every_hook_is_documented_with_what_it_returns_and_an_example() -> None:
@@ -143,7 +157,15 @@ def test_imports_point_one_way() -> None:
     root = Path(ssl3d.__file__).parent
     forbidden = {
         "downstream": ("ssl3d.pretrain", "ssl3d.bench", "ssl3d.cli", "ssl3d.results"),
-        "results": ("torch", "monai", "ssl3d.pretrain", "ssl3d.downstream", "ssl3d.models", "ssl3d.bench", "ssl3d.rng"),
+        "results": (
+            "torch",
+            "monai",
+            "ssl3d.pretrain",
+            "ssl3d.downstream",
+            "ssl3d.models",
+            "ssl3d.bench",
+            "ssl3d.rng",
+        ),
         "data": ("ssl3d.pretrain", "ssl3d.downstream", "ssl3d.results", "ssl3d.bench", "ssl3d.models"),
         "pretrain": ("ssl3d.downstream", "ssl3d.results", "ssl3d.bench", "ssl3d.cli"),
         "": ("ssl3d_methods",),
@@ -155,7 +177,11 @@ def test_imports_point_one_way() -> None:
             typing_only: set[ast.AST] = set()
             tree = ast.parse(file.read_text())
             for node in ast.walk(tree):
-                if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                if (
+                    isinstance(node, ast.If)
+                    and isinstance(node.test, ast.Name)
+                    and node.test.id == "TYPE_CHECKING"
+                ):
                     typing_only.update(ast.walk(node))
             for node in ast.walk(tree):
                 if node in typing_only:
@@ -167,4 +193,6 @@ def test_imports_point_one_way() -> None:
                     imported = [node.module]
                 for module in imported:
                     for name in names:
-                        assert not (module == name or module.startswith(name + ".")), f"{file}: imports {module}"
+                        assert not (module == name or module.startswith(name + ".")), (
+                            f"{file}: imports {module}"
+                        )

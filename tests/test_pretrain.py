@@ -62,15 +62,27 @@ class Restore(ssl3d.Method):
 
 
 def settings(**pretrain_options: object) -> Settings:
-    options = {"steps": 7, "batch_size": 2, "crop": 8, "lr": 1e-3, "checkpoint_every": 3, "monitor_every": 2, "log_every": 1}
-    return Settings.model_validate({"backbone": {"channels": [8, 16]}, "pretrain": {**options, **pretrain_options}})
+    options = {
+        "steps": 7,
+        "batch_size": 2,
+        "crop": 8,
+        "lr": 1e-3,
+        "checkpoint_every": 3,
+        "monitor_every": 2,
+        "log_every": 1,
+    }
+    return Settings.model_validate(
+        {"backbone": {"channels": [8, 16]}, "pretrain": {**options, **pretrain_options}}
+    )
 
 
 def spec(cls: type[ssl3d.Method] = Restore) -> MethodSpec:
     return MethodSpec(cls.name, cls, cls.Config(), cls.title)
 
 
-def run(out: Path, cls: type[ssl3d.Method] = Restore, seed: int = 0, resume: bool = False, **options: object) -> dict:  # type: ignore[type-arg]
+def run(
+    out: Path, cls: type[ssl3d.Method] = Restore, seed: int = 0, resume: bool = False, **options: object
+) -> dict:  # type: ignore[type-arg]
     return pretrain(spec(cls), noise_cohort(5), settings(**options), seed, out, CPU, resume=resume)  # type: ignore[arg-type]
 
 
@@ -149,7 +161,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another architecture.*\[8, 16\].*\[16, 32\]"):
         load_backbone(tmp_path / "r", expected=wider)
     file = tmp_path / "r" / "backbone.safetensors"
-    with pytest.raises(CheckpointError, match=r"encoder.0.0.weight: \(8, 1, 3, 3, 3\) in the file, \(16, 1, 3, 3, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"encoder.0.0.weight: \(8, 1, 3, 3, 3\) in the file, \(16, 1, 3, 3, 3\)"
+    ):
         load_weights(build_backbone(wider, 0), load_tensors(file), file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -186,7 +200,10 @@ def test_encoder_only_methods_leave_the_decoder_at_its_start(tmp_path: Path) -> 
             return {"l": self.backbone.encode(views["noisy"])[-1].square().mean()}
 
     run(tmp_path / "r", Encoder)
-    trained, fresh = load_tensors(tmp_path / "r" / "backbone.safetensors"), build_backbone(settings().backbone, 0).state_dict()
+    trained, fresh = (
+        load_tensors(tmp_path / "r" / "backbone.safetensors"),
+        build_backbone(settings().backbone, 0).state_dict(),
+    )
     changed = {k.split(".")[0] for k in fresh if not torch.equal(fresh[k], trained[k])}
     assert changed == {"encoder"}
 

@@ -6,9 +6,17 @@ from ssl3d.rng import BatchRng, derive_seed, numpy_rng
 
 
 def test_keys_are_told_apart() -> None:
-    seeds = [derive_seed(0, "a", 1), derive_seed(0, "a1"), derive_seed(0, "a", "1"), derive_seed(1, "a", 1), derive_seed(0, 1, "a")]
+    seeds = [
+        derive_seed(0, "a", 1),
+        derive_seed(0, "a1"),
+        derive_seed(0, "a", "1"),
+        derive_seed(1, "a", 1),
+        derive_seed(0, 1, "a"),
+    ]
     assert len(set(seeds)) == len(seeds)
-    assert derive_seed(0, "views", 7) == 4725013280395107191, "the derivation must never change: it would change every run"
+    assert derive_seed(0, "views", 7) == 4725013280395107191, (
+        "the derivation must never change: it would change every run"
+    )
 
 
 def test_a_sample_draws_the_same_whatever_batch_it_is_in() -> None:
@@ -20,7 +28,11 @@ def test_a_sample_draws_the_same_whatever_batch_it_is_in() -> None:
 
 def test_steps_samples_and_forks_are_independent() -> None:
     base = BatchRng(0, 3, [1, 2])
-    draws = [base.uniform(shape=(8,)), BatchRng(0, 4, [1, 2]).uniform(shape=(8,)), base.fork("x").uniform(shape=(8,))]
+    draws = [
+        base.uniform(shape=(8,)),
+        BatchRng(0, 4, [1, 2]).uniform(shape=(8,)),
+        base.fork("x").uniform(shape=(8,)),
+    ]
     flat = torch.cat(draws)
     assert len(torch.unique(flat)) == flat.numel()
     assert torch.equal(base.fork("x").uniform(shape=(8,)), draws[2]), "forking is stateless"

@@ -40,7 +40,12 @@ def test_crops_are_boxes_of_their_volume_and_reach_every_border() -> None:
 
 
 def test_pairs_are_two_different_volumes_at_one_relative_position() -> None:
-    cohort = MemoryCohort([np.broadcast_to(np.linspace(0, 1, n, dtype=np.float32)[:, None, None], (n, 10, 10)) for n in (16, 24, 32)])
+    cohort = MemoryCohort(
+        [
+            np.broadcast_to(np.linspace(0, 1, n, dtype=np.float32)[:, None, None], (n, 10, 10))
+            for n in (16, 24, 32)
+        ]
+    )
     source = CropSource(cohort, (8, 8, 8), 2, 2, seed=0)
     partners = set()
     for step in range(60):
@@ -57,7 +62,12 @@ def test_volumes_smaller_than_the_crop_are_all_named() -> None:
     cohort = MemoryCohort([np.zeros((n, 9, 9), np.float32) for n in (9, 7, 5)])
     with pytest.raises(DataError) as error:
         CropSource(cohort, (8, 8, 8), 1, 1, seed=0)
-    for part in ("case1: (7, 9, 9)", "case2: (5, 9, 9)", "data.spacing_mm=1.25 fits all", "smaller pretrain.crop"):
+    for part in (
+        "case1: (7, 9, 9)",
+        "case2: (5, 9, 9)",
+        "data.spacing_mm=1.25 fits all",
+        "smaller pretrain.crop",
+    ):
         assert part in str(error.value)
     assert "case0" not in str(error.value)
 

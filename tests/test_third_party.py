@@ -27,7 +27,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 
 def ssl3d(env: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "ssl3d.cli", *arguments], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl3d.cli", *arguments], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -42,7 +44,9 @@ def test_it_is_listed_and_described(installed: tuple[Path, dict[str, str]]) -> N
 
 def test_it_passes_its_own_test(installed: tuple[Path, dict[str, str]]) -> None:
     folder, env = installed
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(folder)], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(folder)], env=env, capture_output=True, text=True
+    )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
@@ -53,16 +57,40 @@ def test_it_is_checked_pretrained_and_benched(
     cache = ["--cache", str(tmp_path / "cache")]
     preset = ["--preset", "smoke", "--set", "my_pretext.sigma=0.2"]
     run = tmp_path / "run"
-    ssl3d(env, "pretrain", "--method", "my_pretext", "--data", str(volume_folder), "--out", str(run), *preset, *cache)
+    ssl3d(
+        env,
+        "pretrain",
+        "--method",
+        "my_pretext",
+        "--data",
+        str(volume_folder),
+        "--out",
+        str(run),
+        *preset,
+        *cache,
+    )
     assert json.loads((run / "run.json").read_text())["identity"]["method"]["config"] == {"sigma": 0.2}
-    arguments = ["--methods", "scratch,my_pretext", "--tasks", "shc", "--modes", "linear", "--data", str(volume_folder)]
+    arguments = [
+        "--methods",
+        "scratch,my_pretext",
+        "--tasks",
+        "shc",
+        "--modes",
+        "linear",
+        "--data",
+        str(volume_folder),
+    ]
     table = ssl3d(env, "bench", *arguments, "--store", str(tmp_path / "store"), *preset, *cache)
     assert "My pretext" in table and "Scratch" in table
     assert "My pretext" in ssl3d(env, "table", "--store", str(tmp_path / "store"), "--format", "markdown")
 
 
 def test_a_name_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    for name, message in (("gvsl", "registered by ssl3d:methods"), ("My-Method", "lower-case"), ("class", "cannot name")):
+    for name, message in (
+        ("gvsl", "registered by ssl3d:methods"),
+        ("My-Method", "lower-case"),
+        ("class", "cannot name"),
+    ):
         result = CliRunner().invoke(main, ["new-method", name, "--out", str(tmp_path / name)])
         assert result.exit_code == 2 and message in result.output
     (tmp_path / "full").mkdir()

@@ -40,8 +40,9 @@ class BYOLConfig(MethodConfig):
     """Width of the hidden layers; the paper's 4096 is twice a ResNet-50's f^g, this twice the U-Net's."""
     embedding: int = Field(256, ge=1)
     """Length of the embedding (paper)."""
-    norm: Norm = "layer"
-    """Norm of the hidden layers. `batch` as the paper: only for large batches."""
+    norm: Norm = "batch"
+    """Norm of the hidden layers: `batch`, over both views of all crops, or `layer`, with which small
+    batches collapse."""
     views: RandomViews = RandomViews()
     """Augmentations, shared by all contrastive methods."""
 
@@ -49,9 +50,9 @@ class BYOLConfig(MethodConfig):
 class BYOL(Method):
     """Predict, from one view, what a slowly moving copy of the network makes of the other.
 
-    Departures from the paper: layer norm in projector and predictor, since batches are small (BYOL
-    needs no batch statistics: Richemond et al. 2020, who use group norm); Adam instead of LARS, as for
-    every method here; one distribution of augmentations for both views.
+    Departures from the paper: batch norm over both views at once, since batches are small (see
+    `ssl3d.models.heads.MLP`); Adam instead of LARS, as for every method here; one distribution of
+    augmentations for both views.
     """
 
     name = "byol"
@@ -89,11 +90,10 @@ class BYOL(Method):
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
         pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-        # One view at a time, so that a batch norm never sees both views of a crop.
-        q = [self.predictor(self.projector(view)) for view in pooled.chunk(2)]  # (B, embedding) each
+        q = self.predictor(self.projector(pooled)).chunk(2)  # (B, embedding) each
         with torch.no_grad():
             pooled = self.target.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-            z = [self.target_projector(view) for view in pooled.chunk(2)]  # (B, embedding) each
+            z = self.target_projector(pooled).chunk(2)  # (B, embedding) each
         return {"first": cosine_distance(q[0], z[1]), "second": cosine_distance(q[1], z[0])}
 
     @torch.no_grad()
@@ -106,4 +106,4 @@ class BYOL(Method):
                 buffer.copy_(online.get_buffer(name))
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
-        return view_measures(self.backbone, *self.config.views.pair(probe, rng))
+        return view_measures(self.backbone, self.projector, *self.config.views.pair(probe, rng))

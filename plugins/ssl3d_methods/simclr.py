@@ -27,8 +27,8 @@ class SimCLRConfig(MethodConfig):
     """Width of the projector's hidden layer; the paper's is that of f^g."""
     embedding: int = Field(128, ge=1)
     """Length of the embedding that is compared (paper)."""
-    norm: Norm = "layer"
-    """Norm of the projector's hidden layer. `batch` as the released code: only for large batches."""
+    norm: Norm = "batch"
+    """Norm of the projector's hidden layer: `batch`, over both views of all crops (released code), or `layer`."""
     views: RandomViews = RandomViews()
     """Augmentations, shared by all contrastive methods."""
 
@@ -36,9 +36,8 @@ class SimCLRConfig(MethodConfig):
 class SimCLR(Method):
     """Tell the two views of a crop from the views of all other volumes.
 
-    Departures from the paper: layer norm in the projector, since batches are small; crops of one
-    volume that meet in a batch are no negatives of each other, since the paper's images are
-    all different; Adam instead of LARS, as for every method here.
+    Departures from the paper: crops of one volume that meet in a batch are no negatives of each other
+    (the paper's images are all different); Adam instead of LARS, as for every method here.
     """
 
     name = "simclr"
@@ -68,4 +67,4 @@ class SimCLR(Method):
         return {"nt_xent": nt_xent(first, second, self.config.temperature, views["volume"])}
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
-        return view_measures(self.backbone, *self.config.views.pair(probe, rng))
+        return view_measures(self.backbone, self.projector, *self.config.views.pair(probe, rng))

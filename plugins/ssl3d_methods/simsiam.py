@@ -24,9 +24,9 @@ class SimSiamConfig(MethodConfig):
     """Width of the projector's three layers; the paper's 2048 is that of a ResNet-50's f^g, this the U-Net's."""
     bottleneck: int = Field(128, ge=1)
     """Width of the predictor's hidden layer: a quarter of the embedding (paper)."""
-    norm: Norm = "layer"
-    """Norm of the projector and of the predictor's hidden layer. `batch` as the paper: only for large
-    batches, since over a batch of 2 it makes the embeddings each other's negative."""
+    norm: Norm = "batch"
+    """Norm of the projector and of the predictor's hidden layer: `batch`, over both views of all crops, or
+    `layer`, with which small batches collapse."""
     views: RandomViews = RandomViews()
     """Augmentations, shared by all contrastive methods."""
 
@@ -34,8 +34,8 @@ class SimSiamConfig(MethodConfig):
 class SimSiam(Method):
     """Predict the embedding of one view from the other's, without gradient into what is predicted.
 
-    Departures from the paper: layer norm instead of batch norm, since batches are small (the paper's
-    section 4.4 finds that batch norm is no reason why the method does not collapse); Adam instead of
+    Departures from the paper: batch norm over both views at once, since over the two samples of a small
+    batch it makes the embeddings each other's negative (see `ssl3d.models.heads.MLP`); Adam instead of
     SGD, and one learning rate for all layers, as for every method here.
     """
 
@@ -64,13 +64,13 @@ class SimSiam(Method):
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
         pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-        # One view at a time, so that a batch norm never sees both views of a crop.
-        z = [self.projector(view) for view in pooled.chunk(2)]  # (B, embedding) each
-        p = [self.predictor(view) for view in z]
+        z = self.projector(pooled)  # (2B, embedding)
+        p = self.predictor(z).chunk(2)  # (B, embedding) each
+        z = self.stop_gradient(z).chunk(2)
         return {
-            "first": negative_cosine(p[0], self.stop_gradient(z[1])) / 2,
-            "second": negative_cosine(p[1], self.stop_gradient(z[0])) / 2,
+            "first": negative_cosine(p[0], z[1]) / 2,
+            "second": negative_cosine(p[1], z[0]) / 2,
         }
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
-        return view_measures(self.backbone, *self.config.views.pair(probe, rng))
+        return view_measures(self.backbone, self.projector, *self.config.views.pair(probe, rng))

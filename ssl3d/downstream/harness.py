@@ -101,7 +101,9 @@ def evaluate(
     to_device(backbone, device)
     problem = kinds[task.kind](backbone, task, cohort, mode, config, device)
     budget: ModeConfig = getattr(config, mode)
-    train, val, test = ([cohort.index(case) for case in part] for part in (split.train, split.val, split.test))
+    train, val, test = (
+        [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
+    )
 
     with seeded(seed, "head", task.name, mode):
         head = problem.make_head(train)
@@ -132,14 +134,16 @@ def evaluate(
                 curve.append({"step": done, "score": round(100 * score[0], 4)})
                 if best is None or score > best[0]:
                     best = (score, done, copy.deepcopy(model.state_dict()))
-            track.update(done, {"loss": float(loss.detach())}, note=f"best {100 * best[0][0]:.1f}" if best else "")
+            track.update(
+                done, {"loss": float(loss.detach())}, note=f"best {100 * best[0][0]:.1f}" if best else ""
+            )
 
     assert best is not None
     model.load_state_dict(best[2])
     model.eval()
-    score, per_case, excluded = problem.test(head, test)
+    tested, per_case, excluded = problem.test(head, test)
     return Outcome(
-        score=round(100 * score, 6),
+        score=round(100 * tested, 6),
         per_case=per_case,
         excluded=excluded,
         validation=curve,
@@ -260,11 +264,15 @@ class Segmentation(Problem):
         for place, case in enumerate(cases):
             size = self.cohort.cases[case].shape
             position = numpy_rng(seed, "downstream crop", step, place).random(3)
-            starts = [int(p * (max(s, e) - e + 1)) for p, s, e in zip(position, size, self.config.crop, strict=True)]
+            starts = [
+                int(p * (max(s, e) - e + 1)) for p, s, e in zip(position, size, self.config.crop, strict=True)
+            ]
             box = tuple(slice(a, a + e) for a, e in zip(starts, self.config.crop, strict=True))
-            pads = [n for s, e in zip(size[::-1], self.config.crop[::-1], strict=True) for n in (0, max(0, e - s))]
+            pads = [
+                n for s, e in zip(size[::-1], self.config.crop[::-1], strict=True) for n in (0, max(0, e - s))
+            ]
             if self.frozen is not None:
-                x = self.frozen[case][(..., *box)]  # (1, C, d, h, w)
+                x = self.frozen[case][:, :, box[0], box[1], box[2]]  # (1, C, d, h, w)
             else:
                 x = torch.from_numpy(np.array(self.cohort.image(case)[box]))[None, None]  # (1, 1, d, h, w)
             y = torch.from_numpy(np.array(self.cohort.label(case)[box]))[None, None]
@@ -298,7 +306,9 @@ class Segmentation(Problem):
         for case in cases:
             names = list(self.cohort.label_names)
             spacing = self.cohort.cases[case].spacing_mm
-            metrics = segmentation_metrics(*self.predict(head, case), names, spacing, self.config.surface_tolerance_mm)
+            metrics = segmentation_metrics(
+                *self.predict(head, case), names, spacing, self.config.surface_tolerance_mm
+            )
             per_case.append({"case": self.cohort.cases[case].id, **metrics})
         scores = [c["dsc"] for c in per_case if c["dsc"] is not None]
         empty = sum(s["dsc"] is None for c in per_case for s in c["structures"].values())
@@ -351,11 +361,13 @@ class Classification(Problem):
         return auc(targets, logits.tolist()), -float(loss)
 
     def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
-        per_case = [
-            {"case": self.cohort.cases[case].id, "target": self._target(case), "probability": p}
-            for case, p in zip(cases, self._probabilities(head, cases), strict=True)
+        targets, probabilities = [self._target(case) for case in cases], self._probabilities(head, cases)
+        ids = [self.cohort.cases[case].id for case in cases]
+        per_case: list[dict[str, Any]] = [
+            {"case": i, "target": t, "probability": p}
+            for i, t, p in zip(ids, targets, probabilities, strict=True)
         ]
-        return auc([c["target"] for c in per_case], [c["probability"] for c in per_case]), per_case, {}
+        return auc(targets, probabilities), per_case, {}
 
 
 def check_mode(mode: str) -> Mode:

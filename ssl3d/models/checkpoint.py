@@ -106,7 +106,9 @@ def load_backbone(folder: Path, expected: BackboneConfig | None = None) -> Backb
     """
     run = read_run(folder)
     if run.get("status") != "finished":
-        raise CheckpointError(f"{folder} is at step {run.get('step')}: finish it with ssl3d pretrain --resume.")
+        raise CheckpointError(
+            f"{folder} is at step {run.get('step')}: finish it with ssl3d pretrain --resume."
+        )
     config = BackboneConfig.model_validate(run["backbone"])
     if expected is not None and config != expected:
         raise CheckpointError(

@@ -77,10 +77,11 @@ def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
         return cls(options)  # type: ignore[call-arg]
 
 
-class seeded:  # noqa: N801 - reads as a statement: `with seeded(seed, "head"):`
+class seeded:
     """Context in which torch's global generator is seeded; the former state comes back after it.
 
-    For initialisers of ``torch.nn``, which take no generator.
+    For initialisers of ``torch.nn``, which take no generator. Lower case because it reads as a
+    statement: ``with seeded(seed, "head"):``.
     """
 
     def __init__(self, seed: int, *keys: str | int) -> None:

@@ -53,6 +53,9 @@ class UNet3D(Backbone):
                 raise ValueError(f"{bad} cannot be divided into C/8 groups; use multiples of 8")
             return channels
 
+    decoder: nn.ModuleList
+    encoder: nn.ModuleList
+
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
         config = config or self.Config()

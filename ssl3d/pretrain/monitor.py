@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl3d.losses.contrastive import alignment, uniformity
 from ssl3d.models.factory import Backbone
@@ -56,20 +58,28 @@ def collapse_measures(backbone: Backbone, probe: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def view_measures(backbone: Backbone, first: Tensor, second: Tensor) -> dict[str, float]:
+def view_measures(backbone: Backbone, projector: nn.Module, first: Tensor, second: Tensor) -> dict[str, float]:
     """Measure how near the features of two views of a crop are, and how far apart those of all crops.
 
     Args:
         backbone: the network in training.
+        projector: pooled global feature (2N, C) -> embedding (2N, E).
         first: one view of each crop (N, 1, D, H, W), N >= 2.
         second: another view of each.
 
     Returns:
         ``alignment`` and ``uniformity`` of the pooled global feature (see
-        :mod:`ssl3d.losses.contrastive`); the lower, the better, both.
+        :mod:`ssl3d.losses.contrastive`), the lower, the better, both; and ``embedding_std``, the
+        :func:`feature_deviation` of what the loss compares, where a collapse shows first.
     """
     a, b = pooled_features(backbone, first), pooled_features(backbone, second)
-    return {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a))}
+    # As in training; a copy, so that measuring moves no statistics of a batch norm.
+    embedding = copy.deepcopy(projector)(torch.cat([a, b]))[: len(a)]  # (N, E)
+    return {
+        "alignment": float(alignment(a, b)),
+        "uniformity": float(uniformity(a)),
+        "embedding_std": feature_deviation(embedding),
+    }
 
 
 @torch.no_grad()

@@ -54,7 +54,12 @@ class CropSource:
     """
 
     def __init__(
-        self, cohort: PreparedCohort, crop: tuple[int, int, int], batch_size: int, volumes_per_item: int, seed: int
+        self,
+        cohort: PreparedCohort,
+        crop: tuple[int, int, int],
+        batch_size: int,
+        volumes_per_item: int,
+        seed: int,
     ) -> None:
         self.cohort, self.crop, self.batch_size = cohort, crop, batch_size
         self.volumes_per_item, self.seed = volumes_per_item, seed

@@ -108,7 +108,9 @@ def _compete(field: FloatArray, wall_mm: float, *rivals: FloatArray) -> FloatArr
     return np.maximum(field, (field - rival + np.asarray(wall_mm, field.dtype)) / 2)
 
 
-def _valve(p: FloatArray, centre: FloatArray, axis: FloatArray, radius_mm: float) -> tuple[FloatArray, FloatArray]:
+def _valve(
+    p: FloatArray, centre: FloatArray, axis: FloatArray, radius_mm: float
+) -> tuple[FloatArray, FloatArray]:
     """Return the signed distance to a valve's plane (positive downstream) and the distance to its disc."""
     plane = g.half_space(p, centre, axis)
     rel = p - centre.astype(p.dtype)[:, None]
@@ -145,7 +147,8 @@ def chambers(p: FloatArray, shape: HeartShape, wall_mm: float = 3.0) -> dict[str
 
     trunk = g.tube(p, PA_TRUNK, PA_RADII * shape.pa)
     branches = np.minimum(
-        g.tube(p, PA_RIGHT, np.array([10.5, 10, 9, 8]) * shape.pa), g.tube(p, PA_LEFT, np.array([10.5, 10, 8]) * shape.pa)
+        g.tube(p, PA_RIGHT, np.array([10.5, 10, 9, 8]) * shape.pa),
+        g.tube(p, PA_LEFT, np.array([10.5, 10, 8]) * shape.pa),
     )
     pa = np.maximum(g.smooth_min(4.0, trunk, branches), -past_pulmonary)
 
@@ -164,15 +167,20 @@ def chambers(p: FloatArray, shape: HeartShape, wall_mm: float = 3.0) -> dict[str
         6.0,
         g.ellipsoid(p, RA_CENTRE, np.array([19.0, 23.0, 28.0]) * shape.ra),
         g.tube(p, [RA_CENTRE, TRICUSPID + 6 * TRICUSPID_AXIS], (18.0, 16.0)),
-        g.tube(p, [RA_CENTRE + [-4, 14, 16], [30.0, 29, 22]], (10.0, 6.0)),  # the appendage
+        g.tube(p, [RA_CENTRE + np.array([-4.0, 14, 16]), [30.0, 29, 22]], (10.0, 6.0)),  # the appendage
     )
     ra = np.maximum(ra, past_tricuspid)
     svc, ivc = g.tube(p, SVC_PATH, 9.0), g.tube(p, IVC_PATH, 11.0)
 
     body = g.ellipsoid(
-        p, LV_BASE + 22 * LV_AXIS + 29 * LV_SEPTAL + 3 * LV_INFERIOR, np.array([46.0, 29.0, 35.0]) * shape.rv, LV_FRAME
+        p,
+        LV_BASE + 22 * LV_AXIS + 29 * LV_SEPTAL + 3 * LV_INFERIOR,
+        np.array([46.0, 29.0, 35.0]) * shape.rv,
+        LV_FRAME,
     )
-    rv = g.smooth_min(8.0, body, g.tube(p, [[6.0, 38, -4], PULMONARY_VALVE + 6 * PULMONARY_AXIS], (17.0, 12.5)))
+    rv = g.smooth_min(
+        8.0, body, g.tube(p, [[6.0, 38, -4], PULMONARY_VALVE + 6 * PULMONARY_AXIS], (17.0, 12.5))
+    )
     rv = np.maximum(rv, np.maximum(-past_tricuspid, -lv_outer))
     rv = np.maximum(rv, np.where(pulmonary_disc < 8, past_pulmonary, wall_mm - pa))
 
@@ -209,8 +217,9 @@ class Vessel:
     radii: NDArray[np.float64]
 
 
-def _lay_on(surface: Callable[[NDArray[np.float64]], NDArray[np.float64]], path: NDArray[np.float64], height_mm: float
-            ) -> NDArray[np.float64]:
+def _lay_on(
+    surface: Callable[[NDArray[np.float64]], NDArray[np.float64]], path: NDArray[np.float64], height_mm: float
+) -> NDArray[np.float64]:
     """Move a path (M, 3) along the field's gradient until it runs ``height_mm`` above the surface."""
     p = path.T.copy()  # (3, M)
     steps = np.concatenate([np.zeros((3, 1)), np.eye(3)], axis=1)  # the point itself and 1 mm along each axis
@@ -219,7 +228,9 @@ def _lay_on(surface: Callable[[NDArray[np.float64]], NDArray[np.float64]], path:
         gradient = values[1:] - values[:1]  # (3, M)
         move = (height_mm - values[0]) / np.maximum((gradient**2).sum(0), 0.3)
         p += np.clip(move, -4, 4) * gradient
-        p[:, 1:-1] = 0.25 * p[:, :-2] + 0.5 * p[:, 1:-1] + 0.25 * p[:, 2:]  # the field has creases; the artery none
+        p[:, 1:-1] = (
+            0.25 * p[:, :-2] + 0.5 * p[:, 1:-1] + 0.25 * p[:, 2:]
+        )  # the field has creases; the artery none
     return p.T
 
 
@@ -265,18 +276,58 @@ def coronary_tree(shape: HeartShape, rng: np.random.Generator) -> list[Vessel]:
     right_ostium = np.array([[9.0, 8, 20]]) + aortic_wall * np.array([[0.55, 0.83, 0.05]])
 
     main = add("LM", np.concatenate([left_ostium, [[-9, 15, 21.5], [-15, 18.5, 21]]]), (2.4, 2.2))
-    lad = add("LAD", np.concatenate([at(main, 1), vary(_lv_path([14, 28, 42, 56, 68], [57, 54, 50, 44, 30], [34, 34, 31, 24, 12]))]), (2.0, 1.0))
-    add("D1", np.concatenate([at(lad, 0.22), vary(_lv_path([24, 34, 44], [78, 98, 112], [34, 33, 29]))]), (1.4, 0.9))
-    add("D2", np.concatenate([at(lad, 0.45), vary(_lv_path([42, 52, 60], [72, 90, 100], [30, 25, 18]))]), (1.3, 0.9))
-    lcx = add("LCX", np.concatenate([at(main, 1), vary(_lv_path([4, 2, 1, 1, 2], [84, 112, 142, 172, 205], [34] * 5))]), (1.9, 1.1))
-    add("OM1", np.concatenate([at(lcx, 0.45), vary(_lv_path([14, 28, 42], [128, 134, 138], [35, 34, 30]))]), (1.5, 0.9))
-    add("OM2", np.concatenate([at(lcx, 0.75), vary(_lv_path([12, 26, 38], [172, 176, 178], [35, 34, 31]))]), (1.4, 0.9))
+    lad = add(
+        "LAD",
+        np.concatenate(
+            [at(main, 1), vary(_lv_path([14, 28, 42, 56, 68], [57, 54, 50, 44, 30], [34, 34, 31, 24, 12]))]
+        ),
+        (2.0, 1.0),
+    )
+    add(
+        "D1",
+        np.concatenate([at(lad, 0.22), vary(_lv_path([24, 34, 44], [78, 98, 112], [34, 33, 29]))]),
+        (1.4, 0.9),
+    )
+    add(
+        "D2",
+        np.concatenate([at(lad, 0.45), vary(_lv_path([42, 52, 60], [72, 90, 100], [30, 25, 18]))]),
+        (1.3, 0.9),
+    )
+    lcx = add(
+        "LCX",
+        np.concatenate([at(main, 1), vary(_lv_path([4, 2, 1, 1, 2], [84, 112, 142, 172, 205], [34] * 5))]),
+        (1.9, 1.1),
+    )
+    add(
+        "OM1",
+        np.concatenate([at(lcx, 0.45), vary(_lv_path([14, 28, 42], [128, 134, 138], [35, 34, 30]))]),
+        (1.5, 0.9),
+    )
+    add(
+        "OM2",
+        np.concatenate([at(lcx, 0.75), vary(_lv_path([12, 26, 38], [172, 176, 178], [35, 34, 31]))]),
+        (1.4, 0.9),
+    )
 
-    rca_path = np.array([[24.0, 27, 17], [34, 36, 4], [38, 38, -12], [33, 28, -28], [22, 12, -36], [10, -2, -35]])
+    rca_path = np.array(
+        [[24.0, 27, 17], [34, 36, 4], [38, 38, -12], [33, 28, -28], [22, 12, -36], [10, -2, -35]]
+    )
     rca = add("RCA", np.concatenate([right_ostium, vary(rca_path)]), (2.2, 1.4))
-    add("AM", np.concatenate([at(rca, 0.5), vary(np.array([[26.0, 50, -26], [8, 60, -34], [-10, 62, -38]]))]), (1.3, 0.9))
-    add("PDA", np.concatenate([at(rca, 1), vary(_lv_path([16, 30, 44], [-62, -60, -56], [34, 34, 31]))]), (1.5, 0.9))
-    add("PLV", np.concatenate([at(rca, 1), vary(_lv_path([10, 22, 34], [-92, -104, -110], [35, 34, 33]))]), (1.4, 0.9))
+    add(
+        "AM",
+        np.concatenate([at(rca, 0.5), vary(np.array([[26.0, 50, -26], [8, 60, -34], [-10, 62, -38]]))]),
+        (1.3, 0.9),
+    )
+    add(
+        "PDA",
+        np.concatenate([at(rca, 1), vary(_lv_path([16, 30, 44], [-62, -60, -56], [34, 34, 31]))]),
+        (1.5, 0.9),
+    )
+    add(
+        "PLV",
+        np.concatenate([at(rca, 1), vary(_lv_path([10, 22, 34], [-92, -104, -110], [35, 34, 33]))]),
+        (1.4, 0.9),
+    )
     return vessels
 
 
@@ -301,7 +352,7 @@ def cardiac_vein(shape: HeartShape) -> Vessel:
 
 def surroundings(p: FloatArray) -> dict[str, FloatArray]:
     """Implicit functions of chest wall, spine, sternum, liver, oesophagus and descending aorta: name -> (N,)."""
-    x, y, z = p
+    _, y, z = p
     dtype = p.dtype
     thorax = g.ellipsoid(p, (16, 0, -10), (118, 72, 190))  # inside: the chest cavity
     # Ribs: oblique rings in a 9 mm shell, falling forwards as ribs do.
@@ -325,7 +376,9 @@ def surroundings(p: FloatArray) -> dict[str, FloatArray]:
     }
 
 
-def paint_heart(p: FloatArray, shape: HeartShape, wall_mm: float) -> tuple[NDArray[np.uint8], Mapping[str, FloatArray]]:
+def paint_heart(
+    p: FloatArray, shape: HeartShape, wall_mm: float
+) -> tuple[NDArray[np.uint8], Mapping[str, FloatArray]]:
     """Return the tissue map (N,) uint8 (ids: ``TISSUE_ID``) and the fields it was painted from."""
     c, s = chambers(p, shape, wall_mm), surroundings(p)
     tissue = np.zeros(p.shape[1], dtype=np.uint8)
@@ -356,10 +409,12 @@ def paint_heart(p: FloatArray, shape: HeartShape, wall_mm: float) -> tuple[NDArr
     put("rv", c["rv"] < 0)
     put("myocardium", (c["lv_outer"] < 0) & ~np.isin(tissue, [TISSUE_ID[n] for n in ("aorta", "la", "ra")]))
     put("lv", c["lv"] < 0)
-    apical = [[LV_BASE + 52 * LV_AXIS + r * (np.cos(a) * LV_SEPTAL - np.sin(a) * LV_INFERIOR) for r in (14.0,)][0]
-              for a in np.deg2rad([130.0, 230.0])]
+    apical = [LV_BASE + 52 * LV_AXIS + 14 * (np.cos(a) * LV_SEPTAL - np.sin(a) * LV_INFERIOR)
+              for a in np.deg2rad([130.0, 230.0])]  # fmt: skip
     basal = [LV_BASE + 24 * LV_AXIS + 11 * (np.cos(a) * LV_SEPTAL - np.sin(a) * LV_INFERIOR)
              for a in np.deg2rad([140.0, 220.0])]  # fmt: skip
-    muscles = np.minimum(g.tube(p, [apical[0], basal[0]], (5.0, 3.5)), g.tube(p, [apical[1], basal[1]], (5.0, 3.5)))
+    muscles = np.minimum(
+        g.tube(p, [apical[0], basal[0]], (5.0, 3.5)), g.tube(p, [apical[1], basal[1]], (5.0, 3.5))
+    )
     put("papillary", (muscles < 0) & (c["lv"] < 0))
     return tissue, {**c, **s}

@@ -64,7 +64,9 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
     tentorium = g.half_space(q, (0, -30, -14), (0, -0.35, -1))  # positive below it
     cerebrum = np.maximum(cerebrum, np.where(y < -24, tentorium + 2, -1e3))
     gyri = np.sin(fold_phase)  # +1 in the depth of a sulcus, -1 on the crown of a gyrus
-    cerebellum = g.smooth_min(6.0, g.ellipsoid(q, (23, -58, -36), (27, 27, 20)), g.ellipsoid(q, (0, -60, -34), (14, 24, 19)))
+    cerebellum = g.smooth_min(
+        6.0, g.ellipsoid(q, (23, -58, -36), (27, 27, 20)), g.ellipsoid(q, (0, -60, -34), (14, 24, 19))
+    )
     stem = g.tube(q, [[0, -18, -10], [0, -22, -30], [0, -34, -70]], (13.0, 13.0, 9.0))
 
     hull = g.smooth_min(18.0, cerebrum, cerebellum, stem + 3)
@@ -84,14 +86,28 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
     put("ventral_dc", g.ellipsoid(q, (10, -14, -9), (10, 12, 7)) < 0)
     put("thalamus", g.ellipsoid(q, (11, -16, 6), (9, 15, 10)) < 0)
     put("pallidum", g.ellipsoid(q, (19, 0, 1), (6, 10, 7)) < 0)
-    put("putamen", (g.ellipsoid(q, (27, 4, 3), (8, 18, 11)) < 0) & (g.ellipsoid(q, (17, 0, 1), (8.5, 13, 9)) > 0))
-    put("caudate", g.tube(q, [[13, 24, 6], [16, 10, 16], [19, -8, 20], [23, -22, 17]], (7.5, 6.0, 4.5, 4.0)) < 0)
+    put(
+        "putamen",
+        (g.ellipsoid(q, (27, 4, 3), (8, 18, 11)) < 0) & (g.ellipsoid(q, (17, 0, 1), (8.5, 13, 9)) > 0),
+    )
+    put(
+        "caudate",
+        g.tube(q, [[13, 24, 6], [16, 10, 16], [19, -8, 20], [23, -22, 17]], (7.5, 6.0, 4.5, 4.0)) < 0,
+    )
     put("accumbens", g.ellipsoid(q, (10, 16, -5), (6.5, 8, 6)) < 0)
-    put("lateral_ventricle",
-        g.tube(q, [[6, 32, 8], [7, 10, 17], [9, -14, 19], [18, -32, 14], [22, -52, 8]], (6.0, 5.0, 5.5, 7.0, 5.0)) < 0)
+    put(
+        "lateral_ventricle",
+        g.tube(
+            q, [[6, 32, 8], [7, 10, 17], [9, -14, 19], [18, -32, 14], [22, -52, 8]], (6.0, 5.0, 5.5, 7.0, 5.0)
+        )
+        < 0,
+    )
     put("hippocampus", g.tube(q, [[25, -12, -19], [29, -24, -13], [25, -36, -3]], (7.0, 6.0, 5.0)) < 0)
     put("amygdala", g.ellipsoid(q, (23, 0, -19), (8, 8, 8)) < 0)
-    put("inferior_lateral_ventricle", g.tube(q, [[35, -8, -19], [37, -22, -12], [32, -38, -2]], (4.2, 4.2, 4.2)) < 0)
+    put(
+        "inferior_lateral_ventricle",
+        g.tube(q, [[35, -8, -19], [37, -22, -12], [32, -38, -2]], (4.2, 4.2, 4.2)) < 0,
+    )
     put("third_ventricle", g.ellipsoid(q, (0, -10, 3), (3, 15, 10)) < 0)
     put("fourth_ventricle", g.ellipsoid(q, (0, -42, -33), (6, 6, 9)) < 0)
     return tissue

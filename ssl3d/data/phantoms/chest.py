@@ -24,7 +24,9 @@ def lung_field(p: FloatArray) -> FloatArray:
     right = g.ellipsoid(p, (72, -8, -4), (56, 84, 128))
     left = g.ellipsoid(p, (-74, -8, -4), (54, 84, 128))
     heart = heart_field(p)
-    domes = np.minimum(g.ellipsoid(p, (70, 0, -150), (80, 100, 85)), g.ellipsoid(p, (-72, 0, -158), (80, 100, 85)))
+    domes = np.minimum(
+        g.ellipsoid(p, (70, 0, -150), (80, 100, 85)), g.ellipsoid(p, (-72, 0, -158), (80, 100, 85))
+    )
     central = g.tube(p, [[2, -2, 160], [4, -4, -160]], 30.0)
     inside = np.maximum(np.minimum(right, left), thorax_field(p) + 5)
     return np.maximum(inside, -np.minimum(np.minimum(heart - 4, domes), central))
@@ -58,7 +60,12 @@ def paint_chest(p: FloatArray, lungs: FloatArray) -> NDArray[np.uint8]:
     put("mediastinum", thorax < 0)
     put("liver", (thorax < 0) & (z < -60) & (lungs > 3))
     put("heart", heart_field(p) < 0)
-    put("bone", (np.maximum(np.abs(thorax - 6) - 5, ring) < 0) | (spine < 0) | (g.ellipsoid(p, (0, 92, 0), (20, 7, 120)) < 0))
+    put(
+        "bone",
+        (np.maximum(np.abs(thorax - 6) - 5, ring) < 0)
+        | (spine < 0)
+        | (g.ellipsoid(p, (0, 92, 0), (20, 7, 120)) < 0),
+    )
     put("marrow", spine < -4)
     put("lung", lungs < 0)
     airway = np.minimum(g.tube(p, [[0, -14, 200], [1, -18, 36]], 9.0),

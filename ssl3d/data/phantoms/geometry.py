@@ -54,8 +54,9 @@ class WaveLayer:
     phases: NDArray[np.float64]  # (K,)
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, strain: float, wavelengths_mm: tuple[float, float], waves: int
-             ) -> WaveLayer:
+    def draw(
+        cls, rng: np.random.Generator, strain: float, wavelengths_mm: tuple[float, float], waves: int
+    ) -> WaveLayer:
         """Draw ``waves`` random waves whose strains sum to ``strain`` (0 <= strain < 1)."""
         direction = rng.normal(size=(waves, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -127,14 +128,17 @@ class SpatialMap:
         return y
 
 
-def jacobian_determinant(spatial_map: SpatialMap, points: NDArray[np.float64], step_mm: float = 1e-3
-                         ) -> NDArray[np.float64]:
+def jacobian_determinant(
+    spatial_map: SpatialMap, points: NDArray[np.float64], step_mm: float = 1e-3
+) -> NDArray[np.float64]:
     """Return det d(atlas)/d(subject) at ``points`` (3, N) by central differences: (N,)."""
     columns = []
     for axis in range(3):
         step = np.zeros((3, 1))
         step[axis] = step_mm
-        columns.append((spatial_map.to_atlas(points + step) - spatial_map.to_atlas(points - step)) / (2 * step_mm))
+        columns.append(
+            (spatial_map.to_atlas(points + step) - spatial_map.to_atlas(points - step)) / (2 * step_mm)
+        )
     return np.linalg.det(np.stack(columns, axis=-1).transpose(1, 0, 2))  # (N, 3, 3) -> (N,)
 
 
@@ -204,8 +208,9 @@ def smooth_min(k_mm: float, *fields: NDArray[np.floating]) -> NDArray[np.floatin
     return out
 
 
-def waves_noise(rng: np.random.Generator, p: NDArray[np.floating], wavelengths_mm: tuple[float, float], waves: int
-                ) -> NDArray[np.floating]:
+def waves_noise(
+    rng: np.random.Generator, p: NDArray[np.floating], wavelengths_mm: tuple[float, float], waves: int
+) -> NDArray[np.floating]:
     """Smooth random field of about zero mean and unit variance: (3, N) -> (N,)."""
     direction = rng.normal(size=(waves, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -232,8 +237,9 @@ def spline(points: ArrayLike, step_mm: float) -> NDArray[np.float64]:
     return np.concatenate([*pieces, p[-1:]])
 
 
-def densify(path: NDArray[np.float64], values: NDArray[np.float64], step_mm: float
-            ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def densify(
+    path: NDArray[np.float64], values: NDArray[np.float64], step_mm: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Resample a polyline (M, 3) and values on it (M,) linearly, ``step_mm`` apart or closer."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
     at = np.linspace(0, length[-1], max(int(np.ceil(length[-1] / step_mm)), 1) + 1)

@@ -41,7 +41,9 @@ class PhantomParameters:
 
     def __post_init__(self) -> None:
         if self.edge < 24:
-            raise ConfigError(f"phantoms.edge = {self.edge}: at least 24 voxels are needed to hold the anatomy.")
+            raise ConfigError(
+                f"phantoms.edge = {self.edge}: at least 24 voxels are needed to hold the anatomy."
+            )
         if self.spacing_mm <= 0:
             raise ConfigError(f"phantoms.spacing_mm = {self.spacing_mm}: give a positive spacing in mm.")
 
@@ -189,7 +191,13 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     elif cohort == "asoca":
         labels = lumen.astype(np.uint16)
     image = _degrade(
-        image, look, p, blur=(0.4, 0.7), noise=(12.0, 30.0), shading=25.0, scale=parameters.appearance_variance
+        image,
+        look,
+        p,
+        blur=(0.4, 0.7),
+        noise=(12.0, 30.0),
+        shading=25.0,
+        scale=parameters.appearance_variance,
     )
     stored = np.clip(np.rint(image), -1024, 2500)
     if cohort == "asoca":  # this release is stored with air at 0
@@ -208,7 +216,9 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     p = g.voxel_centres(shape, spacing)
     mapping = deformation(anatomy, parameters.profile)
     # Brains differ less in pose and size than hearts do.
-    mapping = replace(mapping, layers=tuple(replace(a, amplitudes=0.6 * a.amplitudes) for a in mapping.layers))
+    mapping = replace(
+        mapping, layers=tuple(replace(a, amplitudes=0.6 * a.amplitudes) for a in mapping.layers)
+    )
     atlas = mapping.to_atlas(p)
     # Gyri run along level lines of a random field, finer in the development profile.
     length = (28.0, 45.0) if parameters.profile == "benchmark" else (24.0, 38.0)
@@ -220,7 +230,9 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     contrast = float(np.exp(scale * look.uniform(-0.45, 0.45)))  # one curve for all tissues: the sequence
     values = {}
     for name, mean in brain.INTENSITY.items():
-        own = mean + scale * (0.07 if name in brain.PAIRS else 0.03) * float(np.clip(look.standard_normal(), -2, 2))
+        own = mean + scale * (0.07 if name in brain.PAIRS else 0.03) * float(
+            np.clip(look.standard_normal(), -2, 2)
+        )
         values[name] = max(0.01, own) ** contrast
     image = np.array([values[name] for name in brain.TISSUES], dtype=np.float32)[tissue].reshape(shape)
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
@@ -270,6 +282,8 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     centres = _to_voxels(mapping.to_subject(centres.T), shape, spacing)
     vessels = (g.paint(shape, centres, np.clip(radii / spacing, 0.3, 3), 1.5).ravel() < 0) & inside
     image[vessels] = np.maximum(image[vessels], vary(-150, 60))
-    image = _degrade(image.reshape(shape), look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale)
+    image = _degrade(
+        image.reshape(shape), look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale
+    )
     stored = np.clip(np.rint(image), -1024, 2500)
     return PhantomSubject(stored.astype(np.int16), None, target, _affine(shape, spacing), mapping)

@@ -59,10 +59,19 @@ def plan(counts: Counts) -> list[Item]:
         items.append(Item("mmwhs", i, f"{stem}_image.nii.gz", f"{stem}_label.nii.gz"))
     for i in range(counts["asoca"]):
         group, number = ("Diseased" if i % 2 else "Normal"), i // 2 + 1
-        items.append(Item("asoca", i, f"asoca/{group}/CTCA/{group}_{number}.nrrd", f"asoca/{group}/Annotations/{group}_{number}.nrrd"))
+        items.append(
+            Item(
+                "asoca",
+                i,
+                f"asoca/{group}/CTCA/{group}_{number}.nrrd",
+                f"asoca/{group}/Annotations/{group}_{number}.nrrd",
+            )
+        )
     for i in range(counts["candi"]):
         name = f"{CANDI_GROUPS[i % 4]}_{i // 4 + 1:03d}"
-        items.append(Item("candi", i, f"candi/{name}/{name}_procimg.nii.gz", f"candi/{name}/{name}_seg.nii.gz"))
+        items.append(
+            Item("candi", i, f"candi/{name}/{name}_procimg.nii.gz", f"candi/{name}/{name}_seg.nii.gz")
+        )
     items += [Item("stoic", i, f"stoic/data/mha/{1001 + i}.mha") for i in range(counts["stoic"])]
     return items
 
@@ -88,7 +97,9 @@ def write_cohorts(
     Raises:
         DataError: ``root`` holds phantoms of other parameters, or something else.
     """
-    wanted = json.loads(json.dumps({"version": VERSION, "parameters": asdict(parameters), "counts": dict(counts)}))
+    wanted = json.loads(
+        json.dumps({"version": VERSION, "parameters": asdict(parameters), "counts": dict(counts)})
+    )
     if _check_root(root, wanted):
         return
     write_json(root / STARTED, wanted)
@@ -104,9 +115,14 @@ def write_cohorts(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rows = [f"{Path(i.image).stem},{i.index % 2},{int(i.index % 4 == 1)}" for i in items if i.cohort == "stoic"]
+    rows = [
+        f"{Path(i.image).stem},{i.index % 2},{int(i.index % 4 == 1)}" for i in items if i.cohort == "stoic"
+    ]
     if rows:
-        write_bytes(root / "stoic/metadata/reference.csv", "\n".join(["PatientID,probCOVID,probSevere", *rows, ""]).encode())
+        write_bytes(
+            root / "stoic/metadata/reference.csv",
+            "\n".join(["PatientID,probCOVID,probSevere", *rows, ""]).encode(),
+        )
     write_json(root / MANIFEST, {**wanted, "sha256": dict(sorted(hashes.items()))})
     (root / STARTED).unlink()
 
@@ -118,7 +134,9 @@ def _check_root(root: Path, wanted: dict[str, Any]) -> bool:
             found = json.loads((root / name).read_text())
             found.pop("sha256", None)
             if found != wanted:
-                raise DataError(f"{root} holds phantoms of other parameters ({name} says which): give another folder.")
+                raise DataError(
+                    f"{root} holds phantoms of other parameters ({name} says which): give another folder."
+                )
             return name == MANIFEST
     if root.is_dir() and any(root.iterdir()):
         raise DataError(f"{root} is not empty and holds no {MANIFEST}: give another folder.")
