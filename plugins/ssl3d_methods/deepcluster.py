@@ -41,8 +41,9 @@ def cluster(features: np.ndarray, clusters: int, dimensions: int, seed: int) -> 
     n, channels = features.shape
     kept = max(1, min(dimensions, channels, n // 4))
     # One thread: several add in an order of their own, and a resumed run must get the same labels.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than k: see below
+    # Features that are all the same are no error: fill_empty deals them out.
+    with threadpool_limits(1), np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         whitened = PCA(kept, whiten=True, svd_solver="full").fit_transform(features.astype(np.float64))
         points = normalize(whitened)  # (N, kept), unit length
         labels = KMeans(clusters, n_init=5, random_state=seed % 2**32).fit_predict(points)

@@ -58,7 +58,9 @@ def collapse_measures(backbone: Backbone, probe: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def view_measures(backbone: Backbone, projector: nn.Module, first: Tensor, second: Tensor) -> dict[str, float]:
+def view_measures(
+    backbone: Backbone, projector: nn.Module, first: Tensor, second: Tensor
+) -> dict[str, float]:
     """Measure how near the features of two views of a crop are, and how far apart those of all crops.
 
     Args:
