@@ -91,7 +91,7 @@ class Bench:
             backbone = load_backbone(folder, expected=self.settings.backbone)
             outcome = evaluate(
                 backbone, data.task, data.cohort, split, mode, self.settings.downstream, seed, self.device,
-                label=f"{spec.name}, {data.task.name} {mode}, seed {seed}" + (f", {split.name}" if len(data.splits) > 1 else ""),
+                label=f"{spec.name}, {data.task.name} {mode}, seed {seed}, {split.name}",
             )  # fmt: skip
             record = {
                 "schema": 1,

@@ -290,8 +290,12 @@ def _preset_option(command: Any) -> Any:
 
 
 def _cache_option(command: Any) -> Any:
-    return click.option("--cache", type=click.Path(file_okay=False, path_type=Path), envvar="SSL3D_CACHE",
-                        help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].")(command)  # fmt: skip
+    return click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="SSL3D_CACHE",
+        help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].",
+    )(command)
 
 
 def _device_option(command: Any) -> Any:
@@ -461,12 +465,18 @@ def _seed(text: str) -> int:
         raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
 
 
-def _print_table(records: list[dict[str, Any]], format_name: str, against: str | None) -> None:
+def _print_table(
+    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None
+) -> None:
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
 
     table_format = registry().table_formats.get(format_name).load()
     table = build_table(records, method_order=registry().methods.names(), against=against)
+    if statistics:
+        from ssl3d.results.statistics import with_statistics
+
+        table = with_statistics(table, statistics)
     click.echo(table_format.render(table).rstrip("\n"))
 
 
@@ -476,14 +486,15 @@ def _print_table(records: list[dict[str, Any]], format_name: str, against: str |
     "--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's."
 )
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
-def table(store: Path, format_name: str, against: str | None) -> None:
+@click.option("--with", "statistics", default="", metavar="ci,p,rank,tau", help="Intervals, tests, ranks, agreement.")
+def table(store: Path, format_name: str, against: str | None, statistics: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
     from ssl3d.results.store import ResultStore
 
     registry().table_formats.get(format_name)
     records, problems = ResultStore(store).records()
-    _print_table(records, format_name, against)
+    _print_table(records, format_name, against, _names(statistics) if statistics else None)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -22,7 +22,7 @@ PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "sci
 @cache
 def environment() -> dict[str, Any]:
     """Return the versions, the machine and the git commit that a record carries."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -222,19 +222,14 @@ class Registry:
         catalogue: Catalogue[Any] = Catalogue(kind, self.broken)
         for plugin, item in self._returned(hook):
             facts = {"title": getattr(item, "title", None), "summary": getattr(item, "summary", "")}
-            catalogue.add(Entry(item.name, plugin.name, lambda item=item: item, facts))
+            catalogue.add(Entry(item.name, plugin.name, partial(_self, item), facts))
         return catalogue
 
     def _classes(self, hook: str) -> Iterator[Entry[Any]]:
         for plugin, item in self._returned(hook):
             try:
                 facts = read_facts(item) if isinstance(item, str) else class_facts(item)
-                load = (
-                    (lambda item=item: load_class(item))
-                    if isinstance(item, str)
-                    else (lambda item=item: item)
-                )
-                yield Entry(facts["name"], plugin.name, load, facts)
+                yield Entry(facts["name"], plugin.name, partial(load_class, item), facts)
             except Exception as error:
                 plugin.problems.append(f"{hook}() returned {item!r}: {error}")
 
@@ -280,13 +275,19 @@ def read_facts(reference: str) -> dict[str, Any]:
     raise PluginError(f'no class "{class_name}" at the top level of {module_name}.')
 
 
-def load_class(reference: str) -> Any:
-    """Import ``"module:Class"``."""
+def load_class(reference: str | type) -> Any:
+    """Import ``"module:Class"``; a class is returned as it is."""
+    if isinstance(reference, type):
+        return reference
     module_name, _, class_name = reference.partition(":")
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except Exception as error:
         raise PluginError(f"{reference} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def _self(item: T) -> T:
+    return item
 
 
 def _first_line(text: str | None) -> str:

@@ -113,7 +113,7 @@ class ASOCA(Dataset):
                     problems.append(f"{image} has no annotation {label}")
                 cases.append(Case(id=image.stem, subject=image.stem, image=image, label=label))
             known = {image.name for image in images}
-            annotations = sorted((root / group / "Annotations").glob("*.nrrd"))
+            annotations = sorted((root / group / "Annotations").glob("[!.]*.nrrd"))
             orphans = [label for label in annotations if label.name not in known]
             problems += [f"{orphan} has no image in {group}/CTCA" for orphan in orphans]
         if not cases:
@@ -189,7 +189,7 @@ class STOIC(Dataset):
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
-        images = sorted((root / "data" / "mha").glob("*.mha"))
+        images = sorted((root / "data" / "mha").glob("[!.]*.mha"))
         table = root / "metadata" / "reference.csv"
         if not images:
             raise layout_error(root, self, "there is no .mha file in data/mha/.")

@@ -122,7 +122,8 @@ class SpatialMap:
 
     def to_subject(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map atlas coordinates to the subject, both (3, N) mm; the inverse of :meth:`to_atlas`."""
-        y = np.linalg.solve(self.matrix, np.asarray(points, dtype=np.float64) - self.offset[:, None])
+        centred = np.asarray(points, dtype=np.float64) - self.offset[:, None]
+        y: NDArray[np.float64] = np.asarray(np.linalg.solve(self.matrix, centred), dtype=np.float64)
         for layer in reversed(self.layers):
             y = layer.invert(y)
         return y

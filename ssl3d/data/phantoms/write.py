@@ -132,12 +132,13 @@ def _check_root(root: Path, wanted: dict[str, Any]) -> bool:
     for name in (MANIFEST, STARTED):
         if (root / name).is_file():
             found = json.loads((root / name).read_text())
-            found.pop("sha256", None)
+            files = found.pop("sha256", {})
             if found != wanted:
                 raise DataError(
                     f"{root} holds phantoms of other parameters ({name} says which): give another folder."
                 )
-            return name == MANIFEST
+            # A file that was deleted since is written again.
+            return name == MANIFEST and all((root / file).is_file() for file in files)
     if root.is_dir() and any(root.iterdir()):
         raise DataError(f"{root} is not empty and holds no {MANIFEST}: give another folder.")
     return False
