@@ -1,11 +1,15 @@
-"""Shared fixtures: tiny prepared cohorts made here, nothing downloaded, all threads bounded."""
+"""Shared fixtures: tiny volumes made here, nothing downloaded.
+
+Tests run in one process a core with one thread each: on volumes this small, threads wait for each
+other longer than they compute.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ import torch
 
 from ssl3d.config import Settings, load_settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
