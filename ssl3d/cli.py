@@ -486,7 +486,9 @@ def _print_table(
     "--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's."
 )
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
-@click.option("--with", "statistics", default="", metavar="ci,p,rank,tau", help="Intervals, tests, ranks, agreement.")
+@click.option(
+    "--with", "statistics", default="", metavar="ci,p,rank,tau", help="Intervals, tests, ranks, agreement."
+)
 def table(store: Path, format_name: str, against: str | None, statistics: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry

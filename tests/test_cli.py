@@ -67,11 +67,25 @@ def test_finished_cells_are_skipped_and_missing_ones_computed(store: tuple[Path,
 def test_a_finished_run_can_be_benched_by_its_folder(store: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = store
     checkpoint = next((folder / "runs").glob("gvsl-*"))
-    result = bench(tmp_path / "s", folder.parent / "cache", "gvsl", "--checkpoint", f"gvsl={checkpoint}", "--modes", "linear")
+    result = bench(
+        tmp_path / "s",
+        folder.parent / "cache",
+        "gvsl",
+        "--checkpoint",
+        f"gvsl={checkpoint}",
+        "--modes",
+        "linear",
+    )
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "s" / "runs").exists()
     wider = bench(
-        tmp_path / "s", folder.parent / "cache", "gvsl", "--checkpoint", f"gvsl={checkpoint}", "--set", "backbone.channels=16,32"
+        tmp_path / "s",
+        folder.parent / "cache",
+        "gvsl",
+        "--checkpoint",
+        f"gvsl={checkpoint}",
+        "--set",
+        "backbone.channels=16,32",
     )
     refused(wider, "another architecture", str(checkpoint))
 
@@ -100,8 +114,14 @@ def test_misspelt_names_get_the_nearest_one() -> None:
     refused(run("bench", "--tasks", "shcc", "--store", "x"), 'Unknown task "shcc". Did you mean "shc"')
     refused(run("bench", "--modes", "liner", "--store", "x"), 'Unknown mode "liner". Did you mean "linear"')
     refused(run("bench", "--seeds", "0,one", "--store", "x"), '--seeds "one"')
-    refused(run("bench", "--set", "gvsl.ncc_wieght=2", "--store", "x"), 'unknown key "ncc_wieght"', "ncc_weight")
-    refused(run("pretrain", "--method", "simclr", "--set", "pretrain.batch_size=1", "--out", "x"), "simclr", "batch_size")
+    refused(
+        run("bench", "--set", "gvsl.ncc_wieght=2", "--store", "x"), 'unknown key "ncc_wieght"', "ncc_weight"
+    )
+    refused(
+        run("pretrain", "--method", "simclr", "--set", "pretrain.batch_size=1", "--out", "x"),
+        "simclr",
+        "batch_size",
+    )
     refused(run("bench", "--task-data", "sac=/x", "--tasks", "shc", "--store", "x"), 'the task "sac"')
     refused(run("methds"), 'No command "methds". Did you mean "methods"')
     assert not Path("x").exists()
@@ -117,7 +137,16 @@ def test_info_names_paper_options_and_what_is_trained() -> None:
 
 
 def pretrain(folder: Path, tmp_path: Path, *more: str) -> Result:
-    arguments = ["--method", "gvsl", "--data", str(folder), "--preset", "smoke", "--cache", str(tmp_path / "cache")]
+    arguments = [
+        "--method",
+        "gvsl",
+        "--data",
+        str(folder),
+        "--preset",
+        "smoke",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     return run("pretrain", *arguments, "--out", str(tmp_path / "run"), *more)
 
 
@@ -157,7 +186,9 @@ def test_label_on_another_grid_is_refused(store: tuple[Path, Result], tmp_path: 
     label = tmp_path / "mmwhs/ct_train/ct_train_1001_label.nii.gz"
     image = nibabel.load(label)
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), label)
-    result = bench(tmp_path / "s", cache, "scratch", "--tasks", "shc", "--task-data", f"shc={tmp_path / 'mmwhs'}")
+    result = bench(
+        tmp_path / "s", cache, "scratch", "--tasks", "shc", "--task-data", f"shc={tmp_path / 'mmwhs'}"
+    )
     refused(result, "ct_train_1001", "grid")
 
 
@@ -168,7 +199,9 @@ def test_a_folder_of_ordinary_cts_pretrains_with_the_default_preset(tmp_path: Pa
     for i in range(3):
         hu = np.full((80, 80, 54), -1000, np.int16)
         hu[10:70, 10:70] = 40 + rng.integers(-20, 20, (60, 60, 54))
-        nibabel.save(nibabel.Nifti1Image(hu, np.diag([-2.0, -2.0, 3.0, 1.0])), tmp_path / "cts" / f"{i}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(hu, np.diag([-2.0, -2.0, 3.0, 1.0])), tmp_path / "cts" / f"{i}.nii.gz"
+        )
     arguments = ["--method", "gvsl", "--data", str(tmp_path / "cts"), "--out", str(tmp_path / "run")]
     result = run("pretrain", *arguments, "--cache", str(tmp_path / "cache"), "--set", "pretrain.steps=1")
     assert result.exit_code == 0, result.output
