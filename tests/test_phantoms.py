@@ -14,6 +14,7 @@ from scipy import ndimage
 from ssl3d.data.adapters import ASOCA, CANDI, MMWHS, STOIC, Folder
 from ssl3d.data.phantoms import COHORTS, PhantomParameters, PhantomSubject, generate, write_cohorts
 from ssl3d.data.phantoms.geometry import jacobian_determinant, voxel_centres
+from ssl3d.data.phantoms.subjects import lesion_count
 from ssl3d.data.volume import read_labels, read_volume
 from ssl3d.downstream.metrics import auc
 from ssl3d.errors import ConfigError, DataError
@@ -59,7 +60,7 @@ def test_every_subject_has_every_structure_in_one_piece(edge: int) -> None:
     for index in range(4):
         labels = subject("mmwhs", index, parameters).labels
         assert labels is not None and set(np.unique(labels)) == {0, 205, 420, 500, 550, 600, 820, 850}
-        for value in (500, 600, 420, 550, 205, 820):
+        for value in (500, 600, 420, 550, 205, 820, 850):
             parts, _ = ndimage.label(labels == value)
             sizes = np.bincount(parts.ravel())[1:]
             assert sizes.max() > 0.93 * sizes.sum(), f"structure {value} of subject {index} falls apart"
@@ -92,8 +93,37 @@ def test_coronaries_are_thin_connected_trees(edge: int) -> None:
         assert 0.001 < labels.mean() < 0.02
 
 
-def test_both_classes_occur_and_differ_in_lesions_only() -> None:
+def test_both_classes_occur_and_differ_in_lesions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [subject("stoic", i).target for i in range(4)] == [0, 1, 0, 1]
+    # The same positive subject without its lesions: whatever else it draws is that of a negative.
+    ill = subject("stoic", 1)
+    monkeypatch.setattr("ssl3d.data.phantoms.subjects.lesion_count", lambda index, parameters: 0)
+    healthy = generate("stoic", 1, SMALL)
+    assert ill.target == 1 and healthy.target == 0
+    added = ill.image.astype(int) - healthy.image
+    assert added.max() > 150
+    # Elsewhere, what little is left is the blur of the lesions' edge; and they lie in the lungs only.
+    changed = np.abs(added) > 40
+    lungs = ndimage.binary_dilation((healthy.image < -500) & (healthy.image > -970), iterations=2)
+    assert 0.002 < changed.mean() < 0.1 and not (changed & ~lungs).any()
+
+
+def test_severe_patients_have_more_lesions() -> None:
+    counts = [lesion_count(i, SMALL) for i in range(400)]
+    assert counts[::2] == [0] * 200 and set(counts[1::2]) == {2, 3, 4, 5, 6}
+
+
+def test_no_variance_of_appearance_leaves_noise_only() -> None:
+    flat = PhantomParameters(edge=32, spacing_mm=4.8, appearance_variance=0.0)
+    for cohort, region in (("mmwhs", 500), ("candi", 2)):
+        means, spreads = [], []
+        for index in range(3):
+            s = subject(cohort, index, flat)
+            assert s.labels is not None
+            inside = s.image[ndimage.binary_erosion(s.labels == region)]
+            means.append(inside.mean())
+            spreads.append(inside.std())
+        assert np.ptp(means) < 0.5 * np.mean(spreads), (cohort, means, spreads)
 
 
 def test_unusable_parameters_are_refused() -> None:
@@ -157,11 +187,14 @@ def test_intensity_alone_does_not_solve_segmentation(cohort: str, values: list[i
 
 
 def test_intensity_alone_does_not_solve_classification() -> None:
-    """Neither mean nor percentiles of the lungs' density tell the classes apart."""
+    """Neither mean nor percentiles of the lungs' density tell the classes well apart.
+
+    160 subjects: the standard error of an AUC of 0.5 is 0.046, so a limit of 0.75 is no accident.
+    """
     statistics: dict[str, list[float]] = {}
     targets = []
-    for i in range(32):
-        s = subject("stoic", i)
+    for i in range(160):
+        s = generate("stoic", i, SMALL)
         lungs = s.image[(s.image < -300) & (s.image > -960)]
         for name, value in {
             "mean": lungs.mean(), "median": np.median(lungs), "p90": np.quantile(lungs, 0.9), "sd": lungs.std(),
@@ -170,7 +203,7 @@ def test_intensity_alone_does_not_solve_classification() -> None:
         targets.append(int(s.target or 0))
     scores = {name: auc(targets, values) for name, values in statistics.items()}
     print(scores)
-    assert all(0.2 < score < 0.8 for score in scores.values()), scores
+    assert all(0.25 < score < 0.75 for score in scores.values()), scores
 
 
 # --- files ------------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
         tissue[where] = TISSUE_ID[name]
 
     # The cerebrum: a hemisphere with a temporal lobe, above the tentorium, folded at its surface.
-    hemisphere = g.ellipsoid(q, (29, -6, 12), (37, 82, 54))
+    hemisphere = g.ellipsoid(q, (14, -6, 12), (52, 82, 55))
     temporal = g.tube(q, [[42, 28, -24], [46, 0, -26], [44, -30, -18]], (14.0, 18.0, 17.0))
     cerebrum = g.smooth_min(10.0, hemisphere, temporal)
-    tentorium = g.half_space(q, (0, -30, -14), (0, -0.35, -1))  # positive below it
+    tentorium = g.half_space(q, (0, -30, -12), (0, 0.15, -1))  # positive below it; lower at the back
     cerebrum = np.maximum(cerebrum, np.where(y < -24, tentorium + 2, -1e3))
     gyri = np.sin(fold_phase)  # +1 in the depth of a sulcus, -1 on the crown of a gyrus
     cerebellum = g.smooth_min(
@@ -69,7 +69,8 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
     )
     stem = g.tube(q, [[0, -18, -10], [0, -22, -30], [0, -34, -70]], (13.0, 13.0, 9.0))
 
-    hull = g.smooth_min(18.0, cerebrum, cerebellum, stem + 3)
+    # One midline ellipsoid closes the skull over the fissure between the hemispheres.
+    hull = g.smooth_min(18.0, g.ellipsoid(p, (0, -6, 12), (65, 82, 55)), cerebrum, cerebellum, stem + 3)
     put("scalp", hull < 19)
     put("skull", hull < 12)
     put("skull_marrow", (hull < 10) & (hull > 7.5))

@@ -8,6 +8,8 @@ opacities tell them apart.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,13 +21,36 @@ TISSUES = ("air", "fat", "muscle", "bone", "marrow", "mediastinum", "heart", "li
 TISSUE_ID = {name: i for i, name in enumerate(TISSUES)}
 
 
-def lung_field(p: FloatArray) -> FloatArray:
+@dataclass(frozen=True)
+class ChestShape:
+    """What differs between chests besides their deformation.
+
+    Attributes:
+        heart: size of the heart's shadow, as a factor of the atlas's.
+        diaphragm_mm: (right, left) height of the domes above the atlas's: how deep the breath was.
+    """
+
+    heart: float = 1.0
+    diaphragm_mm: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, spread: float = 1.0) -> ChestShape:
+        """Draw a shape; ``spread`` 0 gives the atlas."""
+        common = rng.uniform(-14, 14)
+        return cls(
+            heart=float(np.exp(spread * rng.uniform(-0.12, 0.12))),
+            diaphragm_mm=(spread * (common + rng.uniform(-5, 5)), spread * (common + rng.uniform(-5, 5))),
+        )
+
+
+def lung_field(p: FloatArray, form: ChestShape) -> FloatArray:
     """Return the signed distance-like field of both lungs: (3, N) -> (N,), negative inside."""
     right = g.ellipsoid(p, (72, -8, -4), (56, 84, 128))
     left = g.ellipsoid(p, (-74, -8, -4), (54, 84, 128))
-    heart = heart_field(p)
+    heart = heart_field(p, form)
     domes = np.minimum(
-        g.ellipsoid(p, (70, 0, -150), (80, 100, 85)), g.ellipsoid(p, (-72, 0, -158), (80, 100, 85))
+        g.ellipsoid(p, (70, 0, -150 + form.diaphragm_mm[0]), (80, 100, 85)),
+        g.ellipsoid(p, (-72, 0, -158 + form.diaphragm_mm[1]), (80, 100, 85)),
     )
     central = g.tube(p, [[2, -2, 160], [4, -4, -160]], 30.0)
     inside = np.maximum(np.minimum(right, left), thorax_field(p) + 5)
@@ -37,12 +62,12 @@ def thorax_field(p: FloatArray) -> FloatArray:
     return g.ellipsoid(p, (0, -6, -20), (132, 92, 230))
 
 
-def heart_field(p: FloatArray) -> FloatArray:
+def heart_field(p: FloatArray, form: ChestShape) -> FloatArray:
     """Return the field of the heart's shadow."""
-    return g.ellipsoid(p, (-18, 26, -42), (58, 46, 54))
+    return g.ellipsoid(p, (-18, 26, -42), np.multiply(form.heart, (58, 46, 54)))
 
 
-def paint_chest(p: FloatArray, lungs: FloatArray) -> NDArray[np.uint8]:
+def paint_chest(p: FloatArray, lungs: FloatArray, form: ChestShape) -> NDArray[np.uint8]:
     """Return the tissue map of atlas points (3, N): (N,) uint8; ``lungs`` is :func:`lung_field`."""
     z, y = p[2], p[1]
     tissue = np.zeros(p.shape[1], dtype=np.uint8)
@@ -59,7 +84,7 @@ def paint_chest(p: FloatArray, lungs: FloatArray) -> NDArray[np.uint8]:
     put("muscle", body < -14)
     put("mediastinum", thorax < 0)
     put("liver", (thorax < 0) & (z < -60) & (lungs > 3))
-    put("heart", heart_field(p) < 0)
+    put("heart", heart_field(p, form) < 0)
     put(
         "bone",
         (np.maximum(np.abs(thorax - 6) - 5, ring) < 0)
@@ -94,11 +119,15 @@ def vessel_tree(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[
     return np.concatenate(centres), np.concatenate(radii)
 
 
-def lesion_field(p: FloatArray, lungs: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return the opacity in [0, 1] of two to six subpleural lesions of varying size: (N,)."""
+#: Fewest and most lesions of a positive patient.
+LESIONS = (2, 6)
+
+
+def lesion_field(p: FloatArray, lungs: FloatArray, count: int, rng: np.random.Generator) -> FloatArray:
+    """Return the opacity in [0, 1] of ``count`` subpleural lesions of varying size: (N,)."""
     opacity = np.zeros(p.shape[1], dtype=p.dtype)
     peripheral = np.flatnonzero((lungs < -2) & (lungs > -14) & (np.abs(p[0]) > 55))
-    for _ in range(int(rng.integers(2, 7))):
+    for _ in range(count):
         centre = p[:, rng.choice(peripheral)]
         radii = rng.uniform(12, 30) * np.exp(rng.uniform(-0.25, 0.25, 3))
         field = g.ellipsoid(p, centre, radii) + 3 * g.waves_noise(rng, p, (15, 35), 6)

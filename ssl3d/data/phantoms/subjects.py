@@ -85,6 +85,21 @@ def deformation(rng: np.random.Generator, profile: str) -> g.SpatialMap:
     return g.SpatialMap.draw(rng, strain=strain)
 
 
+def lesion_count(index: int, parameters: PhantomParameters) -> int:
+    """Return how many lesions chest ``index`` has, 0 to 6: none in every other one.
+
+    A shuffled target would leave small cohorts unbalanced.
+    """
+    fewest, most = chest.LESIONS
+    rng = _rng("stoic", index, parameters, "lesion count")
+    return int(rng.integers(fewest, most + 1)) if index % 2 else 0
+
+
+def _spread(parameters: PhantomParameters) -> float:
+    """Return how far the shapes of structures vary, as a factor of the benchmark's."""
+    return 1.0 if parameters.profile == "benchmark" else 1.4
+
+
 def _rng(cohort: Cohort, index: int, parameters: PhantomParameters, stream: str) -> np.random.Generator:
     return numpy_rng(parameters.seed, "phantom", parameters.profile, cohort, index, stream)
 
@@ -100,6 +115,12 @@ def _to_voxels(points_mm: FloatArray, shape: tuple[int, ...], spacing_mm: float)
     return np.asarray(points_mm, dtype=np.float64).T / spacing_mm + (np.array(shape) - 1) / 2
 
 
+def _between(rng: np.random.Generator, low: float, high: float, scale: float) -> float:
+    """Draw from the range, narrowed around its middle by ``scale`` (never wider than the range)."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle + min(scale, 1.0) * float(rng.uniform(-half, half))
+
+
 def _degrade(
     image: FloatArray, rng: np.random.Generator, p: FloatArray, *, blur: tuple[float, float], noise: tuple[float, float],
     shading: float, scale: float,
@@ -113,16 +134,16 @@ def _degrade(
         blur: range of the standard deviation in voxels.
         noise: range of the standard deviation in the image's units.
         shading: largest relative (MR) or absolute (CT, in HU) amplitude of the smooth field.
-        scale: appearance variance.
+        scale: appearance variance; 0 gives the middle of each range.
     """
     from scipy.ndimage import gaussian_filter
 
-    image = gaussian_filter(image, rng.uniform(*blur))
+    image = gaussian_filter(image, _between(rng, *blur, scale))
     amplitude = shading * scale * rng.uniform(0.3, 1)
     field = amplitude * g.waves_noise(rng, p, (150, 350), 4).reshape(image.shape)
     image = image * (1 + field) if shading < 1 else image + field
     grain = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), 0.5)
-    return (image + rng.uniform(*noise) * grain / grain.std()).astype(np.float32)
+    return (image + _between(rng, *noise, scale) * grain / grain.std()).astype(np.float32)
 
 
 # --- heart ------------------------------------------------------------------------------------------
@@ -137,14 +158,18 @@ def _cardiac_values(rng: np.random.Generator, scale: float) -> dict[str, float]:
     left, right = vary(330, 90), vary(260, 120)  # how much contrast medium has reached either side
     own = {name: vary(0, 45) for name in ("lv", "la", "aorta", "rv", "ra", "pa", "pv", "svc", "ivc", "da")}
     myocardium = vary(125, 45)
+
+    def blood(mean: float) -> float:
+        return max(mean, 35.0)  # HU of blood that no contrast medium has reached
+
     return {
         "lung": vary(-840, 40), "fat": vary(-100, 12), "muscle": vary(55, 15), "bone": vary(520, 90),
         "marrow": vary(210, 60), "disc": vary(90, 25), "liver": vary(95, 30), "esophagus": vary(40, 20),
         "epicardial_fat": vary(-75, 20), "wall": vary(70, 30), "myocardium": myocardium, "papillary": myocardium,
-        "lv": left + own["lv"], "la": left + own["la"], "aorta": left + own["aorta"],
-        "pulmonary_vein": left + own["pv"], "descending_aorta": left + own["da"],
-        "rv": right + own["rv"], "ra": right + own["ra"], "pa": right + own["pa"],
-        "svc": right + 60 + own["svc"], "ivc": right - 60 + own["ivc"],
+        "lv": blood(left + own["lv"]), "la": blood(left + own["la"]), "aorta": blood(left + own["aorta"]),
+        "pulmonary_vein": blood(left + own["pv"]), "descending_aorta": blood(left + own["da"]),
+        "rv": blood(right + own["rv"]), "ra": blood(right + own["ra"]), "pa": blood(right + own["pa"]),
+        "svc": blood(right + 60 + own["svc"]), "ivc": blood(right - 60 + own["ivc"]),
     }  # fmt: skip
 
 
@@ -155,7 +180,7 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     p = g.voxel_centres(shape, spacing)  # (3, D*H*W)
     mapping = deformation(anatomy, parameters.profile)
     atlas = mapping.to_atlas(p)
-    form = heart.HeartShape.draw(anatomy, 1.0 if parameters.profile == "benchmark" else 1.4)
+    form = heart.HeartShape.draw(anatomy, _spread(parameters))
     tissue = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))[0].reshape(shape)
 
     values = _cardiac_values(look, parameters.appearance_variance)
@@ -238,7 +263,7 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
     image = image * (1 + 0.03 * scale * texture)
     image = _degrade(image, look, p, blur=(0.4, 0.7), noise=(0.02, 0.05), shading=0.18, scale=scale)
-    stored = np.clip(np.rint(image * look.uniform(300, 900)), 0, 30000)
+    stored = np.clip(np.rint(image * _between(look, 300, 900, scale)), 0, 30000)
     return PhantomSubject(stored.astype(np.int16), labels, None, _affine(shape, spacing), mapping)
 
 
@@ -255,8 +280,9 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     fit = 1.1 * 307.2 / (parameters.edge * spacing)
     mapping = replace(mapping, matrix=mapping.matrix * fit)
     atlas = mapping.to_atlas(p)
-    lungs = chest.lung_field(atlas)
-    tissue = chest.paint_chest(atlas, lungs)
+    form = chest.ChestShape.draw(anatomy, _spread(parameters))
+    lungs = chest.lung_field(atlas, form)
+    tissue = chest.paint_chest(atlas, lungs, form)
 
     def vary(mean: float, deviation: float) -> float:
         return mean + scale * deviation * float(np.clip(look.standard_normal(), -2, 2))
@@ -272,11 +298,10 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     gravity = scale * look.uniform(0, 130) * np.clip(-atlas[1] / 80, 0, 1) ** 2
     patchy = scale * look.uniform(10, 45) * g.waves_noise(look, atlas, (40, 110), 8)
     image[inside] += (gravity + patchy)[inside]
-    # Every other subject is positive; a shuffled target would leave small cohorts unbalanced.
-    target = index % 2
-    opacity = chest.lesion_field(atlas, lungs, anatomy)  # drawn for both, so that the streams stay equal
-    if target:
-        density = look.uniform(320, 520)
+    density = look.uniform(320, 520)  # drawn for both classes, so that their streams stay equal
+    lesions = lesion_count(index, parameters)
+    if lesions:
+        opacity = chest.lesion_field(atlas, lungs, lesions, _rng(cohort, index, parameters, "lesions"))
         image += (opacity * density).astype(np.float32)
     centres, radii = chest.vessel_tree(anatomy)
     centres = _to_voxels(mapping.to_subject(centres.T), shape, spacing)
@@ -286,4 +311,4 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
         image.reshape(shape), look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale
     )
     stored = np.clip(np.rint(image), -1024, 2500)
-    return PhantomSubject(stored.astype(np.int16), None, target, _affine(shape, spacing), mapping)
+    return PhantomSubject(stored.astype(np.int16), None, int(lesions > 0), _affine(shape, spacing), mapping)

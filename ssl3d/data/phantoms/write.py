@@ -24,16 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl3d.data.phantoms.subjects import Cohort, PhantomParameters, generate
+from ssl3d.data.phantoms.subjects import Cohort, PhantomParameters, generate, lesion_count
 from ssl3d.errors import DataError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.rng import numpy_rng
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this package changes a file."""
 
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "PIR", "ASL")
 CANDI_GROUPS = ("BPDwithPsy", "BPDwithoutPsy", "HC", "SS")
+SEVERE = 5
+"""Lesions from which on ``probSevere`` is 1."""
 MANIFEST, STARTED = "phantoms.json", "phantoms.started.json"
 
 Counts = Mapping[str, Any]
@@ -115,9 +117,11 @@ def write_cohorts(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rows = [
-        f"{Path(i.image).stem},{i.index % 2},{int(i.index % 4 == 1)}" for i in items if i.cohort == "stoic"
-    ]
+    rows = []
+    for item in items:
+        if item.cohort == "stoic":
+            lesions = lesion_count(item.index, parameters)
+            rows.append(f"{Path(item.image).stem},{int(lesions > 0)},{int(lesions >= SEVERE)}")
     if rows:
         write_bytes(
             root / "stoic/metadata/reference.csv",
