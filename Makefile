@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results-store
+ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: bench bench-all smoke test lint phantom-pictures clean
+.PHONY: bench bench-all ablations smoke test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -15,6 +16,16 @@ STORE ?= results-store
 bench: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods scratch,gvsl --tasks shc,sac,ccc,sbm --store $(STORE)
 
+# Every row of table 1 but the ablations; goes on with the cells that `make bench` finished.
+bench-all: .venv/.installed
+	$(BIN)/ssl3d bench --preset quick --methods all --tasks shc,sac,ccc,sbm --store $(STORE)
+	mkdir -p benchmarks/results
+	$(BIN)/ssl3d table --store $(STORE) --preset quick --format markdown --against paper > benchmarks/results/table1-quick.md
+	$(BIN)/ssl3d table --store $(STORE) --preset quick --format csv --against paper > benchmarks/results/table1-quick.csv
+
+ablations: .venv/.installed
+	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)
+
 smoke: .venv/.installed
 	$(BIN)/ssl3d bench --preset smoke --methods scratch,gvsl --tasks shc,sac,ccc,sbm --store $(STORE)/smoke
 
@@ -25,3 +36,10 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+phantom-pictures: .venv/.installed
+	$(BIN)/python benchmarks/phantom_pictures.py --out docs/images
+
+# The results are not deleted.
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
