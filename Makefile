@@ -20,8 +20,8 @@ bench: .venv/.installed
 bench-all: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods all --tasks shc,sac,ccc,sbm --store $(STORE)
 	mkdir -p benchmarks/results
-	$(BIN)/ssl3d table --store $(STORE) --preset quick --format markdown --against paper > benchmarks/results/table1-quick.md
-	$(BIN)/ssl3d table --store $(STORE) --preset quick --format csv --against paper > benchmarks/results/table1-quick.csv
+	$(BIN)/ssl3d table --store $(STORE) --format markdown --against paper > benchmarks/results/table1-quick.md
+	$(BIN)/ssl3d table --store $(STORE) --format csv --against paper > benchmarks/results/table1-quick.csv
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssl3d.errors import ConfigError, SSL3DError
+from ssl3d.commands.common import (
+    CONTEXT,
+    Group,
+    cache_option,
+    device_option,
+    make_console,
+    preset_option,
+    print_conflicts,
+    quiet_libraries,
+    set_option,
+    settings_of,
+    split_names,
+    split_pairs,
+    text_table,
+)  # fmt: skip
+from ssl3d.commands.data import data
+from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from ssl3d.plugins import Catalogue
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class Group(click.Group):
-    """Prints errors meant for users without a traceback, and exits with status 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SSL3DError as error:
-            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
-            ctx.exit(130)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from ssl3d.errors import nearest
-
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(f'No command "{args[0]}".{nearest(args[0], self.list_commands(ctx))}', ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -56,51 +40,6 @@ def main() -> None:
     ssl3d pretrain --method gvsl --data DIR      pretrain on your own volumes
     ssl3d methods                                what can be pretrained
     """
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ConfigError("An empty list of names was given; separate names by commas.")
-    return list(dict.fromkeys(names))
-
-
-def _pairs(items: Iterable[str], option: str) -> dict[str, Path]:
-    pairs = {}
-    for item in items:
-        name, equals, path = item.partition("=")
-        if not equals:
-            raise ConfigError(f'{option} "{item}": write {option} NAME=DIR.')
-        pairs[name] = Path(path)
-    return pairs
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _table(*headers: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, header in enumerate(headers):
-        table.add_column(header, no_wrap=number == 0, overflow="fold", style="bold" if number == 0 else "")
-    return table
-
-
-def _print_conflicts(console: Console, catalogue: Any) -> None:
-    from rich.markup import escape
-
-    for name, plugins in catalogue.conflicts.items():
-        console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
-
-
-def _set_option(command: Any) -> Any:
-    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-                        help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
 
 
 @main.command()
@@ -116,15 +55,15 @@ def methods(verbose: bool) -> None:
             if not entry.base:
                 _print_info(entry.name, cost=False)
         return
-    table = _table("Method", "Trains", "What it is", "Plugin")
+    table = text_table("Method", "Trains", "What it is", "Plugin")
     for entry in registry().methods:
         name = f"  {entry.name}" if entry.base else entry.name
         table.add_row(
             *(escape(t) for t in (name, str(entry.facts.get("trains", "")), entry.summary, entry.plugin))
         )
-    console = _console()
+    console = make_console()
     console.print(table)
-    _print_conflicts(console, registry().methods)
+    print_conflicts(console, registry().methods)
 
 
 @main.command()
@@ -132,7 +71,7 @@ def methods(verbose: bool) -> None:
 @click.option("--cost/--no-cost", default=True, help="Measure a training step.")
 def info(method: str, cost: bool) -> None:
     """Show a method's paper, what it trains, its options and the cost of a step."""
-    _quiet_libraries()
+    quiet_libraries()
     _print_info(method, cost)
 
 
@@ -144,7 +83,7 @@ def _print_info(name: str, cost: bool) -> None:
 
     entry = registry().methods.get(name)
     facts = describe(name)
-    console = _console()
+    console = make_console()
     console.print(f"[bold]{escape(name)}[/]  {escape(facts.summary)}")
     for label, text in (
         ("paper", facts.paper),
@@ -162,7 +101,7 @@ def _print_info(name: str, cost: bool) -> None:
             f"{measured.batch_size} crops of {measured.edge} voxels)", highlight=False,
         )  # fmt: skip
     if facts.options:
-        table = _table("Option", "Default", "Meaning")
+        table = text_table("Option", "Default", "Meaning")
         for option in facts.options:
             table.add_row(*(escape(t) for t in (f"{name}.{option.name}", option.default, option.meaning)))
         console.print(table)
@@ -172,10 +111,10 @@ def _print_info(name: str, cost: bool) -> None:
 
 @main.command()
 @click.argument("method")
-@_set_option
+@set_option
 def check(method: str, overrides: tuple[str, ...]) -> None:
     """Run the conformance suite on a method."""
-    _quiet_libraries()
+    quiet_libraries()
     from rich.markup import escape
 
     from ssl3d.config import load_settings
@@ -187,7 +126,7 @@ def check(method: str, overrides: tuple[str, ...]) -> None:
     from ssl3d.progress import quiet
     from ssl3d.testing import Suite
 
-    console = _console()
+    console = make_console()
     failed = 0
     with quiet():
         for result in Suite(resolve_method(method, settings.methods)).run():
@@ -222,16 +161,16 @@ def tasks() -> None:
 
     from ssl3d.plugins import registry
 
-    table = _table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
+    table = text_table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
     for entry in registry().tasks:
         task = entry.load()
         counts = "/".join(map(str, task.counts))
         table.add_row(
             *(escape(t) for t in (task.name, task.summary, task.dataset, task.metric.upper(), counts))
         )
-    console = _console()
+    console = make_console()
     console.print(table)
-    _print_conflicts(console, registry().tasks)
+    print_conflicts(console, registry().tasks)
 
 
 @main.command()
@@ -241,7 +180,7 @@ def datasets() -> None:
 
     from ssl3d.plugins import registry
 
-    table = _table("Dataset", "What it is", "Modality", "Offset", "Plugin")
+    table = text_table("Dataset", "What it is", "Modality", "Offset", "Plugin")
     for entry in registry().datasets:
         d = entry.load()
         table.add_row(
@@ -250,9 +189,9 @@ def datasets() -> None:
                 for t in (d.name, d.summary, d.modality.upper(), d.intensity_offset, entry.plugin)
             )
         )
-    console = _console()
+    console = make_console()
     console.print(table)
-    _print_conflicts(console, registry().datasets)
+    print_conflicts(console, registry().datasets)
 
 
 @main.command()
@@ -267,7 +206,7 @@ def plugins() -> None:
         "methods": found.methods, "tasks": found.tasks, "datasets": found.datasets,
         "backbones": found.backbones, "table formats": found.table_formats,
     }  # fmt: skip
-    table = _table("Plugin", "Version", "Registers", "State")
+    table = text_table("Plugin", "Version", "Registers", "State")
     for plugin in found.plugins.values():
         counts = {
             kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()
@@ -277,67 +216,31 @@ def plugins() -> None:
             state += f"\n[yellow]warning:[/] {escape(problem)}"
         registers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "nothing"
         table.add_row(escape(plugin.name), escape(plugin.version), registers, state)
-    console = _console()
+    console = make_console()
     console.print(table)
     for catalogue in catalogues.values():
-        _print_conflicts(console, catalogue)
-
-
-def _preset_option(command: Any) -> Any:
-    command = _set_option(command)
-    return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
-                        help="smoke, quick, paper, or a YAML file.")(command)  # fmt: skip
-
-
-def _cache_option(command: Any) -> Any:
-    return click.option(
-        "--cache",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="SSL3D_CACHE",
-        help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].",
-    )(command)
-
-
-def _device_option(command: Any) -> Any:
-    return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
-                        help="Where to compute.")(command)  # fmt: skip
-
-
-def _quiet_libraries() -> None:
-    """Keep the terminal for progress: third-party chatter that a user can do nothing about."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("nibabel").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="monai.*")
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
-
-
-def _settings(preset: str, overrides: tuple[str, ...]) -> Any:
-    from ssl3d.config import load_settings
-    from ssl3d.plugins import registry
-
-    return load_settings(preset, overrides, registry().methods.names())
+        print_conflicts(console, catalogue)
 
 
 @main.command()
 @click.option("--method", "method_name", required=True, metavar="NAME", help='See "ssl3d methods".')
 @click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR",
               help="Folder of volumes, DATASET=DIR, or phantoms.")  # fmt: skip
-@_preset_option
+@preset_option
 @click.option("--seed", default=0, show_default=True, help="Initialisation, order, crops and views.")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@_device_option
-@_cache_option
+@device_option
+@cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
     device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
-    _quiet_libraries()
-    settings = _settings(preset, overrides)
+    quiet_libraries()
+    settings = settings_of(preset, overrides)
     from ssl3d.plugins import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
@@ -367,7 +270,7 @@ def pretrain(
 )
 @click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
 @click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="One seed covers a whole run.")
-@_preset_option
+@preset_option
 @click.option(
     "--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining."
 )
@@ -380,29 +283,29 @@ def pretrain(
 @click.option(
     "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
 )
-@_device_option
-@_cache_option
+@device_option
+@cache_option
 def bench(
     method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
-    _quiet_libraries()
+    quiet_libraries()
     from ssl3d.plugins import registry
 
     found = registry()
-    settings = _settings(preset, overrides)
-    chosen_tasks = found.tasks.names() if task_names == "all" else _names(task_names)
+    settings = settings_of(preset, overrides)
+    chosen_tasks = found.tasks.names() if task_names == "all" else split_names(task_names)
     chosen_methods = (
-        [e.name for e in found.methods if not e.base] if method_names == "all" else _names(method_names)
+        [e.name for e in found.methods if not e.base] if method_names == "all" else split_names(method_names)
     )
     for name in chosen_tasks:
         found.tasks.get(name)
     for name in chosen_methods:
         found.methods.get(name)
-    chosen_seeds = [_seed(text) for text in _names(seeds)]
-    places = _pairs(task_data, "--task-data")
-    checkpoints = _pairs(checkpoint, "--checkpoint")
+    chosen_seeds = [_seed(text) for text in split_names(seeds)]
+    places = split_pairs(task_data, "--task-data")
+    checkpoints = split_pairs(checkpoint, "--checkpoint")
     for name in places.keys() - set(chosen_tasks):
         raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
     for name in checkpoints.keys() - set(chosen_methods):
@@ -416,7 +319,7 @@ def bench(
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.results.store import ResultStore
 
-    chosen_modes = [check_mode(mode) for mode in _names(modes)]
+    chosen_modes = [check_mode(mode) for mode in split_names(modes)]
     specs = [resolve_method(name, settings.methods) for name in chosen_methods]
     where = select_device(device)
     for spec in specs:
@@ -496,32 +399,14 @@ def table(store: Path, format_name: str, against: str | None, statistics: str) -
 
     registry().table_formats.get(format_name)
     records, problems = ResultStore(store).records()
-    _print_table(records, format_name, against, _names(statistics) if statistics else None)
+    _print_table(records, format_name, against, split_names(statistics) if statistics else None)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:
         sys.exit(1)
 
 
-@main.group()
-def data() -> None:
-    """Make and inspect data."""
-
-
-@data.command()
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
-)
-@_preset_option
-def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
-    """Write the phantom cohorts in the layouts of MM-WHS, ASOCA, CANDI and STOIC."""
-    _quiet_libraries()
-    settings = _settings(preset, overrides)
-    from ssl3d.data.sources import make_phantoms
-
-    make_phantoms(out, settings.phantoms)
-    click.echo(f"Phantom cohorts: {out}")
-
+main.add_command(data)
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,1 @@
+"""Groups of commands; :mod:`ssl3d.cli` puts them together."""

@@ -1,0 +1,124 @@
+"""What commands share: the group that prints errors, common options, and small tables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssl3d.errors import ConfigError, SSL3DError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Group(click.Group):
+    """Prints errors meant for users without a traceback, and exits with status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SSL3DError as error:
+            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
+            ctx.exit(130)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from ssl3d.errors import nearest
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f'No command "{args[0]}".{nearest(args[0], self.list_commands(ctx))}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+def split_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("An empty list of names was given; separate names by commas.")
+    return list(dict.fromkeys(names))
+
+
+def split_pairs(items: Iterable[str], option: str) -> dict[str, Path]:
+    pairs = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals:
+            raise ConfigError(f'{option} "{item}": write {option} NAME=DIR.')
+        pairs[name] = Path(path)
+    return pairs
+
+
+def make_console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def text_table(*headers: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number == 0, overflow="fold", style="bold" if number == 0 else "")
+    return table
+
+
+def print_conflicts(console: Console, catalogue: Any) -> None:
+    from rich.markup import escape
+
+    for name, plugins in catalogue.conflicts.items():
+        console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
+
+
+def set_option(command: Any) -> Any:
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                        help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
+
+
+def preset_option(command: Any) -> Any:
+    command = set_option(command)
+    return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
+                        help="smoke, quick, paper, or a YAML file.")(command)  # fmt: skip
+
+
+def cache_option(command: Any) -> Any:
+    return click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="SSL3D_CACHE",
+        help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].",
+    )(command)
+
+
+def device_option(command: Any) -> Any:
+    return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
+                        help="Where to compute.")(command)  # fmt: skip
+
+
+def quiet_libraries() -> None:
+    """Keep the terminal for progress: third-party chatter that a user can do nothing about."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("nibabel").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="monai.*")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+
+
+def settings_of(preset: str, overrides: tuple[str, ...]) -> Any:
+    from ssl3d.config import load_settings
+    from ssl3d.plugins import registry
+
+    return load_settings(preset, overrides, registry().methods.names())
