@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,21 @@ class Study(Model):
     """What the study is to answer."""
     preset: str = "quick"
     """Preset that everything starts from."""
-    set: list[str] = []
+    set: tuple[str, ...] = ()
     """Overrides of the preset, the same everywhere."""
-    methods: list[str] = ["scratch", "gvsl"]
+    methods: tuple[str, ...] = ("scratch", "gvsl")
     """Methods; `scratch` is the baseline that curves are compared with."""
-    tasks: list[str] = ["shc"]
+    tasks: tuple[str, ...] = ("shc",)
     """Downstream tasks."""
-    modes: list[Mode] = ["linear", "knn"]
+    modes: tuple[Mode, ...] = ("linear", "knn")
     """Evaluations."""
-    seeds: list[int] = [0, 1, 2]
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of whole runs."""
-    at_steps: list[int] = []
+    at_steps: tuple[int, ...] = ()
     """Pretraining steps that are evaluated; empty: the last only. Multiples of pretrain.checkpoint_every."""
     lever: Lever | None = None
     """What is varied; None: nothing but the pretraining steps."""
-    upper_bound: list[str] | None = None
+    upper_bound: tuple[str, ...] | None = None
     """Overrides under which `scratch` is fine-tuned as the supervised upper bound; None: no such line."""
     ceiling_seeds: int = Field(1, ge=1)
     """Seeds of the upper bound."""
@@ -73,9 +74,8 @@ def load_study(path: Path) -> Study:
         ConfigError: the file is missing, no mapping, or has an unknown key.
     """
     if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such study. Those here: {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}"
-        )
+        here = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"{path}: no such study. In that folder: {here}.")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, not {type(values).__name__}.")
@@ -83,7 +83,8 @@ def load_study(path: Path) -> Study:
 
 
 def bench_of(
-    study: Study, settings: Settings, methods: list[str], modes: list[Mode], seeds: list[int], store: Path, cache: Path | None
+    study: Study, settings: Settings, methods: Sequence[str], modes: Sequence[Mode], seeds: Sequence[int], store: Path,
+    cache: Path | None,
 ) -> Bench:  # fmt: skip
     """Return the bench of one value of the lever, its data prepared."""
     specs = [resolve_method(name, settings.methods) for name in methods]
@@ -94,7 +95,7 @@ def bench_of(
     needs_data = any(spec.cls.trains != "none" for spec in specs)
     unlabelled = pretraining_cohort("phantoms", settings, cache) if needs_data else None
     return Bench(
-        specs, columns, modes, seeds, settings, unlabelled, {}, ResultStore(store), select_device("auto"),
+        specs, columns, list(modes), list(seeds), settings, unlabelled, {}, ResultStore(store), select_device("auto"),
         at_steps=tuple(study.at_steps) or (None,),
     )  # fmt: skip
 
@@ -106,20 +107,13 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
     def collect(bench: Bench, value: str, method: str | None = None) -> None:
         for record, computed in bench.run():
             identity = record["identity"]
-            rows.append(
-                {
-                    "value": value,
-                    "method": method or identity["method"],
-                    "task": identity["task"],
-                    "mode": identity["mode"],
-                    "seed": identity["seed"],
-                    "split": identity["split"],
-                    "step": record["cost"]["pretrain_steps"],
-                    "score": record["score"],
-                }  # fmt: skip
-            )
-            last = rows[-1]
-            print(f"{last}{'' if computed else '  (already in the store)'}", file=sys.stderr, flush=True)
+            row = {
+                "value": value, "method": method or identity["method"], "task": identity["task"],
+                "mode": identity["mode"], "seed": identity["seed"], "split": identity["split"],
+                "step": record["cost"]["pretrain_steps"], "score": record["score"],
+            }  # fmt: skip
+            rows.append(row)
+            print(f"{row}{'' if computed else '  (already in the store)'}", file=sys.stderr, flush=True)
 
     for value, overrides in (study.lever.values if study.lever else {"": []}).items():
         extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
