@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssl3d.config import Settings
-from ssl3d.downstream.harness import Mode, evaluate
+from ssl3d.downstream.harness import MODES, Mode, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import device_name, environment
 from ssl3d.errors import CheckpointError
-from ssl3d.models.checkpoint import RUN, load_backbone, read_run
+from ssl3d.models.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain, pretrain_identity
 from ssl3d.pretrain.method import MethodSpec
 from ssl3d.results.store import ResultStore
@@ -54,6 +54,8 @@ class Bench:
         checkpoints: run folders to evaluate instead of pretraining, by method name.
         store: where records and runs go.
         device: where to compute.
+        at_steps: pretraining steps whose weights are evaluated too, for curves; they need
+            ``pretrain.keep_checkpoints``. None stands for the end.
     """
 
     methods: list[MethodSpec]
@@ -65,6 +67,7 @@ class Bench:
     checkpoints: dict[str, Path]
     store: ResultStore
     device: torch.device
+    at_steps: tuple[int | None, ...] = (None,)
 
     def run(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
@@ -77,21 +80,27 @@ class Bench:
                 for data in self.tasks:
                     for mode in self.modes:
                         for split in data.splits:
-                            yield self._cell(spec, data, mode, split, seed)
+                            for step in self.at_steps if spec.cls.trains != "none" else (None,):
+                                yield self._cell(spec, data, mode, split, seed, step)
 
     def _cell(
-        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int
+        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, step: int | None
     ) -> tuple[dict[str, Any], bool]:
         identity = self._identity(spec, data, mode, split, seed)
+        if step is not None:
+            identity["pretrain_step"] = step
         with self.store.claim(identity):
             if self.store.has(identity):
                 return self.store.read(self.store.path_for(identity)), False
             folder = self._pretrained(spec, seed)
             run = read_run(folder)
-            backbone = load_backbone(folder, expected=self.settings.backbone)
+            backbone = load_backbone(folder, expected=self.settings.backbone, step=step)
+            at = "" if step is None else f", step {step}"
+            share = 1.0 if step is None else step / run["steps"]
+            weights = weights_fingerprint(backbone)  # before fine-tuning changes them
             outcome = evaluate(
                 backbone, data.task, data.cohort, split, mode, self.settings.downstream, seed, self.device,
-                label=f"{spec.name}, {data.task.name} {mode}, seed {seed}, {split.name}",
+                label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}",
             )  # fmt: skip
             record = {
                 "schema": 1,
@@ -109,9 +118,9 @@ class Bench:
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
                 "cost": {
-                    "pretrain_steps": run["steps"],
-                    "pretrain_seconds": run["seconds"],
-                    "voxels_seen": run["voxels_seen"],
+                    "pretrain_steps": round(share * run["steps"]),
+                    "pretrain_seconds": share * run["seconds"],
+                    "voxels_seen": round(share * run["voxels_seen"]),
                     "pretrain_parameters": run["parameters_trained"],
                     "pretrain_device": run["device"],
                     "downstream_seconds": outcome.seconds,
@@ -122,7 +131,7 @@ class Bench:
                 "environment": environment(),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "checkpoint": str(folder),
-                "fingerprint_of_weights": run["weights_sha256"],
+                "fingerprint_of_weights": weights,
             }
             self.store.write(record)
             return record, True
@@ -137,7 +146,7 @@ class Bench:
             pretraining = self._pretrain_identity(spec, seed)
         downstream = self.settings.downstream
         protocol = downstream.model_dump(
-            mode="json", exclude={"linear", "finetune", "feature_budget_mib", "feature_disk_mib"}
+            mode="json", exclude={*MODES, "feature_budget_mib", "feature_disk_mib"}
         )
         return {
             "method": spec.name,

@@ -138,6 +138,19 @@ class ModeConfig(Model):
     the probe stays linear; it only makes methods with features of other scales comparable."""
 
 
+class NeighboursConfig(Model):
+    """The k-nearest-neighbour evaluation; the same for every method."""
+
+    neighbours: PositiveInt = 20
+    """Neighbours that vote."""
+    temperature: float = Field(0.07, gt=0)
+    """Temperature of the votes (Wu et al., CVPR 2018)."""
+    voxels: PositiveInt = 100
+    """Voxels of each structure and of the background that one training case gives to the bank."""
+    standardize: bool = True
+    """Centre and scale each feature over the training set."""
+
+
 class DownstreamConfig(Model):
     """The downstream harness; the same for every method."""
 
@@ -159,6 +172,8 @@ class DownstreamConfig(Model):
     """Linear evaluation: the whole backbone frozen."""
     finetune: ModeConfig = ModeConfig()
     """Fine-tuning: every parameter trained."""
+    knn: NeighboursConfig = NeighboursConfig()
+    """Nearest neighbours: nothing trained at all."""
 
 
 class BackboneConfig(Model):

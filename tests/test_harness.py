@@ -144,5 +144,5 @@ def test_standardize_is_affine_and_exact() -> None:
 def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:
     cohort = sphere_cohort(8)
     cohort.images[0] = np.full_like(cohort.images[0], np.inf)
-    with pytest.raises(TrainingError, match=r"seg: loss = nan at step \d.*downstream.finetune.lr"):
+    with pytest.raises(TrainingError, match=r"seg finetune: loss = nan at step \d.*downstream.finetune.lr"):
         run(SEG, "finetune", cohort, config(4))

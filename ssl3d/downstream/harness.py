@@ -1,4 +1,4 @@
-"""The one downstream harness: scratch, linear and fine-tune are the same function.
+"""The one downstream harness: scratch, linear, fine-tune and nearest neighbours are the same function.
 
 A method reaches this file as a backbone and leaves it as a record. Head, optimizer, budget,
 splits and validation are identical for every method; test cases are seen once, by the weights
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ssl3d.config import DownstreamConfig, ModeConfig
 from ssl3d.downstream.features import FeatureStore
 from ssl3d.downstream.metrics import auc, dice_per_structure, segmentation_metrics
+from ssl3d.downstream.neighbours import NearestNeighbours
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import autocast_dtype, peak_memory_mib, to_device
 from ssl3d.errors import ConfigError, TrainingError
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from ssl3d.data.prepare import PreparedCohort
     from ssl3d.data.splits import Split
 
-Mode = Literal["linear", "finetune"]
-MODES: tuple[Mode, ...] = ("linear", "finetune")
+Mode = Literal["linear", "finetune", "knn"]
+MODES: tuple[Mode, ...] = ("linear", "finetune", "knn")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ class Standardize(nn.Module):
         return (x - self.mean.view(shape)) / self.scale.view(shape)
 
 
+class LogOdds(nn.Module):
+    """Logarithms of two classes' shares (B, 2) -> log odds of the second (B, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, 1] - x[:, 0])[:, None]
+
+
 def evaluate(
     backbone: Backbone,
     task: Task,
@@ -79,15 +87,16 @@ def evaluate(
     device: torch.device,
     label: str = "",
 ) -> Outcome:
-    """Train a head (linear) or everything (finetune) on ``split.train``, choose on ``split.val``,
-    test once on ``split.test``.
+    """Train a head (linear), everything (finetune) or nothing (knn) on ``split.train``, choose on
+    ``split.val``, test once on ``split.test``.
 
     Args:
         backbone: pretrained or random weights; changed by fine-tuning.
         task: what to predict.
         cohort: the task's prepared cases.
         split: case ids of the three parts.
-        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained.
+        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained; ``knn``: the
+            backbone frozen and each test sample labelled by its neighbours in feature space.
         config: budget and protocol, the same for every method.
         seed: decides the head's initial weights and the order of the training crops.
         device: where to compute.
@@ -100,29 +109,51 @@ def evaluate(
     kinds: dict[str, type[Problem]] = {"segmentation": Segmentation, "classification": Classification}
     to_device(backbone, device)
     problem = kinds[task.kind](backbone, task, cohort, mode, config, device)
-    budget: ModeConfig = getattr(config, mode)
     train, val, test = (
         [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
     )
 
-    with seeded(seed, "head", task.name, mode):
-        head = problem.make_head(train)
-    to_device(head, device)
     backbone.requires_grad_(mode == "finetune")
     backbone.train(mode == "finetune")
+    with seeded(seed, "head", task.name, mode):
+        head = problem.make_neighbours(train, seed) if mode == "knn" else problem.make_head(train)
+    to_device(head, device)
     model = nn.ModuleDict({"head": head, "backbone": backbone} if mode == "finetune" else {"head": head})
-    optimizer, scheduler = make_optimizer(model, budget)
+    curve: list[dict[str, float]] = []
+    best_step = 0
+    if mode != "knn":
+        label = label or f"{task.name} {mode}"
+        best_step = _train(problem, model, train, val, getattr(config, mode), seed, label, curve)
+    model.eval()
+    tested, per_case, excluded = problem.test(head, test)
+    return Outcome(
+        score=round(100 * tested, 6),
+        per_case=per_case,
+        excluded=excluded,
+        validation=curve,
+        best_step=best_step,
+        seconds=round(time.monotonic() - began, 3),
+        peak_memory_mib=round(peak_memory_mib(device), 1),
+        parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
 
+
+def _train(
+    problem: Problem, model: nn.ModuleDict, train: list[int], val: list[int], budget: ModeConfig, seed: int,
+    label: str, curve: list[dict[str, float]],
+) -> int:  # fmt: skip
+    """Train ``model``, leave it with the weights that were best on ``val``, and return their step."""
+    head = model["head"]
+    optimizer, scheduler = make_optimizer(model, budget)
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
-    curve = []
-    with Track(label or f"{task.name} {mode}", budget.steps) as track:
+    with Track(label, budget.steps) as track:
         for step in range(budget.steps):
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
             loss = problem.loss(head, _draw(train, budget.batch_size, seed, step), step, seed)
             if not math.isfinite(float(loss.detach())):
                 raise TrainingError(
-                    f"{label or task.name}: loss = {float(loss.detach())} at step {step}. Lower downstream.{mode}.lr."
+                    f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.{problem.mode}.lr."
                 )
             loss.backward()
             optimizer.step()
@@ -140,18 +171,7 @@ def evaluate(
 
     assert best is not None
     model.load_state_dict(best[2])
-    model.eval()
-    tested, per_case, excluded = problem.test(head, test)
-    return Outcome(
-        score=round(100 * tested, 6),
-        per_case=per_case,
-        excluded=excluded,
-        validation=curve,
-        best_step=best[1],
-        seconds=round(time.monotonic() - began, 3),
-        peak_memory_mib=round(peak_memory_mib(device), 1),
-        parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )
+    return best[1]
 
 
 def _draw(cases: list[int], batch_size: int, seed: int, step: int) -> list[int]:
@@ -178,7 +198,7 @@ class Problem:
         self.backbone, self.task, self.cohort, self.mode = backbone, task, cohort, mode
         self.config, self.budget, self.device = config, getattr(config, mode), device
         self.dtype = autocast_dtype(config.precision, device)
-        self.frozen = FeatureStore(self.features, config) if mode == "linear" else None
+        self.frozen = FeatureStore(self.features, config) if mode != "finetune" else None
 
     def features(self, case: int) -> Tensor:
         """Return the features (1, C, ...) of one whole case, without gradient."""
@@ -186,6 +206,10 @@ class Problem:
 
     def make_head(self, train: list[int]) -> nn.Module:
         """Return the trainable head."""
+        raise NotImplementedError
+
+    def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
+        """Return a classifier that compares with the features of the training cases."""
         raise NotImplementedError
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
@@ -211,6 +235,21 @@ class Problem:
         """Put a fixed standardisation, measured on the training cases, before ``head``."""
         if self.frozen is None or not self.budget.standardize:
             return head
+        return nn.Sequential(self._standardize(train), head)
+
+    def _neighbours(self, bank: Tensor, classes: Tensor, num_classes: int, train: list[int]) -> nn.Module:
+        """Return a classifier by the neighbours in ``bank`` (N, C), standardised where the budget says so."""
+        cfg = self.config.knn
+        if not cfg.standardize:
+            return NearestNeighbours(bank, classes, num_classes, cfg.neighbours, cfg.temperature)
+        scale = self._standardize(train)
+        return nn.Sequential(
+            scale, NearestNeighbours(scale(bank), classes, num_classes, cfg.neighbours, cfg.temperature)
+        )
+
+    def _standardize(self, train: list[int]) -> Standardize:
+        """Measure centre and scale of each feature on the training cases."""
+        assert self.frozen is not None
         total: Tensor | None = None
         square: Tensor | None = None
         count = 0
@@ -223,7 +262,7 @@ class Problem:
         assert total is not None and square is not None
         mean = total / count
         std = (square / count - mean.square()).clamp_min(0).sqrt()
-        return nn.Sequential(Standardize(mean.float(), std.float()), head)
+        return Standardize(mean.float(), std.float())
 
 
 class Segmentation(Problem):
@@ -237,6 +276,20 @@ class Segmentation(Problem):
         kernel = self.config.head_kernel
         head = nn.Conv3d(self.backbone.local_channels, self.classes, kernel, padding=kernel // 2)
         return self.standardized(head, train)
+
+    def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
+        cfg, frozen = self.config.knn, self.frozen
+        assert frozen is not None
+        bank, classes = [], []
+        for case in train:
+            features = frozen[case][0].flatten(1).T  # (voxels, C)
+            labels = np.array(self.cohort.label(case)).ravel()  # (voxels,)
+            for k in range(self.classes):
+                where = np.flatnonzero(labels == k)
+                chosen = numpy_rng(seed, "neighbours", case, k).permutation(len(where))[: cfg.voxels]
+                bank.append(features[torch.from_numpy(where[np.sort(chosen)])])
+                classes.append(torch.full((len(chosen),), k))
+        return self._neighbours(torch.cat(bank), torch.cat(classes), self.classes, train)
 
     @torch.no_grad()
     def features(self, case: int) -> Tensor:
@@ -320,6 +373,12 @@ class Classification(Problem):
 
     def make_head(self, train: list[int]) -> nn.Module:
         return self.standardized(nn.Linear(self.backbone.global_channels, 1), train)
+
+    def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
+        assert self.frozen is not None
+        bank = torch.cat([self.frozen[case] for case in train])  # (N, C)
+        classes = torch.tensor([self._target(case) for case in train])
+        return nn.Sequential(self._neighbours(bank, classes, 2, train), LogOdds())
 
     @torch.no_grad()
     def features(self, case: int) -> Tensor:

@@ -5,6 +5,7 @@ A run's folder holds::
     run.json              provenance; written last, so a folder with status "finished" is whole
     backbone.safetensors  the backbone's weights
     state-00001000.safetensors   everything needed to go on from step 1000 (the newest only)
+    backbone-00001000.safetensors  the backbone after step 1000, with pretrain.keep_checkpoints
     log.jsonl, tensorboard/      the course of the run
 """
 
@@ -26,6 +27,7 @@ from ssl3d.files import write_bytes
 from ssl3d.models.factory import Backbone, build_backbone
 
 RUN, BACKBONE, STATE = "run.json", "backbone.safetensors", "state-*.safetensors"
+BACKBONE_AT = "backbone-{step:08d}.safetensors"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -94,15 +96,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     return dict(run)
 
 
-def load_backbone(folder: Path, expected: BackboneConfig | None = None) -> Backbone:
+def load_backbone(folder: Path, expected: BackboneConfig | None = None, step: int | None = None) -> Backbone:
     """Build the backbone of a finished run and load its weights.
 
     Args:
         folder: folder of the run.
         expected: the architecture the caller is about to use, if it matters.
+        step: the weights after that many steps, kept with ``pretrain.keep_checkpoints``; None: the last.
 
     Raises:
-        CheckpointError: no finished run, damaged weights, or another architecture than ``expected``.
+        CheckpointError: no finished run, no weights of that step, damaged weights, or another
+            architecture than ``expected``.
     """
     run = read_run(folder)
     if run.get("status") != "finished":
@@ -115,8 +119,17 @@ def load_backbone(folder: Path, expected: BackboneConfig | None = None) -> Backb
             f"{folder} holds another architecture: it was pretrained with backbone {config.model_dump()}, but the "
             f"preset asks for {expected.model_dump()}. Use the same preset, or --set backbone.channels=... to match."
         )
+    path = folder / (BACKBONE if step is None else BACKBONE_AT.format(step=step))
+    if step is not None and not path.is_file():
+        kept = ", ".join(
+            str(int(p.stem.removeprefix("backbone-"))) for p in sorted(folder.glob("backbone-*.safetensors"))
+        )
+        raise CheckpointError(
+            f"{folder} keeps no weights of step {step} (kept: {kept or 'none'}): pretrain with "
+            "--set pretrain.keep_checkpoints=true and a pretrain.checkpoint_every that divides it."
+        )
     backbone = build_backbone(config, seed=0)
-    load_weights(backbone, load_tensors(folder / BACKBONE), folder / BACKBONE)
+    load_weights(backbone, load_tensors(path), path)
     return backbone
 
 

@@ -18,6 +18,7 @@ from ssl3d.errors import CheckpointError, ConfigError, TrainingError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.checkpoint import (
     BACKBONE,
+    BACKBONE_AT,
     RUN,
     load_state,
     read_run,
@@ -206,7 +207,7 @@ def _train(
                 log.flush()
                 save_state(out, done, method, optimizer)
                 if cfg.keep_checkpoints:
-                    save_tensors(out / f"backbone-{done:08d}.safetensors", method.backbone.state_dict())
+                    save_tensors(out / BACKBONE_AT.format(step=done), method.backbone.state_dict())
                 write_json(out / RUN, run)
 
 

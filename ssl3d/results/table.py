@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssl3d.results.statistics import Comparison, Interval, Rank
 
 BASELINE = "scratch"
-MODES = {"linear": "Linear", "finetune": "Fine-tune"}
+MODES = {"linear": "Linear", "finetune": "Fine-tune", "knn": "k-NN"}
 TASKS = ("shc", "sac", "ccc", "sbm")
 """The order of the paper's columns; other tasks follow by name."""
 

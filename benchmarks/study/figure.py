@@ -1,0 +1,91 @@
+"""The figure of a study: one panel a mode, score against pretraining steps or against the lever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+TITLES = {"linear": "linear", "knn": "k-NN", "finetune": "fine-tune"}
+# Okabe & Ito's colours, which the colour-blind can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
+BASELINES = {"scratch": ("0.35", "--"), "supervised": ("0.0", ":")}
+
+
+def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> None:
+    """Draw mean over seeds, with the range of the seeds as a band.
+
+    Args:
+        frame: columns value, method, task, mode, seed, step, score (percent).
+        question: title of the figure.
+        lever: title of the lever; None: the x-axis is the pretraining step.
+        path: PNG to write.
+    """
+    over_steps = frame.loc[~frame.method.isin(BASELINES), "step"].nunique() > 1
+    tasks, modes = list(dict.fromkeys(frame.task)), [m for m in TITLES if (frame["mode"] == m).any()]
+    # With curves over steps, each value of the lever is a row of panels; else it is the x-axis.
+    values = list(dict.fromkeys(frame.value)) if over_steps else [""]
+    rows = [(task, value) for task in tasks for value in values]
+    figure, axes = plt.subplots(
+        len(rows), len(modes), figsize=(3.6 * len(modes) + 0.4, 2.9 * len(rows) + 0.6), squeeze=False, sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    methods = [m for m in dict.fromkeys(frame.method) if m not in BASELINES]
+    for (task, value), line in zip(rows, axes, strict=True):
+        for mode, axis in zip(modes, line, strict=True):
+            part = frame[(frame.task == task) & (frame["mode"] == mode)]
+            if over_steps:
+                part = part[part.value == value]
+                _over_steps(axis, part, methods)
+            else:
+                _over_lever(axis, part, methods)
+            title = f"{task.upper()}, {TITLES[mode]}" + (f", {lever} {value}" if over_steps and value else "")
+            axis.set_title(title, fontsize=9)
+            axis.set_xlabel("pretraining steps" if over_steps else lever or "", fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel("score (%)", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False
+    )
+    figure.suptitle(question, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _over_steps(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
+    for name, (colour, dashes) in BASELINES.items():
+        scores = part.loc[part.method == name, "score"]
+        if len(scores):
+            axis.axhline(scores.mean(), color=colour, linestyle=dashes, label=name)
+            axis.axhspan(scores.min(), scores.max(), color=colour, alpha=0.12, linewidth=0)
+    for colour, method in zip(COLOURS, methods, strict=False):
+        by_step = part[part.method == method].groupby("step")["score"].agg(["mean", "min", "max"])
+        _curve(axis, by_step.index.to_numpy(), by_step, colour, method)
+
+
+def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
+    values = list(dict.fromkeys(part.value))
+    try:
+        positions = np.array([float(v) for v in values])
+    except ValueError:
+        positions = np.arange(len(values), dtype=float)
+        axis.set_xticks(positions, values)
+    for name, colour in [*((n, c) for n, (c, _) in BASELINES.items()), *zip(methods, COLOURS, strict=False)]:
+        own = part[part.method == name]
+        if len(own):
+            by_value = own.groupby("value")["score"].agg(["mean", "min", "max"]).reindex(values)
+            _curve(axis, positions, by_value, colour, name, BASELINES.get(name, ("", "-"))[1])
+
+
+def _curve(
+    axis: plt.Axes, x: np.ndarray, by: pd.DataFrame, colour: str, label: str, dashes: str = "-"
+) -> None:
+    axis.plot(x, by["mean"], color=colour, linestyle=dashes, marker="o", markersize=3, label=label)
+    axis.fill_between(x, by["min"], by["max"], color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,166 @@
+"""Run a study from a small YAML and draw its learning curves.
+
+Usage: ``python benchmarks/study/run.py benchmarks/study/studies/steps.yaml --store studies/steps``
+
+Every score is an ordinary record in the store, so a study can be interrupted, resumed, extended, and
+read with ``ssl3d table``. See ``benchmarks/study/README.md`` for the keys of the YAML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from figure import draw
+from pydantic import Field
+
+from ssl3d.bench import Bench, TaskData
+from ssl3d.config import Model, Settings, load_settings, validate
+from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
+from ssl3d.downstream.harness import Mode
+from ssl3d.environment import environment, select_device
+from ssl3d.errors import ConfigError, SSL3DError
+from ssl3d.plugins import registry
+from ssl3d.pretrain.method import resolve_method
+from ssl3d.results.store import ResultStore
+
+
+class Lever(Model):
+    """What a study varies besides the method."""
+
+    title: str
+    """Its name and unit, for the figure."""
+    values: dict[str, list[str]]
+    """Each value's label and the overrides that set it, for example {"0.5": [phantoms.appearance_variance=0.5]}."""
+
+
+class Study(Model):
+    """One question."""
+
+    question: str
+    """What the study is to answer."""
+    preset: str = "quick"
+    """Preset that everything starts from."""
+    set: tuple[str, ...] = ()
+    """Overrides of the preset, the same everywhere."""
+    methods: tuple[str, ...] = ("scratch", "gvsl")
+    """Methods; `scratch` is the baseline that curves are compared with."""
+    tasks: tuple[str, ...] = ("shc",)
+    """Downstream tasks."""
+    modes: tuple[Mode, ...] = ("linear", "knn")
+    """Evaluations."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of whole runs."""
+    at_steps: tuple[int, ...] = ()
+    """Pretraining steps that are evaluated; empty: the last only. Multiples of pretrain.checkpoint_every."""
+    lever: Lever | None = None
+    """What is varied; None: nothing but the pretraining steps."""
+    upper_bound: tuple[str, ...] | None = None
+    """Overrides under which `scratch` is fine-tuned as the supervised upper bound; None: no such line."""
+    ceiling_seeds: int = Field(1, ge=1)
+    """Seeds of the upper bound."""
+
+
+def load_study(path: Path) -> Study:
+    """Read a study.
+
+    Raises:
+        ConfigError: the file is missing, no mapping, or has an unknown key.
+    """
+    if not path.is_file():
+        here = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"{path}: no such study. In that folder: {here}.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys, not {type(values).__name__}.")
+    return validate(Study, values, str(path))
+
+
+def bench_of(
+    study: Study, settings: Settings, methods: Sequence[str], modes: Sequence[Mode], seeds: Sequence[int], store: Path,
+    cache: Path | None,
+) -> Bench:  # fmt: skip
+    """Return the bench of one value of the lever, its data prepared."""
+    specs = [resolve_method(name, settings.methods) for name in methods]
+    columns = []
+    for task in (registry().tasks.get(name).load() for name in study.tasks):
+        cohort = task_cohort(task, None, settings, cache)
+        columns.append(TaskData(task, cohort, task_splits(task, cohort, settings)))
+    needs_data = any(spec.cls.trains != "none" for spec in specs)
+    unlabelled = pretraining_cohort("phantoms", settings, cache) if needs_data else None
+    return Bench(
+        specs, columns, list(modes), list(seeds), settings, unlabelled, {}, ResultStore(store), select_device("auto"),
+        at_steps=tuple(study.at_steps) or (None,),
+    )  # fmt: skip
+
+
+def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]]:
+    """Run every cell that is not in the store yet, and return one row a cell."""
+    rows: list[dict[str, Any]] = []
+
+    def collect(bench: Bench, value: str, method: str | None = None) -> None:
+        for record, computed in bench.run():
+            identity = record["identity"]
+            row = {
+                "value": value, "method": method or identity["method"], "task": identity["task"],
+                "mode": identity["mode"], "seed": identity["seed"], "split": identity["split"],
+                "step": record["cost"]["pretrain_steps"], "score": record["score"],
+            }  # fmt: skip
+            rows.append(row)
+            print(f"{row}{'' if computed else '  (already in the store)'}", file=sys.stderr, flush=True)
+
+    for value, overrides in (study.lever.values if study.lever else {"": []}).items():
+        extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
+        settings = load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
+        collect(bench_of(study, settings, study.methods, study.modes, study.seeds, store, cache), value)
+        if study.upper_bound is not None:
+            settings = load_settings(
+                study.preset, [*study.set, *overrides, *study.upper_bound], registry().methods.names()
+            )
+            seeds = study.seeds[: study.ceiling_seeds]
+            collect(
+                bench_of(study, settings, ["scratch"], ["finetune"], seeds, store, cache), value, "supervised"
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="YAML file")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--cache", type=Path, help="prepared volumes [~/.cache/ssl3d]")
+    parser.add_argument("--out", type=Path, help="folder of figure and table [--store]")
+    arguments = parser.parse_args()
+    try:
+        study = load_study(arguments.study)
+        rows = points(study, arguments.store, arguments.cache)
+    except SSL3DError as error:
+        sys.exit(f"Error: {error}")
+    out = arguments.out or arguments.store
+    out.mkdir(parents=True, exist_ok=True)
+    name = arguments.study.stem
+    frame = pd.DataFrame(rows)
+    frame.to_csv(out / f"{name}.csv", index=False)
+    (out / f"{name}.json").write_text(
+        json.dumps({"study": study.model_dump(mode="json"), "environment": environment()}, indent=1)
+    )
+    draw(frame, study.question, study.lever.title if study.lever else None, out / f"{name}.png")
+    summary = (
+        frame.groupby(["value", "task", "mode", "method", "step"])["score"]
+        .agg(["mean", "std", "count"])
+        .round(1)
+    )
+    print(summary.to_string())
+    print(f"{out / name}.csv, .json, .png")
+
+
+if __name__ == "__main__":
+    main()
