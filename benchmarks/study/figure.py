@@ -27,7 +27,8 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
         path: PNG to write.
     """
     over_steps = frame.loc[~frame.method.isin(BASELINES), "step"].nunique() > 1
-    tasks, modes = list(dict.fromkeys(frame.task)), [m for m in TITLES if (frame["mode"] == m).any()]
+    ceiling, compared = frame[frame.method == "supervised"], frame[frame.method != "supervised"]
+    tasks, modes = list(dict.fromkeys(frame.task)), [m for m in TITLES if (compared["mode"] == m).any()]
     # With curves over steps, each value of the lever is a row of panels; else it is the x-axis.
     values = list(dict.fromkeys(frame.value)) if over_steps else [""]
     rows = [(task, value) for task in tasks for value in values]
@@ -38,7 +39,9 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
     methods = [m for m in dict.fromkeys(frame.method) if m not in BASELINES]
     for (task, value), line in zip(rows, axes, strict=True):
         for mode, axis in zip(modes, line, strict=True):
-            part = frame[(frame.task == task) & (frame["mode"] == mode)]
+            # The supervised upper bound is one number a task, drawn beside every evaluation.
+            part = pd.concat([compared[compared["mode"] == mode], ceiling])
+            part = part[part.task == task]
             if over_steps:
                 part = part[part.value == value]
                 _over_steps(axis, part, methods)
