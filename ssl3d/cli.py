@@ -44,16 +44,18 @@ def main() -> None:
 
 @main.command()
 @click.option("--verbose", "-v", is_flag=True, help='Everything that "ssl3d info" says, of every method.')
-def methods(verbose: bool) -> None:
+@click.option("--cost/--no-cost", default=True, help="With --verbose: measure a training step of each.")
+def methods(verbose: bool, cost: bool) -> None:
     """List pretext methods and their variants."""
     from rich.markup import escape
 
     from ssl3d.plugins import registry
 
     if verbose:
+        quiet_libraries()
         for entry in registry().methods:
             if not entry.base:
-                _print_info(entry.name, cost=False)
+                _print_info(entry.name, cost)
         return
     table = text_table("Method", "Trains", "What it is", "Plugin")
     for entry in registry().methods:

@@ -206,3 +206,9 @@ def test_a_folder_of_ordinary_cts_pretrains_with_the_default_preset(tmp_path: Pa
     result = run("pretrain", *arguments, "--cache", str(tmp_path / "cache"), "--set", "pretrain.steps=1")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_verbose_methods_say_what_info_says_of_every_method() -> None:
+    output = run("methods", "--verbose", "--no-cost").output
+    for name, words in (("gvsl", "CVPR 2023"), ("byol", "base_momentum"), ("rotation", "trains     encoder")):
+        assert name in output and words in output
