@@ -22,6 +22,7 @@ bench-all: .venv/.installed
 	mkdir -p benchmarks/results
 	$(BIN)/ssl3d table --store $(STORE) --format markdown --against paper > benchmarks/results/table1-quick.md
 	$(BIN)/ssl3d table --store $(STORE) --format csv --against paper > benchmarks/results/table1-quick.csv
+	$(BIN)/python benchmarks/order.py benchmarks/results/table1-quick.csv > benchmarks/results/order-quick.md
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)
