@@ -37,17 +37,12 @@ def order(frame: pd.DataFrame) -> pd.DataFrame:
             gvsl = (
                 f"{ranks.loc['GVSL', 'mean']} / {ranks.loc['GVSL', 'paper']}" if "GVSL" in ranks.index else ""
             )
-            rows.append(
-                {
-                    "Column": f"{title} {task.upper()}",
-                    "Methods": len(part),
-                    "Best here": part["mean"].idxmax(),
-                    "Best in the paper": part["paper"].idxmax(),
-                    "GVSL's rank here / paper": gvsl,
-                    "Kendall's tau": f"{tau:+.2f}",
-                    "p": f"{p:.2f}",
-                }  # fmt: skip
-            )
+            row = {
+                "Column": f"{title} {task.upper()}", "Methods": len(part), "Best here": part["mean"].idxmax(),
+                "Best in the paper": part["paper"].idxmax(), "GVSL's rank here / paper": gvsl,
+                "Kendall's tau": f"{tau:+.2f}", "p": f"{p:.2f}",
+            }  # fmt: skip
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
