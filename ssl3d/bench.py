@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +27,22 @@ from ssl3d.pretrain.method import MethodSpec
 from ssl3d.results.store import ResultStore
 
 if TYPE_CHECKING:
+    from ssl3d.data.overlap import Overlap
     from ssl3d.data.prepare import PreparedCohort
     from ssl3d.data.splits import Split
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its prepared cases and splits (several for cross-validation)."""
+    """A task with its prepared cases and splits (several for cross-validation).
+
+    ``overlap``: test images that are among the volumes for pretraining, allowed by the user.
+    """
 
     task: Task
     cohort: PreparedCohort
     splits: list[Split]
+    overlap: tuple[Overlap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,15 @@ class Bench:
                 "method": {
                     "title": spec.title,
                     "trains": spec.cls.trains,
-                    "notes": self._notes(spec, data.task),
+                    "notes": self._notes(spec, data),
                 },
                 "preset": self.settings.preset,
                 "metric": data.task.metric,
                 "score": outcome.score,
                 "per_case": outcome.per_case,
                 "excluded": outcome.excluded,
+                "left_out": data.cohort.skipped,
+                "overlap": [asdict(overlap) for overlap in self._overlap(spec, data)],
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
                 "cost": {
@@ -187,9 +194,23 @@ class Bench:
             )
         return folder
 
-    @staticmethod
-    def _notes(spec: MethodSpec, task: Task) -> list[str]:
-        return ["decoder random"] if spec.cls.trains == "encoder" and task.kind == "segmentation" else []
+    def _overlap(self, spec: MethodSpec, data: TaskData) -> tuple[Overlap, ...]:
+        """Return the overlaps that concern ``spec``: what it was not pretrained on here cannot leak."""
+        return data.overlap if spec.cls.trains != "none" and spec.name not in self.checkpoints else ()
+
+    def _notes(self, spec: MethodSpec, data: TaskData) -> list[str]:
+        notes = []
+        if spec.cls.trains == "encoder" and data.task.kind == "segmentation":
+            notes.append("decoder random")
+        overlap = self._overlap(spec, data)
+        if overlap:
+            people = len({one.test for one in overlap})
+            notes.append(f"{people} test images were among the volumes for pretraining")
+        if data.cohort.skipped:
+            notes.append(f"{len({case['id'] for case in data.cohort.skipped})} bad cases left out")
+        if data.cohort.preparation.uses_labels:
+            notes.append("cropped to the labelled structures, which a new image does not have")
+        return notes
 
 
 def check_checkpoints(checkpoints: dict[str, Path], settings: Settings) -> None:

@@ -22,8 +22,9 @@ def ssl3d_tasks() -> list[Task]:
 @hookimpl
 def ssl3d_datasets() -> list[Dataset]:
     from ssl3d.data.adapters import BUILTIN_DATASETS
+    from ssl3d.data.layouts import LAYOUTS
 
-    return list(BUILTIN_DATASETS)
+    return [*BUILTIN_DATASETS, *LAYOUTS]
 
 
 @hookimpl

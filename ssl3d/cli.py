@@ -14,8 +14,10 @@ from ssl3d.commands.common import (
     cache_option,
     device_option,
     make_console,
+    policy_option,
     preset_option,
     print_conflicts,
+    print_skipped,
     quiet_libraries,
     set_option,
     settings_of,
@@ -27,6 +29,8 @@ from ssl3d.commands.data import data
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssl3d.data.prepare import Policy
+    from ssl3d.downstream.tasks import Task
     from ssl3d.plugins import Catalogue
 
 
@@ -166,7 +170,7 @@ def tasks() -> None:
     table = text_table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
     for entry in registry().tasks:
         task = entry.load()
-        counts = "/".join(map(str, task.counts))
+        counts = "/".join(map(str, task.counts)) if task.counts else "60/20/20 %"
         table.add_row(
             *(escape(t) for t in (task.name, task.summary, task.dataset, task.metric.upper(), counts))
         )
@@ -234,11 +238,12 @@ def plugins() -> None:
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@policy_option
 @device_option
 @cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
-    device: str, cache: Path | None,
+    policy: Policy, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
@@ -255,7 +260,12 @@ def pretrain(
     spec = resolve_method(method_name, settings.methods)
     where = select_device(device)
     check_run(spec, settings, seed)
-    cohort = pretraining_cohort(data, settings, cache) if spec.cls.trains != "none" else None
+    cohort = pretraining_cohort(data, settings, cache, policy) if spec.cls.trains != "none" else None
+    if cohort is not None and cohort.skipped:
+        from ssl3d.files import write_json
+
+        print_skipped(cohort.skipped)
+        write_json(out / "skipped.json", cohort.skipped)
     run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
     losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
     click.echo(
@@ -268,8 +278,9 @@ def pretrain(
 @click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
               help='Rows; "all" is every method, without variants.')  # fmt: skip
 @click.option(
-    "--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all", help="Columns."
-)
+    "--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all",
+    help="Columns: names, or task files (.yaml).",
+)  # fmt: skip
 @click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
 @click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="One seed covers a whole run.")
 @preset_option
@@ -277,19 +288,28 @@ def pretrain(
     "--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining."
 )
 @click.option(
-    "--task-data", multiple=True, metavar="TASK=DIR", help="A task's release on disk [default: phantoms]."
-)
+    "--task-data", multiple=True, metavar="TASK=[LAYOUT=]DIR",
+    help="A task's data on disk [default: its file's, or phantoms].",
+)  # fmt: skip
 @click.option(
     "--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining."
 )
 @click.option(
     "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
 )
+@click.option(
+    "--allow-overlap",
+    multiple=True,
+    metavar="TASK",
+    help="Evaluate TASK although test images are among the volumes for pretraining; results are marked.",
+)
+@policy_option
 @device_option
 @cache_option
 def bench(
     method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
-    task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, device: str, cache: Path | None,
+    task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, allow_overlap: tuple[str, ...],
+    policy: Policy, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
     quiet_libraries()
@@ -301,19 +321,22 @@ def bench(
     chosen_methods = (
         [e.name for e in found.methods if not e.base] if method_names == "all" else split_names(method_names)
     )
-    for name in chosen_tasks:
-        found.tasks.get(name)
     for name in chosen_methods:
         found.methods.get(name)
+    tasks = load_tasks(chosen_tasks)
+    chosen_tasks = [task.name for task in tasks]
     chosen_seeds = [_seed(text) for text in split_names(seeds)]
     places = split_pairs(task_data, "--task-data")
     checkpoints = split_pairs(checkpoint, "--checkpoint")
     for name in places.keys() - set(chosen_tasks):
         raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
+    for name in set(allow_overlap) - set(chosen_tasks):
+        raise ConfigError(f'--allow-overlap names the task "{name}", which --tasks does not.')
     for name in checkpoints.keys() - set(chosen_methods):
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
     from ssl3d.bench import Bench, TaskData, check_checkpoints
+    from ssl3d.data.overlap import check_overlap
     from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode
     from ssl3d.environment import select_device
@@ -329,16 +352,17 @@ def bench(
             check_run(spec, settings, chosen_seeds[0])
     check_checkpoints(checkpoints, settings)
     # All data are prepared, and everything wrong with them said, before any training starts.
-    columns = []
-    for task in (found.tasks.get(name).load() for name in chosen_tasks):
-        cohort = task_cohort(task, places.get(task.name), settings, cache)
-        columns.append(
-            TaskData(
-                task, cohort, task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
-            )
-        )
     needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
-    unlabelled = pretraining_cohort(data, settings, cache) if needs_data else None
+    unlabelled = pretraining_cohort(data, settings, cache, policy) if needs_data else None
+    columns = []
+    for task in tasks:
+        cohort = task_cohort(task, places.get(task.name), settings, cache, policy)
+        print_skipped(cohort.skipped)
+        splits = task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
+        columns.append(TaskData(task, cohort, splits))
+    if unlabelled is not None:
+        print_skipped(unlabelled.skipped)
+        columns = check_overlap(columns, unlabelled, set(allow_overlap))
 
     job = Bench(
         specs,
@@ -361,6 +385,30 @@ def bench(
             err=True,
         )
     _print_table(records, "rich", against=None)
+
+
+def load_tasks(names: list[str]) -> list[Task]:
+    """Return the tasks that are named, by registered name or by file; each name once."""
+    from ssl3d.plugins import registry
+
+    found = registry().tasks
+    tasks: dict[str, Task] = {}
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            from ssl3d.downstream.task_files import load_task
+
+            task = load_task(Path(name))
+            registry().datasets.get(task.dataset)
+            if task.name in found:
+                raise ConfigError(
+                    f'{name}: a task "{task.name}" exists already (ssl3d tasks). Choose another name.'
+                )
+        else:
+            task = found.get(name).load()
+        if task.name in tasks:
+            raise ConfigError(f'Two of the tasks are called "{task.name}". Rename one.')
+        tasks[task.name] = task
+    return list(tasks.values())
 
 
 def _seed(text: str) -> int:

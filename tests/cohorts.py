@@ -15,6 +15,8 @@ class MemoryCase:
     target: int | None
     shape: tuple[int, ...]
     spacing_mm: float = 2.0
+    classes: tuple[int, ...] | None = None
+    value: float | None = None
 
 
 @dataclass
@@ -25,13 +27,24 @@ class MemoryCohort:
     labels: list[np.ndarray] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     label_names: list[str] = field(default_factory=list)
+    classes: list[tuple[int, ...]] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    target_names: dict[int, str] = field(default_factory=dict)
     dataset: str = "memory"
     fingerprint: str = "memory"
 
     @property
     def cases(self) -> list[MemoryCase]:
         return [
-            MemoryCase(f"case{i}", f"case{i}", None, self.targets[i] if self.targets else None, image.shape)
+            MemoryCase(
+                f"case{i}",
+                f"case{i}",
+                None,
+                self.targets[i] if self.targets else None,
+                image.shape,
+                classes=self.classes[i] if self.classes else None,
+                value=self.values[i] if self.values else None,
+            )
             for i, image in enumerate(self.images)
         ]
 

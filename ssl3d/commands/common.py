@@ -83,6 +83,12 @@ def print_conflicts(console: Console, catalogue: Any) -> None:
         console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
 
 
+def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
+    """Say which bad cases were left out (the manifest of the prepared cohort keeps the list)."""
+    for case in skipped:
+        click.echo(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}.", err=True)
+
+
 def set_option(command: Any) -> Any:
     return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
                         help="Override one option: section.option=value or method.option=value.")(command)  # fmt: skip
@@ -101,6 +107,11 @@ def cache_option(command: Any) -> Any:
         envvar="SSL3D_CACHE",
         help="Prepared volumes and phantoms [default: ~/.cache/ssl3d, or $SSL3D_CACHE].",
     )(command)
+
+
+def policy_option(command: Any) -> Any:
+    return click.option("--policy", default="refuse", show_default=True, type=click.Choice(["refuse", "skip"]),
+                        help="What to do about bad files: stop, or go on without them.")(command)  # fmt: skip
 
 
 def device_option(command: Any) -> Any:

@@ -1,17 +1,34 @@
-"""``ssl3d data``: make and inspect data."""
+"""``ssl3d data``: make, check and prepare data."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssl3d.commands.common import Group, preset_option, quiet_libraries, settings_of
+from ssl3d.commands.common import (
+    Group,
+    cache_option,
+    make_console,
+    policy_option,
+    preset_option,
+    print_skipped,
+    quiet_libraries,
+    settings_of,
+    text_table,
+)  # fmt: skip
+from ssl3d.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepare import Policy
+    from ssl3d.data.verify import Report
 
 
 @click.group(cls=Group)
 def data() -> None:
-    """Make and inspect data."""
+    """Make, check and prepare data."""
 
 
 @data.command()
@@ -27,3 +44,161 @@ def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
 
     make_phantoms(out, settings.phantoms)
     click.echo(f"Phantom cohorts: {out}")
+
+
+def layout_option(command: Any) -> Any:
+    return click.option("--as", "layout", default="folder", show_default=True, metavar="LAYOUT",
+                        help='Layout of PATH, see "ssl3d datasets".')(command)  # fmt: skip
+
+
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), help="Threads [default: one a core, 4 at most]."
+)
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@layout_option
+@click.option("--task", "task_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Take label names and modality from a task file.")  # fmt: skip
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for mosaic.png, fingerprint.json, findings.json.")  # fmt: skip
+@policy_option
+@workers_option
+def verify(
+    path: Path, layout: str, task_file: Path | None, out: Path | None, policy: Policy, workers: int | None
+) -> None:
+    """Read every file once and list everything that is wrong; exit with 0 only when nothing is.
+
+    Exits with 1 when there are findings. With --policy skip the summary and the picture are made of
+    the good cases nevertheless, and findings.json says which were left out.
+    """
+    quiet_libraries()
+    from ssl3d.data.sources import Tracker, open_dataset
+    from ssl3d.data.verify import draw_mosaic
+    from ssl3d.data.verify import verify as check
+    from ssl3d.files import write_json
+
+    if task_file is None:
+        dataset = open_dataset(layout, path)
+    else:
+        from ssl3d.downstream.task_files import load_task
+
+        dataset = load_task(task_file).adapt(open_dataset(layout, path))
+    with Tracker() as progress:
+        report = check(dataset.cases(path), dataset, workers=workers, progress=progress)
+    findings = report.findings
+    _print_findings(report)
+    if out is not None:
+        write_json(out / "findings.json", {"dataset": dataset.name, "skipped": report.skipped(),
+                                           "cohort": [str(f) for f in report.absent]})  # fmt: skip
+    if report.good and (policy == "skip" or not findings):
+        summary = report.fingerprint()
+        _print_fingerprint(summary)
+        if out is not None:
+            write_json(out / "fingerprint.json", summary)
+            draw_mosaic(report, out / "mosaic.png")
+            click.echo(f"Picture: {out / 'mosaic.png'}")
+    if findings:
+        sys.exit(1)
+
+
+def _print_findings(report: Report) -> None:
+    from rich.markup import escape
+
+    cases, findings = len(report.examined), report.findings
+    console = make_console()
+    if not findings:
+        console.print(f"[green]{cases} case{'s' * (cases != 1)}, nothing wrong.[/]")
+        return
+    table = text_table("File", "What is wrong", "What to do")
+    table.columns[0].no_wrap = False
+    for finding in findings:
+        table.add_row(*(escape(text) for text in (str(finding.path), finding.problem, finding.fix)))
+    console.print(table)
+    bad = sum(bool(one.findings) for one in report.examined)
+    console.print(f"[red]{len(findings)} findings; {bad} of {cases} cases are bad.[/]")
+
+
+def _print_fingerprint(summary: dict[str, Any]) -> None:
+    table = text_table("Fingerprint", "Smallest", "Median", "Largest")
+
+    def text(value: Any) -> str:
+        return " x ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else f"{value:.4g}"
+
+    rows = {
+        "shape (voxels, R-A-S)": summary["shape"],
+        "spacing (mm)": summary["spacing_mm"],
+        "size (mm)": summary["size_mm"],
+    }
+    rows |= {f"intensity: {name}": values for name, values in summary["intensity"].items()}
+    rows |= {f"{name} (ml, {v['cases']} cases)": v for name, v in summary["volume_ml"].items()}
+    if summary["value"]:
+        rows["value"] = summary["value"]
+    for name, row in rows.items():
+        table.add_row(name, *(text(row[key]) for key in ("min", "median", "max")))
+    console = make_console()
+    console.print(table)
+    counts = [f"{summary['cases']} cases of {summary['subjects']} subjects, {summary['labelled']} labelled"]
+    counts += [f"{n} {part}" for part, n in summary["subsets"].items()]
+    counts += [f"class {name}: {n}" for name, n in summary["classes"].items()]
+    console.print("; ".join(counts) + ".")
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@layout_option
+@click.option("--spacing", type=float, default=1.0, show_default=True, help="Isotropic spacing in mm.")
+@click.option("--scaling", default="auto", show_default=True, help="auto, ct, minmax or zscore.")
+@click.option(
+    "--crop", default="none", show_default=True, help="none, foreground, lungs, center, label or mask."
+)
+@click.option("--margin", type=float, default=10.0, show_default=True, help="Around the box, in mm.")
+@click.option("--center", metavar="D,H,W", help="Edges of the central box in mm, for --crop center.")
+@click.option("--masks", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of masks named <case id>.nii.gz, for --crop mask.")  # fmt: skip
+@click.option(
+    "--offset", type=float, help="Added to stored CT values so that air is at 0 [default: the layout's]."
+)
+@policy_option
+@workers_option
+@cache_option
+def prepare(
+    path: Path, layout: str, spacing: float, scaling: str, crop: str, margin: float, center: str | None,
+    masks: Path | None, offset: float | None, policy: Policy, workers: int | None, cache: Path | None,
+) -> None:  # fmt: skip
+    """Prepare a cohort: read, check, crop, resample, scale and store it in the cache.
+
+    A killed preparation goes on where it stopped, and two at once do no harm. `pretrain` and `bench`
+    do the same on their own; this is for doing it beforehand, or with other crops.
+    """
+    quiet_libraries()
+    from ssl3d.config import validate
+    from ssl3d.data.prepare import Preparation
+    from ssl3d.data.prepare import prepare as build
+    from ssl3d.data.sources import Tracker, cache_folder, open_dataset, with_masks
+
+    if (crop == "mask") != (masks is not None):
+        raise ConfigError("--crop mask and --masks belong together: give both or none.")
+    edges = None
+    if center is not None:
+        try:
+            edges = tuple(float(part) for part in center.split(","))
+        except ValueError:
+            raise ConfigError(
+                f'--center "{center}" is not three numbers; write --center 160,160,128.'
+            ) from None
+    options = {"spacing_mm": spacing, "scaling": scaling, "crop": crop, "margin_mm": margin,
+               "center_mm": edges, "intensity_offset": offset}  # fmt: skip
+    preparation = validate(Preparation, options, "data prepare")
+    dataset = open_dataset(layout, path)
+    cases = dataset.cases(path)
+    if masks is not None:
+        cases = with_masks(cases, masks)
+    with Tracker() as progress:
+        cohort = build(
+            cases, dataset, preparation, cache_folder(cache) / "prepared", workers=workers,
+            progress=progress, policy=policy,
+        )  # fmt: skip
+    print_skipped(cohort.skipped)
+    click.echo(f"{len(cohort)} cases, {cohort.intensity.scaling} ({cohort.intensity.rule}): {cohort.folder}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ssl3d.data.cohort import Case, Dataset, Subset, incomplete_error, layout_error, natural_key, open_root
+from ssl3d.data.dicom import is_dicom, series_of
 from ssl3d.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -230,11 +231,12 @@ class STOIC(Dataset):
 
 
 class Folder(Dataset):
-    """Any folder of volumes, for pretraining: every NIfTI, NRRD and MetaImage below it is a case.
+    """Any folder of volumes, for pretraining: every NIfTI, NRRD, MetaImage and DICOM series is a case.
 
-    Each file is a subject of its own. Left out, and counted in a warning: files with other
-    endings, hidden files, and files whose name says that they are segmentations (``..._seg``,
-    ``..._label``, ``..._mask``). A file with an image's ending that cannot be read is an error.
+    Each file or series is a subject of its own; several series in one folder are told apart by their
+    unique ids. Left out, and counted in a warning: files of other kinds, hidden files, and files whose
+    name says that they are segmentations (``..._seg``, ``..._label``, ``..._mask``). A file with an
+    image's ending that cannot be read is an error.
 
     Modality and offset are found from the values when the cohort is prepared: CT in HU where the
     median over the files of the first percentile is below -200 (then 1024 is added), else each
@@ -242,18 +244,18 @@ class Folder(Dataset):
     """
 
     name = "folder"
-    summary = "any folder of NIfTI, NRRD or MetaImage volumes, for pretraining"
-    layout = f"volumes that end in {', '.join(IMAGE_SUFFIXES)}, at any depth"
+    summary = "any folder of NIfTI, NRRD, MetaImage or DICOM volumes, for pretraining"
+    layout = f"volumes that end in {', '.join(IMAGE_SUFFIXES)}, or DICOM series, at any depth"
     modality = "auto"
     intensity_offset = "auto"
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
-        images, skipped = self._sort_out(root)
-        if not images:
+        images, series, skipped = self._sort_out(root)
+        if not images and not series:
             endings = sorted({image_suffix(path) or path.suffix or path.name for path in skipped})
             found = f"{len(skipped)} files ending in {', '.join(endings[:8])}" if skipped else "empty folders"
-            hint = " Convert DICOM series first, for example with dcm2niix." if ".dcm" in endings else ""
+            hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * (".dcm" in endings)
             if any(image_suffix(path) for path in skipped):
                 hint += " Hidden files are left out, and ..._seg, ..._label, ..._mask as segmentations."
             fix = f"give a folder with {self.layout}"
@@ -268,29 +270,45 @@ class Folder(Dataset):
                     "Fix: keep one of them, or rename one if they are different images."
                 )
             cases[case_id] = Case(id=case_id, subject=case_id, image=path)
+        for case_id, path in series.items():
+            cases[case_id] = Case(id=case_id, subject=case_id, image=path)
         if skipped:
             names = ", ".join(path.name for path in skipped[:5]) + ", ..." * (len(skipped) > 5)
             logger.warning("%s: %d files left out that are not images (%s)", root, len(skipped), names)
         return _by_id(list(cases.values()))
 
     def skipped(self, root: Path) -> list[Path]:
-        return self._sort_out(open_root(root, self.layout))[1]
+        return self._sort_out(open_root(root, self.layout))[2]
 
     @staticmethod
-    def _sort_out(root: Path) -> tuple[list[Path], list[Path]]:
-        """Return (images, files left out), each sorted; voxel files of detached headers are neither."""
-        images, others = [], []
+    def _sort_out(root: Path) -> tuple[list[Path], dict[str, Path], list[Path]]:
+        """Return images, DICOM series (id -> first slice) and files left out, each sorted.
+
+        Voxel files of detached headers and the other slices of a series are none of these.
+        """
+        images: list[Path] = []
+        others: list[Path] = []
+        slices: set[Path] = set()
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             suffix = image_suffix(path)
             hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if suffix is None or hidden or _LABEL_NAME.search(path.name[: -len(suffix)]):
+            if suffix is None and not hidden and is_dicom(path):
+                slices.add(path)
+            elif suffix is None or hidden or _LABEL_NAME.search(path.name[: -len(suffix)]):
                 others.append(path)
             else:
                 images.append(path)
         detached = any(image_suffix(path) in {".mhd", ".nhdr"} for path in images)
         if detached:
             others = [path for path in others if not path.name.lower().endswith(_DETACHED_SUFFIXES)]
-        return images, others
+        series: dict[str, Path] = {}
+        for folder in sorted({path.parent for path in slices}):
+            found = list(series_of(folder).values())
+            slices -= {path for files in found for path in files}
+            name = folder.relative_to(root).as_posix() if folder != root else root.name
+            for number, files in enumerate(found, start=1):
+                series[name if len(found) == 1 else f"{name}/series{number}"] = files[0]
+        return images, series, sorted([*others, *slices])  # what has the preamble but belongs to no series
 
 
 BUILTIN_DATASETS: tuple[Dataset, ...] = (MMWHS(), ASOCA(), CANDI(), STOIC(), Folder())

@@ -6,17 +6,18 @@ opens them; reading, checking and preparing are the framework's, the same for ev
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ssl3d.errors import DataError
 
 Modality = Literal["ct", "mr", "auto"]
-Subset = Literal["train", "test"]
+Subset = Literal["train", "val", "test"]
 
 _NO_VALUES: Mapping[int, str] = MappingProxyType({})
 _NO_ALIASES: Mapping[int, int] = MappingProxyType({})
@@ -33,6 +34,9 @@ class Case:
         label: the segmentation, on the image's grid, or None.
         target: the class, for classification, or None.
         subset: the part of the official release that the case belongs to, or None.
+        classes: for several classes that do not exclude each other, those that apply; or None.
+        value: the number to be predicted, for regression, or None.
+        mask: a region on the image's grid that the preparation crops to, or None.
     """
 
     id: str
@@ -41,11 +45,14 @@ class Case:
     label: Path | None = None
     target: int | None = None
     subset: Subset | None = None
+    classes: tuple[int, ...] | None = None
+    value: float | None = None
+    mask: Path | None = None
 
     @property
     def labelled(self) -> bool:
-        """Whether a segmentation or a class is known."""
-        return self.label is not None or self.target is not None
+        """Whether a segmentation, a class or a number is known."""
+        return any(known is not None for known in (self.label, self.target, self.classes, self.value))
 
 
 class Dataset:
@@ -63,6 +70,7 @@ class Dataset:
         label_aliases: stored value -> the value of ``label_values`` that it stands for.
         ignored_label_values: stored values that become background. Any other value is an error.
         target_names: class -> name, for classification.
+        empty_labels: whether a label may hold nothing but background (lesions, for example).
     """
 
     name: str
@@ -74,6 +82,26 @@ class Dataset:
     label_aliases: ClassVar[Mapping[int, int]] = _NO_ALIASES
     ignored_label_values: ClassVar[frozenset[int]] = frozenset()
     target_names: ClassVar[Mapping[int, str]] = _NO_VALUES
+    empty_labels: bool = False
+
+    def open(self, root: Path) -> Dataset:
+        """Return the adapter for the release below ``root``: itself, unless the facts are in the files.
+
+        Layouts whose label names or modality stand in a file (``dataset.json``) override this.
+
+        Raises:
+            DataError: that file is missing or makes no sense.
+        """
+        return self
+
+    def with_facts(self, **facts: Any) -> Self:
+        """Return a copy with other values of the attributes above, for example ``label_values``."""
+        other = copy.copy(self)
+        for name, value in facts.items():
+            if not hasattr(type(self), name) or name in {"name", "cases"}:
+                raise AttributeError(f"a dataset has no fact {name}")
+            setattr(other, name, value)
+        return other
 
     def cases(self, root: Path) -> list[Case]:
         """List the cases below ``root``, sorted by id (numbers in ids by value).

@@ -44,6 +44,8 @@ class Header:
             NIfTI, whose header is compressed too, 0.
         encoding: how they are stored; "deflate" is gzip or zlib.
         lead_bytes: decompressed bytes before the first voxel.
+        xform_gap: NIfTI with an sform and a qform that name the same space: how far apart the two put
+            a corner of the volume, in voxels; else 0.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +56,7 @@ class Header:
     offset: int
     encoding: Encoding
     lead_bytes: int = 0
+    xform_gap: float = 0.0
 
     @property
     def voxels(self) -> int:
@@ -116,7 +119,24 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
         offset=0 if compressed else int(image.dataobj.offset),
         encoding="deflate" if compressed else "raw",
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
+        xform_gap=_xform_gap(image.header, shape) if len(shape) == 3 else 0.0,
     )  # fmt: skip
+
+
+def _xform_gap(header: Any, shape: tuple[int, ...]) -> float:
+    """Return the distance in voxels between the corners under sform and qform; see ``Header.xform_gap``.
+
+    Codes 1 and 2 are the subject's own space, 3 and above a template's; a file may well hold one of each.
+    """
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if 0 in codes or (codes[0] != codes[1] and max(codes) > 2):
+        return 0.0
+    sform, (qform, _) = header.get_sform(), header.get_qform(coded=True)
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], dtype=float)
+    corners[:, :3] *= np.array(shape) - 1  # (8, 4)
+    apart_mm = np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max()
+    smallest = np.linalg.norm(sform[:3, :3], axis=0).min()
+    return float(apart_mm / smallest) if smallest > 0 else 0.0  # no spacing: another finding
 
 
 def _pixdim(start: bytes, header: Any) -> np.ndarray:
@@ -281,6 +301,16 @@ def _floats(text: str, count: int = 3) -> list[float]:
     if len(numbers) != count:
         raise HeaderError(f'"{text}" in its header is not {count} numbers')
     return numbers
+
+
+def payload_of(path: Path) -> Path:
+    """Return the file that holds the voxels: another than ``path`` for detached headers."""
+    if image_suffix(path) not in {".mhd", ".nhdr"}:
+        return path
+    try:
+        return read_header(path).payload
+    except (HeaderError, OSError):
+        return path  # the checks say what is wrong with it
 
 
 def reason(error: BaseException) -> str:

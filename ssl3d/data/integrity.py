@@ -7,18 +7,20 @@ remedy are here and nowhere else, so they are the same in preparation, verificat
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import Case, Dataset
+from ssl3d.data.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.headers import Header, HeaderError, read_header
 from ssl3d.errors import DataError
 
@@ -34,6 +36,16 @@ PLAUSIBLE_SPACING_MM = (0.01, 50.0)
 GRID_TOLERANCE = 0.1
 """Largest distance between corresponding corners of an image and its label, in voxels."""
 
+XFORM_TOLERANCE = 0.5
+"""Largest distance between a corner under sform and under qform, in voxels (a quaternion of 32 bits
+is good to about 0.0003 rad)."""
+
+HU_AIR_BELOW = -200.0
+"""First percentile below which values are taken for CT in HU."""
+
+HU_OFFSET = 1024.0
+"""What is added to HU."""
+
 AIR_RANGE = (-300.0, 300.0)
 """Where air must be in a CT after the offset is added."""
 
@@ -48,6 +60,7 @@ Progress = Callable[[int, int, str], None]
 
 T = TypeVar("T")
 R = TypeVar("R")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, order=True)
@@ -104,12 +117,13 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
     The compressed stream is read to its end, so that its checksum and length are verified.
 
     Args:
-        path: a NIfTI, NRRD or MetaImage file.
+        path: a NIfTI, NRRD or MetaImage file, or a DICOM series (see :mod:`ssl3d.data.dicom`).
         max_bytes: largest volume allowed, in bytes as float32.
     """
+    if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
+        return _check_series(path, max_bytes)
     if not path.is_file():
-        problem = "is a folder, not an image" if path.is_dir() else "does not exist"
-        return [Finding(path, problem, "check the path, or take the case out of the cohort")]
+        return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
     if path.stat().st_size == 0:
         return [Finding(path, "is empty (0 bytes)", _COPY_AGAIN)]
     if image_suffix(path) is None:
@@ -122,6 +136,15 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
         return [Finding(path, f"is not a readable image: {error}", fix)]
     findings = _check_header(path, header, max_bytes)
     return findings or _check_payload(path, header)
+
+
+def _check_series(path: Path, max_bytes: int) -> list[Finding]:
+    try:
+        series = open_series(path)
+    except SeriesError as error:
+        return [Finding(path, error.problem, error.fix)]
+    header = Header(series.shape, 1, 4, series.affine[:3, :3], path, 0, "raw")
+    return _check_header(path, header, max_bytes)
 
 
 def _check_header(path: Path, header: Header, max_bytes: int) -> list[Finding]:
@@ -142,7 +165,12 @@ def _check_header(path: Path, header: Header, max_bytes: int) -> list[Finding]:
         problem = f"is a single slice ({size}), not a 3D volume"
         return [Finding(path, problem, "stack the slices into one volume")]
     assert header.axes_mm is not None  # it is 3D
-    return _check_geometry(path, header.axes_mm)
+    findings = _check_geometry(path, header.axes_mm)
+    if not findings and header.xform_gap > XFORM_TOLERANCE:
+        problem = f"has an sform and a qform that disagree, by up to {header.xform_gap:.3g} voxels"
+        fix = "find out which is right (programs differ in which they take) and write it as both (nibabel)"
+        findings = [Finding(path, problem, fix)]
+    return findings
 
 
 def _check_geometry(path: Path, axes_mm: np.ndarray) -> list[Finding]:
@@ -262,6 +290,16 @@ def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding
     return [Finding(image.path, problem, fix + hint)]
 
 
+def check_not_hu(image: Volume, dataset: Dataset) -> list[Finding]:
+    """Check that an MR is not a CT in HU: magnitudes are not far below zero."""
+    darkest = float(np.percentile(subsample(image.data), 1))
+    if darkest >= HU_AIR_BELOW:
+        return []
+    problem = f"does not look like MR: its first percentile is {darkest:.0f}, as in a CT in HU"
+    fix = f"take it out of {dataset.name}, or name the right modality"
+    return [Finding(image.path, problem, fix)]
+
+
 def subsample(data: np.ndarray, size: int = 1_000_000) -> np.ndarray:
     """Return ``size`` values of the volume, or all if it has no more: (N,); always the same ones."""
     flat = data.ravel(order="K")  # no copy, whatever the order of the axes in memory
@@ -272,11 +310,16 @@ def subsample(data: np.ndarray, size: int = 1_000_000) -> np.ndarray:
 
 
 def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
-    """Check that a label holds no value unknown to ``dataset``."""
+    """Check that a label holds no value unknown to ``dataset``, and something besides background."""
     known = dataset.label_index()
-    unknown = sorted(set(np.unique(label.data).tolist()) - known.keys())
+    values = set(np.unique(label.data).tolist())
+    unknown = sorted(values - known.keys())
     if not unknown:
-        return []
+        if dataset.empty_labels or any(known[value] for value in values):
+            return []
+        problem = "is an empty label: it holds no structure, only background"
+        fix = "draw the structures, take the case out, or allow empty labels (a task file's empty_labels)"
+        return [Finding(label.path, problem, fix)]
     names = ", ".join(map(str, unknown[:10])) + ", ..." * (len(unknown) > 10)
     wanted = ", ".join(map(str, sorted({0, *dataset.label_values, *dataset.label_aliases})))
     problem = f"holds label values that {dataset.name} does not know: {names} (known: {wanted})"
@@ -329,8 +372,11 @@ def inspect_case(
             findings += check_voxels(image)
         except volume.UnreadableError as error:
             findings.append(error.finding)
-    if image is not None and not findings and offset is not None:
-        findings += check_offset(image, dataset, offset)
+    if image is not None and not findings:
+        if offset is not None:
+            findings += check_offset(image, dataset, offset)
+        elif dataset.modality == "mr":
+            findings += check_not_hu(image, dataset)
     if case.label is not None:
         bad_label = check_file(case.label, max_bytes=max_bytes)
         if not bad_label:
@@ -345,6 +391,72 @@ def inspect_case(
     return findings, image, label
 
 
+@dataclass(frozen=True)
+class Examined(Generic[M]):
+    """One case after it was read.
+
+    Attributes:
+        case: the case.
+        findings: what is wrong with it, also in comparison with the others.
+        image_digest, label_digest: hashes of the voxels; None where they could not be read.
+        darkest: first percentile of the image, or None.
+        if_hu: what would be wrong with it if it were a CT in HU.
+        measured: what the caller's function returned for the image and label; None with findings.
+    """
+
+    case: Case
+    findings: tuple[Finding, ...]
+    image_digest: str | None = None
+    label_digest: str | None = None
+    darkest: float | None = None
+    if_hu: tuple[Finding, ...] = ()
+    measured: M | None = None
+
+
+def examine_cases(
+    cases: Sequence[Case],
+    dataset: Dataset,
+    measure: Callable[[Volume, Volume | None], M] | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[Examined[M]]:
+    """Read every file of ``cases`` once and find everything that is wrong with each and between them.
+
+    Args:
+        cases: the cases of one cohort.
+        dataset: its adapter: label values, and for CT the intensity offset that is checked.
+        measure: called with the image and label of every good case.
+        workers: threads; None: one a core, 4 at most.
+        progress: told about every case.
+        max_bytes: largest volume allowed, in bytes as float32.
+    """
+    declared = dataset.intensity_offset
+    offset = declared if dataset.modality == "ct" and declared != "auto" else None
+    undecided = dataset.modality != "mr" and declared == "auto"
+
+    def examine(case: Case) -> Examined[M]:
+        findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
+        if findings or image is None:
+            return Examined(case, tuple(findings))
+        return Examined(
+            case,
+            (),
+            voxel_digest(image),
+            None if label is None or not label.data.any() else voxel_digest(label),
+            float(np.percentile(subsample(image.data), 1)),
+            tuple(check_offset(image, dataset, HU_OFFSET)) if undecided else (),
+            None if measure is None else measure(image, label),
+        )
+
+    examined = run_parallel(examine, cases, workers, progress, "checking")
+    if undecided and looks_like_hu([e.darkest for e in examined if e.darkest is not None]):
+        examined = [replace(e, findings=e.findings + e.if_hu) for e in examined]
+    between = check_between({e.case: (e.image_digest, e.label_digest) for e in examined})
+    return [replace(e, findings=e.findings + tuple(between.get(e.case, ()))) for e in examined]
+
+
 def check_cases(
     cases: Sequence[Case],
     dataset: Dataset,
@@ -353,22 +465,64 @@ def check_cases(
     progress: Progress | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> list[Finding]:
-    """Read every file of ``cases`` once and return everything that is wrong, in the order of the cases.
+    """Return the findings of :func:`examine_cases`, in the order of the cases."""
+    examined: list[Examined[None]] = examine_cases(
+        cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes
+    )
+    return [finding for one in examined for finding in one.findings]
+
+
+def looks_like_hu(darkest: Sequence[float]) -> bool:
+    """Whether first percentiles of a cohort are those of CT in HU: their median is far below zero."""
+    return bool(darkest) and float(np.median(darkest)) < HU_AIR_BELOW
+
+
+def voxel_digest(volume: Volume) -> str:
+    """Return a hash of shape and voxels in RAS+ orientation, the same for every file format."""
+    data = np.ascontiguousarray(volume.data)
+    digest = hashlib.blake2b(str((data.shape, data.dtype.str)).encode(), digest_size=16)
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def check_between(
+    digests: Mapping[Case, tuple[str | None, str | None]],
+) -> dict[Case, list[Finding]]:
+    """Compare the cases of a cohort with each other.
 
     Args:
-        cases: the cases of one cohort.
-        dataset: its adapter: label values, and for CT the intensity offset that is checked.
-        workers: threads; None: one a core, 4 at most.
-        progress: told about every case.
-        max_bytes: largest volume allowed, in bytes as float32.
+        digests: case -> hashes of the voxels of image and (not empty) label, None where unknown.
+
+    Returns:
+        The findings of every case that has some: an image that another case has too, a label that
+        belongs to another image, a subject in two parts of the release. Of a pair the later one.
     """
-    declared = dataset.intensity_offset
-    offset = declared if dataset.modality == "ct" and declared != "auto" else None
-
-    def check(case: Case) -> list[Finding]:
-        return inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)[0]
-
-    return [f for found in run_parallel(check, cases, workers, progress, "checking") for f in found]
+    findings: dict[Case, list[Finding]] = {}
+    images: dict[str, Case] = {}
+    labels: dict[str, Case] = {}
+    parts: dict[str, Case] = {}
+    for case, (image, label) in digests.items():
+        found = []
+        twin = images.setdefault(image, case) if image else case
+        if twin is not case:
+            fix = "keep one of the two; if they are different people, copy both again from the source"
+            same = twin.image == case.image
+            problem = f"is listed as {twin.id} too" if same else f"has the same voxels as {twin.image}"
+            found.append(Finding(case.image, problem, fix))
+        owner = labels.setdefault(label, case) if label else case
+        if owner is not case and case.label and owner.label != case.label and owner.subject != case.subject:
+            problem = f"has the same voxels as {owner.label}, the label of another image"
+            found.append(Finding(case.label, problem, "give each image its own label"))
+        other = parts.setdefault(case.subject, case) if case.subset else case
+        if other.subset != case.subset:
+            problem = (
+                f"is of subject {case.subject} for {case.subset}, who is also there for {other.subset} "
+                f"({other.image.name})"
+            )
+            found.append(Finding(case.image, problem, "keep all images of a person in one part"))
+        if found:
+            findings[case] = found
+    return findings
 
 
 def run_parallel(

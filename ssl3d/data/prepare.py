@@ -29,18 +29,28 @@ from pydantic import Field, model_validator
 
 from ssl3d import __version__
 from ssl3d.config import Model
+from ssl3d.data.adapters import image_suffix
 from ssl3d.data.cohort import Case, Dataset, Subset
+from ssl3d.data.dicom import SeriesError, series_files
+from ssl3d.data.headers import payload_of
 from ssl3d.data.integrity import (
+    HU_AIR_BELOW,
+    HU_OFFSET,
     MAX_BYTES,
     Finding,
     Progress,
+    check_between,
     check_cases,
+    check_file,
+    check_grids,
     inspect_case,
+    looks_like_hu,
     raise_findings,
     run_parallel,
     subsample,
+    voxel_digest,
 )
-from ssl3d.data.volume import Volume
+from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_json
 
@@ -55,12 +65,6 @@ CT_RANGE = 2048.0
 BODY_LEVEL = 724.0
 """Between air and body in a CT after the offset: -300 HU."""
 
-HU_AIR_BELOW = -200.0
-"""First percentile below which values of unknown modality are taken for CT in HU."""
-
-HU_OFFSET = 1024.0
-"""What is added to HU."""
-
 SPACING_TOLERANCE_MM = 1e-3
 """Volumes whose spacing is as wanted within this are not resampled."""
 
@@ -68,6 +72,11 @@ _COARSE_MM = 2.0  # boxes are found on a grid of about this spacing
 _STALE_S = 24 * 3600.0
 
 Box = tuple[slice, slice, slice]
+Policy = Literal["refuse", "skip"]
+"""What happens to bad cases: an error that lists all of them, or the others are used without them."""
+
+Z_RANGE = 5.0
+"""Deviations from the mean that become 0 and 1 under z-score scaling."""
 
 
 class Preparation(Model):
@@ -75,18 +84,20 @@ class Preparation(Model):
 
     spacing_mm: float = Field(default=1.0, gt=0)
     """Isotropic spacing, in mm. Equal spacing (within 1e-3 mm) is not resampled."""
-    scaling: Literal["auto", "ct", "minmax"] = "auto"
+    scaling: Literal["auto", "ct", "minmax", "zscore"] = "auto"
     """`ct`: add the offset, clip to [0, 2048], divide by 2048. `minmax`: each volume from its minimum
-    to its maximum. `auto`: by the data set's modality."""
+    to its maximum. `zscore`: mean and deviation of each volume's foreground (above Otsu's level); five
+    deviations below the mean become 0 and five above it 1. `auto`: by the data set's modality."""
     intensity_offset: float | None = None
     """Added to the stored values of CT so that air is near 0, instead of the data set's own constant.
     Given here it is trusted: the check that air and tissue are where they belong is left out."""
-    crop: Literal["none", "foreground", "lungs", "center", "label"] = "none"
+    crop: Literal["none", "foreground", "lungs", "center", "label", "mask"] = "none"
     """`foreground`: box of the body (CT: largest component above -300 HU; else above Otsu's level).
     `lungs`: box of the air inside the body (CT only). `center`: central box of `center_mm`, padded with
-    zeros. `label`: box of the labelled structures (uses labels: results are marked)."""
+    zeros. `label`: box of the labelled structures (uses labels: results are marked). `mask`: box of a
+    mask that the user supplies for every image."""
     margin_mm: float = Field(default=10.0, ge=0)
-    """Added on each side of a foreground, lungs or label box, in mm."""
+    """Added on each side of a foreground, lungs, label or mask box, in mm."""
     center_mm: tuple[float, float, float] | None = None
     """Edges (D, H, W) of the central box, in mm."""
 
@@ -96,7 +107,7 @@ class Preparation(Model):
             raise ValueError('crop "center" and center_mm belong together: give both or none')
         if self.center_mm is not None and min(self.center_mm) <= 0:
             raise ValueError(f"center_mm must be positive, not {self.center_mm}")
-        if self.crop == "lungs" and self.scaling == "minmax":
+        if self.crop == "lungs" and self.scaling in {"minmax", "zscore"}:
             raise ValueError('crop "lungs" needs CT, so scaling must be "ct" or "auto"')
         return self
 
@@ -111,13 +122,13 @@ class Intensity:
     """How the values of a cohort become [0, 1].
 
     Attributes:
-        scaling: "ct" or "minmax".
+        scaling: "ct", "minmax" or "zscore".
         offset: added to stored values (CT).
         checked: whether the offset is compared with every volume.
         rule: how this was decided, for the manifest.
     """
 
-    scaling: Literal["ct", "minmax"]
+    scaling: Literal["ct", "minmax", "zscore"]
     offset: float
     checked: bool
     rule: str
@@ -128,7 +139,7 @@ class PreparedCase:
     """One prepared case.
 
     Attributes:
-        id, subject, subset, target: as in :class:`ssl3d.data.cohort.Case`.
+        id, subject, subset, target, classes, value: as in :class:`ssl3d.data.cohort.Case`.
         has_label: whether a segmentation is stored.
         shape: (D, H, W) of the prepared volume.
         affine: (4, 4), prepared voxel index -> RAS+ mm.
@@ -148,11 +159,13 @@ class PreparedCase:
     source: Path
     native_shape: tuple[int, int, int]
     native_affine: np.ndarray
+    classes: tuple[int, ...] | None = None
+    value: float | None = None
 
     @property
     def labelled(self) -> bool:
-        """Whether a segmentation or a class is known."""
-        return self.has_label or self.target is not None
+        """Whether a segmentation, a class or a number is known."""
+        return self.has_label or any(known is not None for known in (self.target, self.classes, self.value))
 
 
 class PreparedCohort:
@@ -170,6 +183,8 @@ class PreparedCohort:
             every machine and wherever the files lie.
         preparation: the parameters.
         intensity: the scaling and offset that were applied.
+        skipped: cases left out by the policy "skip": ``id``, ``path``, ``problem`` and ``fix`` of each.
+        target_names: class -> name, for classification.
 
     Raises:
         DataError: the folder is not a complete prepared cohort.
@@ -185,6 +200,8 @@ class PreparedCohort:
         self.fingerprint: str = manifest["fingerprint"]
         self.preparation = Preparation.model_validate(manifest["preparation"])
         self.intensity = Intensity(**manifest["intensity"])
+        self.skipped: list[dict[str, str]] = manifest.get("skipped", [])
+        self.target_names = {int(k): str(v) for k, v in manifest.get("target_names", {}).items()}
         self.cases = [_prepared_case(record, self.preparation.spacing_mm) for record in manifest["cases"]]
         self._records: list[dict[str, Any]] = manifest["cases"]
         self._index = {case.id: i for i, case in enumerate(self.cases)}
@@ -196,6 +213,11 @@ class PreparedCohort:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def source_digests(self, i: int) -> tuple[str, str]:
+        """Return hashes of the image file of case ``i`` and of its voxels (as they were in the file)."""
+        record = self._records[i]
+        return record["sources"]["image"]["sha256"], record["voxels"]["image"]
 
     def index(self, case_id: str) -> int:
         """Return the position of a case.
@@ -234,6 +256,7 @@ def prepare(
     progress: Progress | None = None,
     min_shape: tuple[int, int, int] | None = None,
     max_bytes: int = MAX_BYTES,
+    policy: Policy = "refuse",
 ) -> PreparedCohort:
     """Prepare a cohort, or return the one that is stored already.
 
@@ -249,18 +272,62 @@ def prepare(
         progress: called with (done, total, what) in each pass.
         min_shape: smallest prepared volume (D, H, W) allowed, in voxels: the crop of the training.
         max_bytes: largest source volume allowed, in bytes as float32.
+        policy: "refuse" bad cases with an error, or "skip" them; the manifest then says which and why.
 
     Raises:
         DataError: lists every bad file at once, each with the fix.
         ConfigError: parameters that do not fit the data set.
     """
-    _check_cohort(cases, dataset, preparation)
-    missing = [p for case in cases for p in (case.image, case.label) if p is not None and not p.is_file()]
-    if missing:  # no fingerprint without contents: list these together with whatever else is wrong
-        raise_findings(check_cases(cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes))
-    sources = _identify(cases, cache_dir, workers, progress)
+    job = _Job(dataset, preparation, cache_dir, workers, progress, min_shape, max_bytes)
+    skipped: dict[Case, list[Finding]] = {}
+    donors: dict[str, tuple[Path, dict[str, Any]]] = {}
+    while True:  # comes round again without the bad cases, and copies what the last turn has built
+        _check_cohort(cases, dataset, preparation)
+        bad = _unidentifiable(cases)
+        if not bad:
+            prepared = _prepare(cases, job, donors)
+            if isinstance(prepared, Path):
+                _note_skipped(prepared, skipped)
+                return PreparedCohort(prepared)
+            bad = prepared
+        elif policy == "refuse":  # no fingerprint without contents: list these with whatever else is wrong
+            raise_findings(
+                check_cases(cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes)
+            )
+        if policy == "refuse" or len(bad) == len(cases):
+            raise_findings([finding for findings in bad.values() for finding in findings])
+        skipped |= bad
+        cases = [case for case in cases if case not in bad]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of :func:`prepare` that stay the same while cases are left out."""
+
+    dataset: Dataset
+    preparation: Preparation
+    cache_dir: Path
+    workers: int | None
+    progress: Progress | None
+    min_shape: tuple[int, int, int] | None
+    max_bytes: int
+
+
+def _prepare(
+    cases: Sequence[Case], job: _Job, donors: dict[str, tuple[Path, dict[str, Any]]]
+) -> Path | dict[Case, list[Finding]]:
+    """Return the folder of the finished cohort, or the findings of every bad case.
+
+    Args:
+        cases: files that exist.
+        job: the parameters.
+        donors: case id -> folder and record of a case that is built already; filled for the next turn.
+    """
+    dataset, preparation, min_shape = job.dataset, job.preparation, job.min_shape
+    workers, progress, max_bytes = job.workers, job.progress, job.max_bytes
+    sources = _identify(cases, job.cache_dir, workers, progress)
     fingerprint = _fingerprint(cases, sources, dataset, preparation)
-    folder = cache_dir / f"{dataset.name}-{fingerprint[:16]}"
+    folder = job.cache_dir / f"{dataset.name}-{fingerprint[:16]}"
     manifest = _read_manifest(folder)
     if manifest is None:
         intensity = _resolve_intensity(cases, dataset, preparation, workers, progress, max_bytes)
@@ -269,28 +336,103 @@ def prepare(
         def build(position: int) -> dict[str, Any] | list[Finding]:
             case, source = cases[position], sources[position]
             stem = f"{position:05d}-{re.sub('[^A-Za-z0-9._-]', '_', case.id)[:80]}"
+            _adopt(donors.get(case.id), source, intensity, folder, stem)
             return _build_case(case, source, dataset, preparation, intensity, folder, stem, max_bytes)
 
         built = run_parallel(build, range(len(cases)), workers, progress, f"preparing {dataset.name}")
+        bad = _bad_cases(cases, built, preparation, min_shape)
         records = [record for record in built if isinstance(record, dict)]
-        bad = [finding for findings in built if isinstance(findings, list) for finding in findings]
-        raise_findings(bad + _too_small(records, preparation, min_shape))
+        if bad:
+            donors |= {record["id"]: (folder, record) for record in records}
+            return bad
         manifest = {
             "format": PREPARATION_VERSION, "ssl3d": __version__, "fingerprint": fingerprint,
             "dataset": dataset.name, "label_names": list(dataset.label_names()),
             "label_values": list(dataset.label_values), "preparation": preparation.model_dump(mode="json"),
+            "target_names": {str(k): name for k, name in dataset.target_names.items()},
             "uses_labels": preparation.uses_labels, "intensity": asdict(intensity), "cases": records,
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
         _remove_stale(folder)
     else:
-        raise_findings(_too_small(manifest["cases"], preparation, min_shape))
+        bad = _bad_cases(cases, manifest["cases"], preparation, min_shape)
+        if bad:
+            donors |= {record["id"]: (folder, record) for record in manifest["cases"]}
+            return bad
         if [record["sources"] for record in manifest["cases"]] != sources:
             # The same contents elsewhere, or touched: note where and when, to spare the next hashing.
             for record, source in zip(manifest["cases"], sources, strict=True):
                 record["sources"] = source
             write_json(folder / "manifest.json", manifest)
-    return PreparedCohort(folder)
+    return folder
+
+
+def _bad_cases(
+    cases: Sequence[Case],
+    built: Sequence[dict[str, Any] | list[Finding]],
+    preparation: Preparation,
+    min_shape: tuple[int, int, int] | None,
+) -> dict[Case, list[Finding]]:
+    """Return the findings of every case that was not built, that is too small, or that repeats another."""
+    good = {c: record for c, record in zip(cases, built, strict=True) if isinstance(record, dict)}
+    between = check_between({c: (r["voxels"]["image"], r["voxels"]["label"]) for c, r in good.items()})
+    bad = {}
+    for case, result in zip(cases, built, strict=True):
+        if isinstance(result, dict):
+            found = between.get(case, []) + _too_small(result, preparation, min_shape)
+        else:
+            found = list(result)
+        if found:
+            bad[case] = found
+    return bad
+
+
+def _unidentifiable(cases: Sequence[Case]) -> dict[Case, list[Finding]]:
+    """Return the findings of cases that have a file that does not exist, or a folder that is no series."""
+    bad: dict[Case, list[Finding]] = {}
+    for case in cases:
+        for path in filter(None, (case.image, case.label, case.mask)):
+            if not path.is_file() and (found := check_file(path)):
+                bad.setdefault(case, []).extend(found)
+    return bad
+
+
+def _note_skipped(folder: Path, skipped: dict[Case, list[Finding]]) -> None:
+    """Write into a manifest which cases were left out, and why."""
+    notes = [
+        {"id": case.id, "path": str(finding.path), "problem": finding.problem, "fix": finding.fix}
+        for case, findings in skipped.items()
+        for finding in findings
+    ]
+    manifest = _read_manifest(folder)
+    if manifest is not None and manifest.get("skipped", []) != notes:
+        write_json(folder / "manifest.json", {**manifest, "skipped": notes})
+
+
+def _adopt(
+    donor: tuple[Path, dict[str, Any]] | None,
+    source: dict[str, Any],
+    intensity: Intensity,
+    folder: Path,
+    stem: str,
+) -> None:
+    """Take over a case that was built in another folder with the same parameters, by hard links."""
+    if donor is None or (folder / f"{stem}.json").is_file():
+        return
+    place, record = donor
+    if record["sources"] != source or record["intensity"] != asdict(intensity):
+        return
+    arrays: dict[str, Any] = {}
+    for kind, array in record["arrays"].items():
+        arrays[kind] = array and {**array, "name": f"{stem}.{kind}.npy"}
+        if array:
+            temporary = folder / f".{stem}.{kind}.{os.getpid()}-{threading.get_ident()}.tmp"
+            try:
+                os.link(place / array["name"], temporary)
+            except OSError:
+                return  # a file system without hard links: it is built again
+            temporary.replace(folder / f"{stem}.{kind}.npy")
+    write_json(folder / f"{stem}.json", {**record, "arrays": arrays})
 
 
 def _check_cohort(cases: Sequence[Case], dataset: Dataset, preparation: Preparation) -> None:
@@ -335,21 +477,40 @@ def _identify(
         if path is None:
             return None
         size, mtime_ns = _stat(path)
-        digest = known.get((str(path), size, mtime_ns))
-        if digest is None:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = known.get((str(path), size, mtime_ns)) or _digest(path)
         return {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": digest}
 
-    def both(case: Case) -> dict[str, Any]:
-        return {"image": identify(case.image), "label": identify(case.label)}
+    def identify_case(case: Case) -> dict[str, Any]:
+        files = {"image": identify(case.image), "label": identify(case.label)}
+        return files if case.mask is None else {**files, "mask": identify(case.mask)}
 
-    return run_parallel(both, cases, workers, progress, "hashing")
+    return run_parallel(identify_case, cases, workers, progress, "hashing")
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """Return every file that a volume is made of: the slices of a series, a header and its voxels."""
+    if path.is_dir() or image_suffix(path) is None:
+        try:
+            return series_files(path)
+        except SeriesError:
+            return (path,)  # the checks say what is wrong with it
+    return tuple(dict.fromkeys((path, payload_of(path))))
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    """Return bytes and time of the last change of all files of a volume."""
+    status = [file.stat() for file in _files(path) if file.exists()]
+    return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the SHA-256 of all files of a volume."""
+    digests = []
+    for part in _files(path):
+        if part.is_file():
+            with part.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _fingerprint(
@@ -362,6 +523,7 @@ def _fingerprint(
         "preparation": preparation.model_dump(mode="json"),
         "cases": [
             [case.id, case.subject, case.subset, case.target, *(f and f["sha256"] for f in source.values())]
+            + [known for known in (case.classes, case.value) if known is not None]
             for case, source in zip(cases, sources, strict=True)
         ],
     }
@@ -376,7 +538,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         complete = manifest["format"] == PREPARATION_VERSION and all(
-            _arrays_exist(folder, record) for record in manifest["cases"]
+            "voxels" in record and _arrays_exist(folder, record) for record in manifest["cases"]
         )
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read (%s); its cohort is built again", path, error)
@@ -399,6 +561,7 @@ def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:
         affine=np.array(record["affine"]), spacing_mm=spacing_mm,
         source=Path(record["sources"]["image"]["path"]),
         native_shape=tuple(record["native_shape"]), native_affine=np.array(record["native_affine"]),
+        classes=None if record["classes"] is None else tuple(record["classes"]), value=record["value"],
     )  # fmt: skip
 
 
@@ -422,6 +585,8 @@ def _resolve_intensity(
         scaling = "ct"  # an offset has no meaning for anything else
     if scaling == "minmax":
         return Intensity("minmax", 0.0, False, "each volume from its minimum to its maximum")
+    if scaling == "zscore":
+        return Intensity("zscore", 0.0, False, "mean and deviation of each volume's foreground")
     if given is not None:
         return Intensity("ct", given, False, "offset given by the user, not checked")
     if declared != "auto" and scaling == "ct":
@@ -437,7 +602,7 @@ def _resolve_intensity(
         raise_findings([finding for findings in found if isinstance(findings, list) for finding in findings])
     level = float(np.median(levels))
     rule = f"median first percentile of {len(levels)} files is {level:.4g}"
-    if level < HU_AIR_BELOW:
+    if looks_like_hu(levels):
         return Intensity("ct", HU_OFFSET, True, f"{rule}, below {HU_AIR_BELOW:g}: CT in HU")
     if scaling == "ct":
         return Intensity("ct", 0.0, True, f"{rule}, not below {HU_AIR_BELOW:g}: CT with air at 0")
@@ -465,15 +630,19 @@ def _build_case(
     note = folder / f"{stem}.json"
     if note.is_file():
         record = json.loads(note.read_text(encoding="utf-8"))
-        if _arrays_exist(folder, record):
+        if "voxels" in record and _arrays_exist(folder, record):
             return record | {"sources": source}
     offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
     findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
+    mask: np.ndarray | None = None
+    if image is not None and preparation.crop == "mask":
+        mask_findings, mask = _read_mask(case, image, max_bytes)
+        findings += mask_findings
     if findings or image is None:
         return findings
     try:
         indices = None if label is None else _map_labels(label.data, dataset.label_index())
-        data, indices, affine = prepare_arrays(image, indices, preparation, intensity)
+        data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask)
     except _CaseError as error:
         return [Finding(case.image, *error.args)]
     for file in filter(None, source.values()):
@@ -481,17 +650,39 @@ def _build_case(
             return [
                 Finding(Path(file["path"]), "changed while it was being prepared", "run the command again")
             ]
+    has_structure = label is not None and bool(label.data.any())
+    voxels = {
+        "image": voxel_digest(image),
+        "label": voxel_digest(label) if label is not None and has_structure else None,
+    }
     arrays = {
         "image": _save_array(folder / f"{stem}.image.npy", data),
         "label": None if indices is None else _save_array(folder / f"{stem}.label.npy", indices),
     }
     record = {
         "id": case.id, "subject": case.subject, "subset": case.subset, "target": case.target,
-        "sources": source, "arrays": arrays, "shape": list(data.shape), "affine": affine.tolist(),
+        "classes": case.classes and list(case.classes), "value": case.value,
+        "sources": source, "arrays": arrays, "intensity": asdict(intensity), "voxels": voxels,
+        "shape": list(data.shape), "affine": affine.tolist(),
         "native_shape": list(image.native_shape), "native_affine": image.native_affine.tolist(),
     }  # fmt: skip
     write_json(note, record)  # last: a killed build repeats this case
     return record
+
+
+def _read_mask(case: Case, image: Volume, max_bytes: int) -> tuple[list[Finding], np.ndarray | None]:
+    """Return what is wrong with the mask of a case, and the mask (D, H, W) bool on the image's grid."""
+    if case.mask is None:
+        fix = "give one named like the image, or choose another crop"
+        return [Finding(case.image, 'has no mask, which crop "mask" needs', fix)], None
+    findings = check_file(case.mask, max_bytes=max_bytes)
+    if findings:
+        return findings, None
+    try:
+        mask = read_unchecked(case.mask, integers=True)
+    except UnreadableError as error:
+        return [error.finding], None
+    return check_grids(image, mask), mask.data != 0
 
 
 def _map_labels(label: np.ndarray, index: dict[int, int]) -> np.ndarray:
@@ -525,30 +716,31 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _too_small(
-    records: Sequence[dict[str, Any]], preparation: Preparation, min_shape: tuple[int, int, int] | None
+    record: dict[str, Any], preparation: Preparation, min_shape: tuple[int, int, int] | None
 ) -> list[Finding]:
-    """Return a finding for every prepared volume that is smaller than the crop along some axis."""
-    if min_shape is None:
+    """Return a finding if a prepared volume is smaller than the crop along some axis."""
+    if min_shape is None or all(
+        edge >= least for edge, least in zip(record["shape"], min_shape, strict=True)
+    ):
         return []
     wanted = " x ".join(map(str, min_shape))
     fix = (
         "choose a smaller crop (pretrain.crop, downstream.crop) or a finer spacing (data.spacing_mm), "
         "or take the case out"
     )
-    return [
-        Finding(
-            Path(record["sources"]["image"]["path"]),
-            f"has {' x '.join(map(str, record['shape']))} voxels at {preparation.spacing_mm:g} mm, "
-            f"smaller than the crop of {wanted}",
-            fix,
-        )
-        for record in records
-        if any(edge < least for edge, least in zip(record["shape"], min_shape, strict=True))
-    ]
+    problem = (
+        f"has {' x '.join(map(str, record['shape']))} voxels at {preparation.spacing_mm:g} mm, "
+        f"smaller than the crop of {wanted}"
+    )
+    return [Finding(Path(record["sources"]["image"]["path"]), problem, fix)]
 
 
 def prepare_arrays(
-    image: Volume, label: np.ndarray | None, preparation: Preparation, intensity: Intensity
+    image: Volume,
+    label: np.ndarray | None,
+    preparation: Preparation,
+    intensity: Intensity,
+    mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Prepare one volume that is in memory; the same for training and prediction.
 
@@ -557,6 +749,7 @@ def prepare_arrays(
         label: (D, H, W) uint8 0..K on the image's grid, or None.
         preparation: the parameters.
         intensity: scaling and offset of the cohort.
+        mask: (D, H, W) bool on the image's grid, for crop "mask".
 
     Returns:
         The image (D', H', W') float32 in [0, 1], the label uint8 on the same grid or None, and the
@@ -566,7 +759,7 @@ def prepare_arrays(
     if intensity.scaling == "ct":
         data = np.clip(data + np.float32(intensity.offset), 0, CT_RANGE, dtype=np.float32)
     if preparation.crop not in {"none", "center"}:
-        box = _find_box(data, label, image.spacing_mm, preparation, intensity.scaling)
+        box = _find_box(data, label, mask, image.spacing_mm, preparation, intensity.scaling)
         data, affine = data[box], _shift(affine, [s.start for s in box])  # (D, H, W) -> the box
         label = None if label is None else label[box]
     labels_affine = affine
@@ -583,9 +776,15 @@ def prepare_arrays(
         data, affine = _window(data, start, edges), _shift(affine, start)  # -> edges, zeros outside
     else:
         inside = None
-    if intensity.scaling == "minmax":
+    if intensity.scaling in {"minmax", "zscore"}:
         values = data if inside is None else data[inside]
         low, high = float(values.min()), float(values.max())
+        if intensity.scaling == "zscore" and low < high:
+            from skimage.filters import threshold_otsu
+
+            bright = values[values > threshold_otsu(values)]
+            mean, reach = float(bright.mean()), Z_RANGE * float(bright.std())
+            low, high = mean - reach, mean + reach  # the wider range of volumes with bright outliers is cut
         if low == high:
             raise _CaseError("is constant inside its crop", "choose another crop, or take the case out")
         data = (data - np.float32(low)) / np.float32(high - low)
@@ -618,6 +817,7 @@ def _window(data: np.ndarray, start: Sequence[int], edges: Sequence[int]) -> np.
 def _find_box(
     data: np.ndarray,
     label: np.ndarray | None,
+    given: np.ndarray | None,
     spacing_mm: tuple[float, float, float],
     preparation: Preparation,
     scaling: str,
@@ -629,6 +829,10 @@ def _find_box(
             raise _CaseError('has no label, which crop "label" needs', fix)
         mask, steps = label > 0, (1, 1, 1)
         missing = "no labelled structure"
+    elif preparation.crop == "mask":
+        if given is None:
+            raise _CaseError('has no mask, which crop "mask" needs', "give one, or choose another crop")
+        mask, steps, missing = given, (1, 1, 1), "an empty mask"
     else:
         # Every second millimetre is enough to find a box to which a margin is added.
         d, h, w = (max(1, int(_COARSE_MM / s)) for s in spacing_mm)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.config import PhantomConfig, Settings, validate
-from ssl3d.data.cohort import Dataset
-from ssl3d.data.prepare import Preparation, PreparedCohort, prepare
+from ssl3d.data.adapters import IMAGE_SUFFIXES
+from ssl3d.data.cohort import Case, Dataset
+from ssl3d.data.prepare import Policy, Preparation, PreparedCohort, prepare
 from ssl3d.data.splits import Split, make_splits, save_splits
 from ssl3d.errors import DataError
 from ssl3d.plugins import registry
@@ -38,7 +40,7 @@ def make_phantoms(root: Path, config: PhantomConfig) -> None:
 
     counts = config.model_dump(include=set(PHANTOM_COUNTS))
     parameters = PhantomParameters(**config.model_dump(exclude=set(PHANTOM_COUNTS)))
-    with _Tracker() as progress:
+    with Tracker() as progress:
         write_cohorts(root, parameters, counts, progress=progress)
 
 
@@ -50,13 +52,48 @@ def phantom_root(config: PhantomConfig, cache: Path | None) -> Path:
     return root
 
 
-def pretraining_cohort(data: str, settings: Settings, cache: Path | None) -> PreparedCohort:
-    """Return the prepared volumes to pretrain on.
+def open_dataset(name: str, root: Path) -> Dataset:
+    """Return the adapter called ``name`` for the data at ``root``.
+
+    Raises:
+        PluginError: no such layout.
+        DataError: the folder lacks what the layout must have.
+    """
+    return registry().datasets.get(name).load().open(root)
+
+
+def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
+    """Return the cases with the masks of ``folder``: ``<case id><ending of a volume>``.
+
+    Raises:
+        DataError: lists every case without a mask.
+    """
+    found: list[Case] = []
+    missing = []
+    for case in cases:
+        places = [folder / f"{case.id}{suffix}" for suffix in IMAGE_SUFFIXES]
+        mask = next((place for place in places if place.is_file()), None)
+        if mask is None:
+            missing.append(str(places[0]))
+        found.append(replace(case, mask=mask))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(cases)} masks are missing: {', '.join(missing[:10])}"
+            f"{', ...' * (len(missing) > 10)}. Fix: add them, or choose another crop."
+        )
+    return found
+
+
+def pretraining_cohort(
+    data: str, settings: Settings, cache: Path | None, policy: Policy = "refuse"
+) -> PreparedCohort:
+    """Return the prepared volumes to pretrain on; labels, where there are any, are not read.
 
     Args:
         data: ``phantoms``, a folder of volumes, or ``DATASET=DIR`` for a registered dataset.
         settings: the preset.
         cache: where prepared volumes are kept.
+        policy: what happens to bad files.
 
     Raises:
         DataError: the data cannot be used; every bad file is listed.
@@ -68,7 +105,7 @@ def pretraining_cohort(data: str, settings: Settings, cache: Path | None) -> Pre
             phantom_root(settings.phantoms, cache) / "pretrain",
         )
     elif equals:
-        dataset, root = registry().datasets.get(name).load(), Path(place)
+        dataset, root = open_dataset(name, Path(place)), Path(place)
     else:
         dataset, root = registry().datasets.get("folder").load(), Path(data)
         if not root.exists():
@@ -76,22 +113,27 @@ def pretraining_cohort(data: str, settings: Settings, cache: Path | None) -> Pre
                 f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".'
             )
     options: dict[str, Any] = {"spacing_mm": settings.data.spacing_mm}
-    return _prepared(dataset, root, options, settings, cache)
+    cases = [Case(id=case.id, subject=case.subject, image=case.image) for case in dataset.cases(root)]
+    return _prepared(dataset, cases, options, settings, cache, policy)
 
 
-def task_cohort(task: Task, place: Path | None, settings: Settings, cache: Path | None) -> PreparedCohort:
+def task_cohort(
+    task: Task, place: Path | None, settings: Settings, cache: Path | None, policy: Policy = "refuse"
+) -> PreparedCohort:
     """Return the prepared cases of ``task``.
 
     Args:
         task: the task.
-        place: root of the release on disk; None: the phantom cohort in that release's layout.
+        place: root of the release on disk, or ``LAYOUT=DIR`` where it has another layout than the
+            task's; None: where the task says, else the phantom cohort in that release's layout.
         settings: the preset.
         cache: where prepared volumes are kept.
+        policy: what happens to bad files.
 
     Raises:
         DataError: the data cannot be used; every bad file is listed.
     """
-    dataset = registry().datasets.get(task.dataset).load()
+    place, layout = place or task.place, task.dataset
     if place is None:
         root = phantom_root(settings.phantoms, cache) / task.dataset
         if not root.is_dir():
@@ -100,9 +142,41 @@ def task_cohort(task: Task, place: Path | None, settings: Settings, cache: Path 
                 f"give its release with --task-data {task.name}=DIR."
             )
     else:
-        root = place
-    spacing = settings.data.task_spacing_mm.get(task.name, settings.data.spacing_mm)
-    return _prepared(dataset, root, {**task.preparation, "spacing_mm": spacing}, settings, cache)
+        name, equals, rest = str(place).partition("=")
+        layout, root = (name, Path(rest)) if equals and name in registry().datasets else (layout, place)
+    dataset = task.adapt(open_dataset(layout, root))
+    default = task.preparation.get("spacing_mm", settings.data.spacing_mm)
+    spacing = settings.data.task_spacing_mm.get(task.name, default)
+    cohort = _prepared(
+        dataset, dataset.cases(root), {**task.preparation, "spacing_mm": spacing}, settings, cache, policy
+    )
+    _check_kind(task, cohort)
+    return cohort
+
+
+def _check_kind(task: Task, cohort: PreparedCohort) -> None:
+    """Raise DataError if not one case has what the task predicts, or if a case lacks it."""
+    need = {
+        "segmentation": ("label", lambda case: case.has_label),
+        "classification": ("class", lambda case: case.target is not None),
+        "multilabel": ("list of classes (a CSV's column class, separated by ;)", lambda case: case.classes is not None),
+        "regression": ("number (a CSV's column value)", lambda case: case.value is not None),
+    }  # fmt: skip
+    what, has = need[task.kind]
+    without = [case for case in cohort.cases if case.labelled and not has(case)]
+    if without or not any(map(has, cohort.cases)):
+        named = f"for example {without[0].id}" if without else "not one has"
+        raise DataError(
+            f"The task {task.name} ({task.kind}) needs a {what} for every case; {len(without) or 'all'} lack it, "
+            f"{named}. Fix: add it, or correct the task's kind."
+        )
+    if task.kind == "segmentation" and not cohort.label_names:
+        raise DataError(f"The task {task.name} has no names of structures. Fix: give labels in its file.")
+    classes = len(cohort.target_names)
+    if task.metric == "auc" and classes > 2:
+        raise DataError(
+            f"{task.name} has {classes} classes, but auc is for two. Fix: write metric: macro_auc."
+        )
 
 
 def task_splits(
@@ -110,25 +184,31 @@ def task_splits(
 ) -> list[Split]:
     """Return the splits of ``task``, the same for every method and seed; also written to ``record``."""
     counts = settings.data.counts.get(task.name, task.counts)
-    splits = make_splits(cohort.cases, counts, seed=settings.data.split_seed, folds=settings.data.folds)
+    splits = make_splits(
+        cohort.cases, counts, settings.data.split_seed, task.scheme, task.folds or settings.data.folds
+    )
     if record is not None:
         save_splits(record, splits)
     return splits
 
 
 def _prepared(
-    dataset: Dataset, root: Path, options: dict[str, Any], settings: Settings, cache: Path | None
+    dataset: Dataset,
+    cases: Sequence[Case],
+    options: dict[str, Any],
+    settings: Settings,
+    cache: Path | None,
+    policy: Policy,
 ) -> PreparedCohort:
     offset = settings.data.intensity_offset.get(dataset.name)
     options = {**options, "intensity_offset": offset}
     preparation = validate(Preparation, options, f"preparation of {dataset.name}")
-    with _Tracker() as progress:
-        return prepare(
-            dataset.cases(root), dataset, preparation, cache_folder(cache) / "prepared", progress=progress
-        )
+    folder = cache_folder(cache) / "prepared"
+    with Tracker() as progress:
+        return prepare(cases, dataset, preparation, folder, progress=progress, policy=policy)
 
 
-class _Tracker:
+class Tracker:
     """Adapts (done, total, what) callbacks of the data layer to one progress display per job."""
 
     def __enter__(self) -> Callable[[int, int, str], None]:

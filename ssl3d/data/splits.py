@@ -32,6 +32,8 @@ class SplitCase(Protocol):
     @property
     def target(self) -> int | None: ...
     @property
+    def classes(self) -> tuple[int, ...] | None: ...
+    @property
     def labelled(self) -> bool: ...
 
 
@@ -54,7 +56,7 @@ class Split:
 
 def make_splits(
     cases: Sequence[SplitCase],
-    counts: Counts = (15, 5, 40),
+    counts: Counts | None = (15, 5, 40),
     seed: int = 0,
     scheme: Scheme = "auto",
     folds: int = 4,
@@ -63,7 +65,7 @@ def make_splits(
 
     Schemes:
         official: test on the labelled cases of the release's test subset; training and validation
-            come from the other cases.
+            come from the other cases. A release with a validation subset is taken as it is.
         random: no official test subset: ``counts`` drawn from all.
         cv: each labelled case is tested once; validation is taken from the rest of each fold, in the
             proportion of ``counts``.
@@ -76,7 +78,8 @@ def make_splits(
 
     Args:
         cases: of one cohort; those without label and target are left out.
-        counts: wanted subjects for (training, validation, test).
+        counts: wanted subjects for (training, validation, test); None: all there are, three fifths, one
+            fifth and one fifth where the release does not say.
         seed: the same seed gives the same splits on every machine.
         scheme: see above.
         folds: of the cross-validation.
@@ -109,8 +112,15 @@ def make_splits(
     return splits
 
 
-def _random(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
+def _fifths(available: int, parts: int) -> Counts:
+    """Return three fifths, one fifth and one fifth of ``available`` (of two parts: four and one)."""
+    fifth = max(1, round(available / 5))
+    return (max(1, available - (parts - 1) * fifth), fifth, fifth)
+
+
+def _random(cases: Sequence[SplitCase], counts: Counts | None, seed: int) -> Split:
     order = _spread(_subject_targets(cases), seed, "random")
+    counts = counts or _fifths(len(order), 3)
     train, val, test = _scale(counts, len(order))
     return Split(
         name="random",
@@ -121,17 +131,30 @@ def _random(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
     )
 
 
-def _official(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
-    outside = [case for case in cases if case.subset != "test"]
-    inside = [case for case in cases if case.subset == "test"]
-    shared = sorted({case.subject for case in outside} & {case.subject for case in inside})
-    if shared:
-        raise DataError(
-            f"Subjects {', '.join(shared[:5])} are in the release's training and test subsets. "
-            'Fix: correct the subjects, or use the scheme "cv".'
-        )
+def _official(cases: Sequence[SplitCase], counts: Counts | None, seed: int) -> Split:
+    parts: dict[str, list[SplitCase]] = {"train": [], "val": [], "test": []}
+    for case in cases:
+        parts[case.subset or "train"].append(case)
+    inside = parts["test"]
+    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
+        shared = sorted({case.subject for case in parts[one]} & {case.subject for case in parts[other]})
+        if shared:
+            names = {"train": "training", "val": "validation", "test": "test"}
+            raise DataError(
+                f"Subjects {', '.join(shared[:5])} are in the release's {names[one]} and {names[other]} "
+                'subsets. Fix: correct the subjects, or use the scheme "cv".'
+            )
+    if parts["val"]:
+        if not parts["train"]:
+            raise DataError("The release's training subset has no labelled case. Fix: add some.")
+        ids = {part: tuple(case.id for case in members) for part, members in parts.items()}
+        note = f"as given: {_text([len(members) for members in parts.values()])} cases"
+        return Split("official", ids["train"], ids["val"], ids["test"], note)
+    outside = parts["train"]
     order = _spread(_subject_targets(outside), seed, "official")
-    tested = _spread(_subject_targets(inside), seed, "official test")[: counts[2]]
+    tested = _spread(_subject_targets(inside), seed, "official test")
+    counts = counts or (*_fifths(len(order), 2)[:2], len(tested))
+    tested = tested[: counts[2]]
     train, val = _scale(counts[:2], len(order))
     return Split(
         name="official",
@@ -142,9 +165,12 @@ def _official(cases: Sequence[SplitCase], counts: Counts, seed: int) -> Split:
     )
 
 
-def _cross_validation(cases: Sequence[SplitCase], counts: Counts, seed: int, folds: int) -> list[Split]:
+def _cross_validation(
+    cases: Sequence[SplitCase], counts: Counts | None, seed: int, folds: int
+) -> list[Split]:
     targets = _subject_targets(cases)
     order = _spread(targets, seed, "cv")
+    counts = counts or (3, 1, 1)  # only the proportion of the first two is used
     if folds < 2 or len(order) < max(folds, 3):
         raise DataError(
             f"Cross-validation with {folds} folds needs at least {max(folds, 3)} labelled subjects, "
@@ -243,6 +269,16 @@ def _note(wanted: Sequence[int], got: Sequence[int], available: int) -> str:
 
 def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
     """Refuse a part that lacks a class: its score would mean nothing."""
+    several = {case.id: set(case.classes) for case in cases if case.classes is not None}
+    for number in sorted(set().union(*several.values())):
+        for part in PARTS:
+            having = [number in several[case_id] for case_id in getattr(split, part) if case_id in several]
+            if not any(having) or all(having):
+                lack = "no case of" if not any(having) else "no case without"
+                raise DataError(
+                    f"{split.name}: the {len(having)} cases for {part} hold {lack} class {number} "
+                    f"({split.note}). Fix: add such cases, use fewer folds, or leave the class out."
+                )
     targets = {case.id: case.target for case in cases if case.target is not None}
     classes = set(targets.values())
     if not classes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl3d.data import dicom
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.headers import reason
 from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, raise_findings
@@ -56,7 +57,8 @@ def read_volume(path: Path, *, max_bytes: int = MAX_BYTES) -> Volume:
     """Read an image as float32, in the stored units (NIfTI slope and intercept applied).
 
     Args:
-        path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file.
+        path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file, or a DICOM
+            series: its folder or one of its slices.
         max_bytes: largest volume allowed, in bytes as float32.
 
     Raises:
@@ -96,8 +98,12 @@ def read_unchecked(path: Path, *, integers: bool = False) -> Volume:
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     try:
-        nifti = image_suffix(path) in {".nii", ".nii.gz"}
-        data, affine = _read_nifti(path, integers) if nifti else _read_itk(path)
+        suffix = image_suffix(path)
+        if suffix is None:  # the checks have seen that it is DICOM
+            series = dicom.open_series(path)
+            data, affine = dicom.read_voxels(series), series.affine
+        else:
+            data, affine = _read_nifti(path, integers) if suffix in {".nii", ".nii.gz"} else _read_itk(path)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
         raise UnreadableError(Finding(path, f"is not a readable image: {reason(error)}", fix)) from error

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ssl3d.data.cohort import Dataset
+
+Kind = Literal["segmentation", "classification", "multilabel", "regression"]
+Metric = Literal["dsc", "auc", "macro_auc", "mae"]
+Scheme = Literal["auto", "official", "random", "cv"]
 
 
 @dataclass(frozen=True)
@@ -14,22 +22,37 @@ class Task:
     Attributes:
         name: unique name on the command line.
         title: short title in tables.
-        kind: ``segmentation`` (a label per voxel) or ``classification`` (yes or no per volume).
+        kind: ``segmentation`` (a label per voxel), ``classification`` (one of several classes per
+            volume), ``multilabel`` (any of several classes) or ``regression`` (a number per volume).
         dataset: name of the registered dataset that it is evaluated on.
-        metric: primary metric: ``dsc`` (mean Dice coefficient) or ``auc``.
-        counts: cases for (training, validation, test) where the release has enough.
-        preparation: options of :class:`ssl3d.data.prepare.Preparation` except the spacing.
+        metric: primary metric: ``dsc`` (mean Dice coefficient), ``auc`` (two classes), ``macro_auc``
+            (mean of one class against the rest) or ``mae`` (mean absolute error).
+        counts: cases for (training, validation, test) where the release has enough; None: three fifths,
+            one fifth and one fifth of all.
+        preparation: options of :class:`ssl3d.data.prepare.Preparation`; the preset gives the spacing
+            where none is given here.
         summary: one line for the listing.
+        place: where the data are, unless ``--task-data`` says otherwise; None: the phantoms.
+        facts: facts of the dataset that hold for this task, such as ``label_values``.
+        scheme, folds: see :func:`ssl3d.data.splits.make_splits`; folds None: the preset's.
     """
 
     name: str
     title: str
-    kind: Literal["segmentation", "classification"]
+    kind: Kind
     dataset: str
-    metric: Literal["dsc", "auc"]
-    counts: tuple[int, int, int]
+    metric: Metric
+    counts: tuple[int, int, int] | None
     preparation: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    place: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    scheme: Scheme = "auto"
+    folds: int | None = None
+
+    def adapt(self, dataset: Dataset) -> Dataset:
+        """Return ``dataset`` with the facts of this task."""
+        return dataset.with_facts(**self.facts) if self.facts else dataset
 
 
 # He et al., CVPR 2023, supplementary material, table 2.

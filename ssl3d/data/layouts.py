@@ -1,0 +1,427 @@
+"""Layouts in which researchers keep their own data: nnU-Net, Medical Segmentation Decathlon, BIDS, nnssl, CSV.
+
+Here the facts that an adapter of a release declares (label names, modality) stand in the folder
+itself, so :meth:`Dataset.open` reads them first.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
+from ssl3d.data.cohort import (
+    Case,
+    Dataset,
+    Modality,
+    Subset,
+    incomplete_error,
+    layout_error,
+    natural_key,
+    open_root,
+)
+from ssl3d.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def _by_id(cases: Iterable[Case]) -> list[Case]:
+    return sorted(cases, key=lambda case: natural_key(case.id))
+
+
+def _read_json(path: Path, dataset: Dataset) -> dict[str, Any]:
+    if not path.is_file():
+        raise layout_error(path.parent, dataset, f"{path.name} is missing.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Fix: correct it.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, not an object. Fix: correct it.")
+    return content
+
+
+def _modality(name: str) -> Modality:
+    """Return the modality that a channel's name stands for.
+
+    >>> _modality("CT"), _modality("T1w"), _modality("noNorm")
+    ('ct', 'mr', 'auto')
+    """
+    if re.fullmatch(r"(ce)?ct", name.strip(), re.IGNORECASE):
+        return "ct"
+    return (
+        "mr"
+        if re.match(r"(mr|t1|t2|flair|pd|dwi|adc|swi|t1ce|t1gd)", name.strip(), re.IGNORECASE)
+        else "auto"
+    )
+
+
+def _labels(stored: Any, path: Path) -> dict[int, str]:
+    """Return value -> name without the background from either form of a ``dataset.json``.
+
+    nnU-Net v2 writes ``{"liver": 1}``; v1 and the Decathlon ``{"1": "liver"}``.
+    """
+    if not isinstance(stored, dict) or not stored:
+        raise DataError(f'{path} has no "labels". Fix: add {{"background": 0, "name": 1}}.')
+    labels: dict[int, str] = {}
+    for key, value in stored.items():
+        if isinstance(value, list):
+            raise DataError(
+                f'{path}: the label "{key}" is a region of the values {value}. '
+                "Fix: give one name a value; regions that overlap cannot be read."
+            )
+        name, number = (value, key) if str(key).strip().isdigit() else (key, value)
+        if str(name).lower() == "ignore":
+            raise DataError(
+                f'{path}: the label "ignore" ({number}) marks voxels without truth, which cannot be scored. '
+                "Fix: take these cases out, and the label out of the file."
+            )
+        try:
+            labels[int(number)] = str(name)
+        except (TypeError, ValueError):
+            raise DataError(
+                f'{path}: the label "{key}": {value!r} has no whole number. Fix: correct it.'
+            ) from None
+    labels.pop(0, None)
+    return dict(sorted(labels.items()))
+
+
+class NNUNet(Dataset):
+    """nnU-Net raw data, versions 1 and 2 (github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md).
+
+    Of several channels the first (``_0000``) is read. Test cases have labels where there is a
+    ``labelsTs`` folder. Under CT the offset is found from the values.
+    """
+
+    name = "nnunet"
+    summary = "nnU-Net raw folder: dataset.json, imagesTr, labelsTr"
+    layout = "dataset.json, imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz, imagesTs, labelsTs"
+
+    def open(self, root: Path) -> Dataset:
+        root = open_root(root, self.layout)
+        path = root / "dataset.json"
+        facts = _read_json(path, self)
+        channels = facts.get("channel_names") or facts.get("modality") or {}
+        first = str(channels.get("0", "")) if isinstance(channels, dict) else ""
+        if len(channels) > 1:
+            logger.warning("%s: of %d channels only the first (%s) is read", root, len(channels), first)
+        return self.with_facts(label_values=_labels(facts.get("labels"), path), modality=_modality(first))
+
+    def cases(self, root: Path) -> list[Case]:
+        root = open_root(root, self.layout)
+        facts = _read_json(root / "dataset.json", self)
+        if isinstance(facts.get("dataset"), dict):
+            cases = self._listed(root, facts["dataset"])
+        else:
+            cases = self._found(root, str(facts.get("file_ending") or ".nii.gz"))
+        if not any(case.subset == "train" for case in cases):
+            raise layout_error(root, self, "there is no image ..._0000 in imagesTr/.")
+        return _by_id(cases)
+
+    def _listed(self, root: Path, entries: Mapping[str, Any]) -> list[Case]:
+        """Version 2 may list files by name, relative to the folder."""
+        cases = []
+        for case_id, entry in entries.items():
+            images, label = entry.get("images") or [], entry.get("label")
+            if not images:
+                raise DataError(
+                    f'{root / "dataset.json"}: the case "{case_id}" has no images. Fix: correct it.'
+                )
+            cases.append(Case(
+                id=case_id, subject=case_id, image=root / images[0], label=root / label if label else None,
+                subset="train",
+            ))  # fmt: skip
+        return cases
+
+    def _found(self, root: Path, ending: str) -> list[Case]:
+        if image_suffix(Path(f"x{ending}")) is None:
+            raise DataError(
+                f'{root / "dataset.json"}: files that end in "{ending}" cannot be read. '
+                f"Fix: convert them to one of {', '.join(IMAGE_SUFFIXES)}."
+            )
+        cases, problems = [], []
+        parts: tuple[tuple[Subset, str], ...] = (("train", "Tr"), ("test", "Ts"))
+        for subset, letters in parts:
+            labels = root / f"labels{letters}"
+            known = set()
+            for image in sorted((root / f"images{letters}").glob(f"[!.]*_0000{ending}")):
+                case_id = image.name.removesuffix(f"_0000{ending}")
+                label = labels / f"{case_id}{ending}"
+                known.add(label.name)
+                if not label.is_file() and (subset == "train" or labels.is_dir()):
+                    problems.append(f"{image} has no label {label}")
+                cases.append(Case(
+                    id=case_id, subject=case_id, image=image, label=label if label.is_file() else None,
+                    subset=subset,
+                ))  # fmt: skip
+            orphans = [path for path in sorted(labels.glob(f"[!.]*{ending}")) if path.name not in known]
+            problems += [f"{path} has no image in images{letters}" for path in orphans]
+        if problems:
+            raise incomplete_error(self, problems, "copy the missing files, or remove the ones left alone.")
+        return cases
+
+
+class MSD(Dataset):
+    """Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022), and whatever has its
+    ``dataset.json``: files are listed there by name, relative to the folder.
+    """
+
+    name = "msd"
+    summary = "Medical Segmentation Decathlon: dataset.json that lists its files"
+    layout = (
+        'dataset.json with "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]'
+    )
+
+    def open(self, root: Path) -> Dataset:
+        root = open_root(root, self.layout)
+        path = root / "dataset.json"
+        facts = _read_json(path, self)
+        channels = facts.get("modality") or {}
+        first = str(channels.get("0", "")) if isinstance(channels, dict) else str(channels)
+        return self.with_facts(label_values=_labels(facts.get("labels"), path), modality=_modality(first))
+
+    def cases(self, root: Path) -> list[Case]:
+        root = open_root(root, self.layout)
+        facts = _read_json(root / "dataset.json", self)
+        training = facts.get("training") or []
+        if not training or not all(isinstance(entry, dict) and "image" in entry for entry in training):
+            raise layout_error(
+                root, self, 'dataset.json lists no {"image": ..., "label": ...} under "training".'
+            )
+        cases, problems = [], []
+        for subset, entries in (("train", training), ("test", facts.get("test") or [])):
+            for entry in entries:
+                image, label = (
+                    (entry, None) if isinstance(entry, str) else (entry["image"], entry.get("label"))
+                )
+                path = root / image
+                case_id = path.name[: -len(image_suffix(path) or "") or None].removesuffix("_0000")
+                problems += [f"{root / name} is listed and missing" for name in (image, label)
+                             if name and not (root / name).exists()]  # fmt: skip
+                cases.append(Case(
+                    id=case_id, subject=case_id, image=path, label=root / label if label else None,
+                    subset="train" if subset == "train" else "test",
+                ))  # fmt: skip
+        if problems:
+            raise incomplete_error(
+                self, problems, "copy the missing files, or take them out of dataset.json."
+            )
+        return _by_id(cases)
+
+
+class BIDS(Dataset):
+    """Anatomical MR in the Brain Imaging Data Structure (bids-specification.readthedocs.io).
+
+    Every ``anat`` image of a known suffix is a case, the person its subject. A segmentation is
+    ``<same entities>_dseg``, with or without a ``desc``, beside the image or in
+    ``derivatives/<pipeline>``; it belongs to the first contrast of a session in the order of
+    :attr:`suffixes`. Names of its values are read from ``*_dseg.tsv`` (columns ``index``, ``name``).
+    """
+
+    name = "bids"
+    summary = "BIDS: anatomical MR (T1w and friends), dseg segmentations"
+    layout = "sub-<id>/[ses-<id>/]anat/sub-<id>_T1w.nii.gz, derivatives/<pipeline>/sub-<id>/anat/sub-<id>_dseg.nii.gz"
+    modality = "mr"
+    suffixes = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map")
+
+    def open(self, root: Path) -> Dataset:
+        root = open_root(root, self.layout)
+        tables = sorted({*root.glob("*dseg.tsv"), *root.glob("derivatives/**/*dseg.tsv")})
+        if not tables:
+            return self
+        names: dict[int, str] = {}
+        with tables[0].open(newline="", encoding="utf-8-sig") as file:
+            for line, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
+                try:
+                    names[int(row["index"])] = row["name"]
+                except (KeyError, TypeError, ValueError):
+                    fix = "give the columns index (whole number) and name"
+                    raise DataError(f"{tables[0]}, line {line}: no index or name. Fix: {fix}.") from None
+        names.pop(0, None)
+        return self.with_facts(label_values=dict(sorted(names.items())))
+
+    def cases(self, root: Path) -> list[Case]:
+        root = open_root(root, self.layout)
+        ending = re.compile(rf"_({'|'.join(self.suffixes)})\.nii(\.gz)?$")
+        images = [path for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*") for path in root.glob(pattern)]
+        images = sorted(path for path in images if ending.search(path.name))
+        if not images:
+            raise layout_error(root, self, "there is no anatomical image below sub-*/.")
+        cases, given = [], set()
+        for image in sorted(images, key=lambda path: self.suffixes.index(ending.search(path.name)[1])):  # type: ignore[index]
+            entities = ending.sub("", image.name)
+            label = self._dseg(root, image.parent.relative_to(root), entities)
+            if label in given:
+                label = None  # it lies on the grid of the first contrast
+            elif label:
+                given.add(label)
+            case_id = ending.sub(r"_\1", image.name)
+            cases.append(Case(id=case_id, subject=image.relative_to(root).parts[0], image=image, label=label))
+        return _by_id(cases)
+
+    def _dseg(self, root: Path, folder: Path, entities: str) -> Path | None:
+        pattern = re.compile(rf"{re.escape(entities)}(_desc-[^_]+)?_dseg\.nii(\.gz)?$")
+        places = [root / folder, *sorted(path / folder for path in root.glob("derivatives/*"))]
+        found = sorted(
+            path for place in places for path in place.glob("*_dseg.nii*") if pattern.match(path.name)
+        )
+        if len(found) > 1:
+            raise DataError(
+                f"{entities} has {len(found)} segmentations: {', '.join(map(str, found))}. Fix: keep one of them."
+            )
+        return found[0] if found else None
+
+
+class NNSSL(Dataset):
+    """The ``pretrain_data.json`` of nnssl (github.com/MIC-DKFZ/nnssl): a collection of data sets, each
+    of subjects, sessions and images. For pretraining; masks are not read.
+
+    A path that starts with ``$`` is relative: to an environment variable of that name, to the data
+    set's own folder if it is called so, or to the folder that the file is in.
+    """
+
+    name = "nnssl"
+    summary = "nnssl: pretrain_data.json that lists subjects, sessions and images"
+    layout = 'pretrain_data.json with "datasets" > "subjects" > "sessions" > "images" > "image_path"'
+
+    def cases(self, root: Path) -> list[Case]:
+        root = open_root(root, self.layout)
+        path = root / "pretrain_data.json"
+        content = _read_json(path, self)
+        cases: dict[str, Case] = {}
+        try:
+            for collection, data in content["datasets"].items():
+                for subject, person in data["subjects"].items():
+                    for session in person["sessions"].values():
+                        for image in session["images"]:
+                            file = self._place(root, str(image["image_path"]))
+                            relative = file.relative_to(root) if file.is_relative_to(root) else file
+                            case_id = relative.as_posix().removesuffix(image_suffix(file) or "").lstrip("/")
+                            cases[case_id] = Case(id=case_id, subject=f"{collection}/{subject}", image=file)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise layout_error(root, self, f"pretrain_data.json lacks {error}.") from error
+        if not cases:
+            raise layout_error(root, self, "pretrain_data.json lists no image.")
+        return _by_id(cases.values())
+
+    @staticmethod
+    def _place(root: Path, text: str) -> Path:
+        if not text.startswith("$"):
+            return root / text  # an absolute path stays as it is
+        variable, _, rest = text[1:].partition("/")
+        if variable in os.environ:
+            return Path(os.environ[variable]) / rest
+        return root / rest if variable in {"", root.name} else root.parent / variable / rest
+
+
+class Table(Dataset):
+    """A CSV file with one row an image: ``subject``, ``image``, and ``label`` (a file), ``class`` or ``value``.
+
+    Columns, in any order, others ignored:
+        image: the file or DICOM folder, absolute or relative to the CSV.
+        subject: the person; default: each row is a person.
+        label: a segmentation on the image's grid.
+        class: a name or number. Several, separated by ``;``, where they do not exclude each other: then
+            ``none`` stands for none of them.
+        value: a number to be predicted.
+        split: ``train``, ``val`` or ``test``; empty: drawn.
+        id: unique; default: from the image's name.
+    """
+
+    name = "csv"
+    summary = "CSV file: subject, image, label or class or value, split"
+    layout = "a CSV file with the columns subject, image, label or class or value, split"
+
+    def open(self, root: Path) -> Dataset:
+        rows = self._rows(root)[1]
+        several = self._several(rows)
+        names = sorted({name for row in rows for name in self._classes(row, several)}, key=natural_key)
+        return self.with_facts(target_names=dict(enumerate(names)))
+
+    def cases(self, root: Path) -> list[Case]:
+        table, rows = self._rows(root)
+        names = self.target_names or self.open(root).target_names
+        numbers = {name: number for number, name in names.items()}
+        several = self._several(rows)
+        cases, problems = [], []
+        for line, row in enumerate(rows, start=2):
+            image, label = table.parent / row["image"], row.get("label", "")
+            if not row["image"] or not image.exists():
+                problems.append(f"line {line}: image {row['image'] or '(empty)'} does not exist")
+            if label and not (table.parent / label).exists():
+                problems.append(f"line {line}: label {label} does not exist")
+            split = row.get("split", "").lower()
+            if split not in {"", "train", "val", "test"}:
+                problems.append(f'line {line}: split is "{split}", not train, val or test')
+            value = row.get("value", "")
+            number: float | None = None
+            try:
+                number = float(value) if value else None
+            except ValueError:
+                problems.append(f'line {line}: value is "{value}", not a number')
+            unknown = [name for name in self._classes(row, several) if name not in numbers]
+            problems += [
+                f'line {line}: class "{name}" is not one of {", ".join(numbers)}' for name in unknown
+            ]
+            known = tuple(numbers[name] for name in self._classes(row, several) if name in numbers)
+            fallback = row["image"].removesuffix(image_suffix(Path(row["image"])) or "").strip("/")
+            case_id = row.get("id") or fallback
+            has_class = bool(row.get("class"))
+            cases.append(Case(
+                id=case_id, subject=row.get("subject") or case_id, image=image,
+                label=table.parent / label if label else None,
+                target=known[0] if has_class and not several and known else None,
+                classes=tuple(sorted(known)) if has_class and several else None,
+                value=number,
+                subset={"train": "train", "val": "val", "test": "test"}.get(split),  # type: ignore[arg-type]
+            ))  # fmt: skip
+        if problems:
+            raise DataError(
+                f"{table}: {len(problems)} problems:\n" + "\n".join(f"  {p}" for p in problems)
+                + "\nFix: correct these rows, or take them out."
+            )  # fmt: skip
+        return _by_id(cases)
+
+    @staticmethod
+    def _several(rows: Iterable[Mapping[str, str]]) -> bool:
+        return any(";" in row.get("class", "") for row in rows)
+
+    @staticmethod
+    def _classes(row: Mapping[str, str], several: bool) -> list[str]:
+        names = [name.strip() for name in row.get("class", "").split(";")]
+        return [name for name in names if name and not (several and name.lower() == "none")]
+
+    def _rows(self, root: Path) -> tuple[Path, list[dict[str, str]]]:
+        """Return the CSV file and its rows, keys in lower case.
+
+        Raises:
+            DataError: no such file, several, or no column ``image``.
+        """
+        path = Path(root).expanduser().absolute()
+        if path.is_dir():
+            tables = sorted(path.glob("[!.]*.csv"))
+            if len(tables) != 1:
+                raise layout_error(path, self, f"there are {len(tables)} .csv files; name one.")
+            path = tables[0]
+        if not path.is_file():
+            raise DataError(f"{path} does not exist. Give {self.layout}.")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            if "image" not in columns:
+                raise DataError(f'{path} has no column "image"; its columns are {", ".join(columns) or "none"}. '
+                                f"Fix: give {self.layout}.")  # fmt: skip
+            rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
+        if not rows:
+            raise DataError(f"{path} has no rows. Fix: give one an image.")
+        return path, rows
+
+
+LAYOUTS: tuple[Dataset, ...] = (NNUNet(), MSD(), BIDS(), NNSSL(), Table())

@@ -1,0 +1,237 @@
+"""Leakage: test images that were among the volumes for pretraining.
+
+Three comparisons, each catching what the one before cannot: the same file (SHA-256), the same voxels
+in another file (hash of the voxels in RAS+ order), and the same scan after resampling or cropping.
+The last one is a perceptual hash: every prepared volume becomes a small band-passed volume on a
+coarse grid, and two of them are compared by their normalised cross-correlation at the best of all
+shifts (Padfield, Masked object registration in the Fourier domain, IEEE TIP 2012). Prepared volumes
+have one orientation and are measured in millimetres, so a crop is a shift and nothing else; the
+correlation ignores the scale of intensities, and the band leaves out noise and shading.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssl3d.data.integrity import run_parallel
+from ssl3d.data.prepare import PreparedCohort, resample
+from ssl3d.errors import DataError
+
+if TYPE_CHECKING:
+    from ssl3d.bench import TaskData
+
+logger = logging.getLogger(__name__)
+
+COARSE_MM = 4.0
+"""Spacing of the coarse grid; that of the prepared volumes where it is larger."""
+
+COARSEST_MM = 6.5
+"""Spacing above which the grid shows too little of an anatomy to tell one person from another."""
+
+SAME_SCAN = 0.97
+"""Correlation from which on two volumes count as one scan. On phantoms, at 4 mm: one scan against a
+crop of 60 to 90 % of each edge, resampled to 1.05 to 1.7 of its spacing, with other contrast and
+noise 0.974 or more; two subjects 0.92 or less."""
+
+LEAST_OVERLAP = 0.5
+"""Smallest part of the smaller volume that must lie within the other one."""
+
+_FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of the coarse grid
+_TRIM = 2  # voxels at each border, where the band depends on what lies outside
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One test image that was found among the volumes for pretraining.
+
+    Attributes:
+        test, pretraining: ids of the cases.
+        how: "same file", "same voxels", or "same scan (correlation 0.99)".
+    """
+
+    test: str
+    pretraining: str
+    how: str
+
+
+def check_overlap(
+    columns: Sequence[TaskData], pretraining: PreparedCohort, allowed: set[str]
+) -> list[TaskData]:
+    """Compare the test cases of every task with the volumes for pretraining.
+
+    Args:
+        columns: the tasks of a bench.
+        pretraining: the volumes for pretraining.
+        allowed: names of tasks that are evaluated in spite of an overlap.
+
+    Returns:
+        The tasks, with the overlaps of the allowed ones.
+
+    Raises:
+        DataError: an overlap that is not allowed; lists every one, of all tasks.
+    """
+    marked, problems = [], []
+    for column in columns:
+        test = dict.fromkeys(case for split in column.splits for case in split.test)
+        found = find_overlap(column.cohort, [column.cohort.index(case) for case in test], pretraining)
+        name = column.task.name
+        if found and name not in allowed:
+            problems.append(
+                f"{name}: {len({o.test for o in found})} of {len(test)} test images are among the volumes for "
+                f"pretraining:"
+            )
+            problems += [f"  {o.test} is {o.pretraining}: {o.how}" for o in found[:10]]
+            problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
+            problems.append(
+                f"  Fix: take them out of --data, or evaluate nevertheless with --allow-overlap {name} "
+                "(results are marked)."
+            )
+        marked.append(replace(column, overlap=tuple(found)))
+    if problems:
+        raise DataError("\n".join(problems))
+    return marked
+
+
+def find_overlap(cohort: PreparedCohort, test: Sequence[int], pretraining: PreparedCohort) -> list[Overlap]:
+    """Return the test cases that are among the volumes for pretraining, each once, with the best match.
+
+    Args:
+        cohort: prepared cases of a task.
+        test: indices of the test cases.
+        pretraining: prepared volumes for pretraining.
+    """
+    files, contents = {}, {}
+    for i, case in enumerate(pretraining.cases):
+        file, voxels = pretraining.source_digests(i)
+        files.setdefault(file, case.id)
+        contents.setdefault(voxels, case.id)
+    found: dict[int, Overlap] = {}
+    for i in test:
+        file, voxels = cohort.source_digests(i)
+        if file in files:
+            found[i] = Overlap(cohort.cases[i].id, files[file], "same file")
+        elif voxels in contents:
+            found[i] = Overlap(cohort.cases[i].id, contents[voxels], "same voxels")
+    spacing = max(COARSE_MM, cohort.preparation.spacing_mm, pretraining.preparation.spacing_mm)
+    rest = [i for i in test if i not in found]
+    if spacing > COARSEST_MM:
+        logger.warning(
+            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
+            cohort.dataset, spacing,
+        )  # fmt: skip
+        rest = []
+    if not rest:
+        return [found[i] for i in test if i in found]
+    ours = coarse_volumes(cohort, rest, spacing)
+    theirs = coarse_volumes(pretraining, range(len(pretraining)), spacing)
+    shape = tuple(
+        _fast(max(v.shape[a] for v in ours) + max(v.shape[a] for v in theirs) - 1) for a in range(3)
+    )
+    spectra = run_parallel(lambda volume: _Spectra(volume, shape), theirs)
+
+    def best(volume: np.ndarray) -> tuple[float, int]:
+        mine = _Spectra(volume, shape)
+        scores = [mine.correlation(other) for other in spectra]
+        place = int(np.argmax(scores))
+        return scores[place], place
+
+    for i, (score, place) in zip(rest, run_parallel(best, ours, message="comparing"), strict=True):
+        if score >= SAME_SCAN:
+            how = f"same scan (correlation {score:.2f})"
+            found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
+    return [found[i] for i in test if i in found]
+
+
+def coarse_volumes(cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
+    """Return band-passed coarse volumes of some cases; kept beside the prepared ones for the next time."""
+    folder = cohort.folder / f"coarse-{spacing_mm:g}"
+
+    def coarse(i: int) -> np.ndarray:
+        path = folder / f"{i:05d}.npy"
+        if path.is_file():
+            try:
+                return np.asarray(np.load(path))
+            except (ValueError, EOFError):
+                logger.warning("%s is damaged and made again", path)
+        volume = coarse_volume(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
+        _save(path, volume)
+        return volume
+
+    return run_parallel(coarse, cases)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    from io import BytesIO
+
+    from ssl3d.files import write_bytes
+
+    buffer = BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
+def coarse_volume(image: np.ndarray, affine: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Return a volume (D, H, W) on the coarse grid, band-passed: (D', H', W') float32."""
+    from scipy import ndimage
+
+    small, _ = resample(np.asarray(image, dtype=np.float32), affine, spacing_mm)
+    band = ndimage.gaussian_filter(small, _FINE, mode="nearest")
+    band -= ndimage.gaussian_filter(small, _WIDE, mode="nearest")
+    trim = tuple(slice(_TRIM, -_TRIM) if edge > 4 * _TRIM else slice(None) for edge in band.shape)
+    return np.ascontiguousarray(band[trim])
+
+
+def _fast(length: int) -> int:
+    from scipy.fft import next_fast_len
+
+    return int(next_fast_len(length, real=True))
+
+
+class _Spectra:
+    """Fourier transforms of a volume, its square and its support, padded to ``shape``."""
+
+    def __init__(self, volume: np.ndarray, shape: tuple[int, ...]) -> None:
+        from scipy.fft import rfftn
+
+        self.shape, self.voxels = shape, volume.size
+        self.volume, self.square, self.support = (
+            rfftn(array.astype(np.float32), shape) for array in (volume, volume**2, np.ones_like(volume))
+        )
+
+    def correlation(self, other: _Spectra) -> float:
+        """Return the normalised cross-correlation at the best shift, in [-1, 1]."""
+        from scipy.fft import irfftn
+
+        def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.asarray(irfftn(a * b.conj(), self.shape))
+
+        together = correlate(self.support, other.support)
+        energies = correlate(self.square, other.support), correlate(self.support, other.square)
+        enough = together >= LEAST_OVERLAP * min(self.voxels, other.voxels)
+        norm = np.sqrt(np.maximum(energies[0], 0) * np.maximum(energies[1], 0))
+        enough &= norm > 1e-3 * norm.max()
+        scores = np.where(enough, correlate(self.volume, other.volume) / np.maximum(norm, 1e-12), -1.0)
+        return _refined_peak(scores)
+
+
+def _refined_peak(scores: np.ndarray) -> float:
+    """Return the maximum of a parabola through the peak and its neighbours along each axis, summed."""
+    peak = np.unravel_index(int(np.argmax(scores)), scores.shape)
+    top = float(scores[peak])
+    refined = top
+    for axis in range(3):
+        below, above = (
+            float(np.take(np.roll(scores, -step, axis=axis), peak[axis], axis=axis)[
+                tuple(p for a, p in enumerate(peak) if a != axis)
+            ]) for step in (-1, 1)
+        )  # fmt: skip
+        bend = below + above - 2 * top
+        if bend < 0 and min(below, above) > -1:
+            refined -= (above - below) ** 2 / (8 * bend)
+    return min(refined, 1.0)
