@@ -337,7 +337,7 @@ def bench(
 
     from ssl3d.bench import Bench, TaskData, check_checkpoints
     from ssl3d.data.overlap import check_overlap
-    from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
+    from ssl3d.data.sources import Tracker, pretraining_cohort, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode
     from ssl3d.environment import select_device
     from ssl3d.pretrain.loop import check_run
@@ -362,7 +362,8 @@ def bench(
         columns.append(TaskData(task, cohort, splits))
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
-        columns = check_overlap(columns, unlabelled, set(allow_overlap))
+        with Tracker() as progress:
+            columns = check_overlap(columns, unlabelled, set(allow_overlap), progress)
 
     job = Bench(
         specs,

@@ -2,8 +2,8 @@
 
 A series is named by any one of its slices, or by its folder where that holds no other. SimpleITK's
 own series reader takes the spacing from the first two slices and the orientation of the first, so a
-missing slice or a tilted gantry passes in silence, and GDCM drops slices whose files are cut short; here the slices are put in order by their
-positions and every one of them is looked at (:func:`check_series` in the words of
+missing slice or a tilted gantry passes in silence, and GDCM drops slices whose files are cut short;
+here the slices are put in order by their positions and every one of them is looked at (:func:`check_series` in the words of
 :mod:`ssl3d.data.integrity`). Rescale slope and intercept are applied slice by slice, as the standard
 has it (PS3.3 C.11.1), because PET scanners write another slope into every slice.
 """

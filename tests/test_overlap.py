@@ -1,0 +1,130 @@
+"""Leakage: the same file, the same voxels, the same scan resampled and cropped; and no false alarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from ssl3d.bench import TaskData
+from ssl3d.data.adapters import Folder
+from ssl3d.data.overlap import _Spectra, check_overlap, find_overlap
+from ssl3d.data.prepare import Preparation, PreparedCohort, prepare
+from ssl3d.data.splits import Split
+from ssl3d.data.volume import read_volume
+from ssl3d.downstream.tasks import Task
+from ssl3d.errors import DataError
+
+EDGE = 40
+
+
+def scan(seed: int) -> np.ndarray:
+    """A body with organs at random places, in HU, 4 mm voxels: (40, 40, 40)."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, EDGE)] * 3, indexing="ij"))
+    hu = np.where((grid**2).sum(0) < 0.9, 40.0, -1000.0)
+    for _ in range(40):
+        inside = ((grid - rng.uniform(-0.6, 0.6, (3, 1, 1, 1))) ** 2).sum(0) < rng.uniform(0.1, 0.25) ** 2
+        hu[inside] = rng.uniform(-500, 700)
+    return ndimage.gaussian_filter(hu, 0.6) + rng.normal(0, 10, hu.shape)
+
+
+def save(path: Path, data: np.ndarray, spacing: float = 4.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(data.astype(np.int16), np.diag([spacing] * 3 + [1])), path)
+    return path
+
+
+def cohort(folder: Path, cache: Path, spacing: float = 4.0) -> PreparedCohort:
+    return prepare(Folder().cases(folder), Folder(), Preparation(spacing_mm=spacing), cache)
+
+
+def resampled_crop(seed: int, factor: float = 0.8) -> np.ndarray:
+    """Part of a scan on a coarser grid, in other contrast and with other noise."""
+    part = scan(seed)[3:36, 6:38, 2:33]
+    coarse = ndimage.zoom(part, factor, order=1)
+    return 0.8 * (coarse + 1000) - 1000 + np.random.default_rng(99).normal(0, 15, coarse.shape)
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedCohort, PreparedCohort]:
+    """Test images: a copy, other format, resampled crop, two that are nowhere else; and volumes for pretraining."""
+    root = tmp_path_factory.mktemp("overlap")
+    for i in range(6):
+        save(root / "pretrain" / f"p{i}.nii.gz", scan(i))
+    copy = root / "test" / "copy.nii.gz"
+    copy.parent.mkdir()
+    copy.write_bytes((root / "pretrain" / "p0.nii.gz").read_bytes())
+    other = sitk.GetImageFromArray(np.asarray(nibabel.load(root / "pretrain" / "p1.nii.gz").dataobj).T)
+    other.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    other.SetSpacing((4, 4, 4))
+    sitk.WriteImage(other, str(root / "test" / "format.mha"))
+    assert (
+        read_volume(root / "test" / "format.mha").data == read_volume(root / "pretrain" / "p1.nii.gz").data
+    ).all()
+    save(root / "test" / "crop.nii.gz", resampled_crop(2), 5.0)
+    for i in (70, 71):
+        save(root / "test" / f"new{i}.nii.gz", scan(i))
+    return cohort(root / "test", root / "cache"), cohort(root / "pretrain", root / "cache")
+
+
+def test_copies_other_formats_and_resampled_crops_are_found_and_nothing_else(
+    cohorts: tuple[PreparedCohort, PreparedCohort],
+) -> None:
+    test, pretraining = cohorts
+    found = {o.test: o for o in find_overlap(test, range(len(test)), pretraining)}
+    assert {name: o.pretraining for name, o in found.items()} == {"copy": "p0", "format": "p1", "crop": "p2"}
+    assert found["copy"].how == "same file" and found["format"].how == "same voxels"
+    assert found["crop"].how.startswith("same scan (correlation 0.9")
+    only = find_overlap(test, [test.index("new70")], pretraining)
+    assert only == [], "other cases of the cohort do not matter"
+
+
+def test_correlation_equals_a_slow_one_at_every_shift() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 6, 4)).astype(np.float32), rng.normal(size=(4, 5, 5)).astype(np.float32)
+    b[1:4, :4, 1:] += 3 * a[2:, 1:5, :]  # something to find
+    best = -1.0
+    for shift in np.ndindex(8, 10, 8):
+        s = np.array(shift) - (np.array(b.shape) - 1)  # b's first voxel lies at a's voxel s
+        low, high = np.maximum(s, 0), np.minimum(np.array(a.shape), s + b.shape)
+        if (high <= low).any() or np.prod(high - low) < 0.5 * min(a.size, b.size):
+            continue
+        x = a[tuple(map(slice, low, high))]
+        y = b[tuple(map(slice, low - s, high - s))]
+        best = max(best, float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum())))
+    shape = (9, 10, 9)
+    fast = _Spectra(a, shape).correlation(_Spectra(b, shape))
+    assert best - 1e-5 <= fast <= best + 0.2  # the peak between the voxels is a little higher
+    assert _Spectra(a, shape).correlation(_Spectra(a, shape)) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_overlap_is_an_error_unless_allowed_by_name(
+    cohorts: tuple[PreparedCohort, PreparedCohort],
+) -> None:
+    test, pretraining = cohorts
+    task = Task("mine", "Mine", "segmentation", "folder", "dsc", None)
+    leaking = TaskData(task, test, [Split("random", ("new70",), ("new71",), ("copy", "crop"))])
+    clean = TaskData(task, test, [Split("random", ("copy",), ("crop",), ("new70", "new71"))])
+    with pytest.raises(DataError, match=r"mine: 2 of 2 test images") as refused:
+        check_overlap([leaking], pretraining, set())
+    assert "copy is p0: same file" in str(refused.value) and "--allow-overlap mine" in str(refused.value)
+    (allowed,) = check_overlap([leaking], pretraining, {"mine"})
+    assert [o.test for o in allowed.overlap] == ["copy", "crop"]
+    assert check_overlap([clean], pretraining, set()) == [clean]
+
+
+def test_too_coarse_volumes_are_compared_by_content_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(2):
+        save(tmp_path / "pretrain" / f"p{i}.nii.gz", scan(i))
+    save(tmp_path / "test" / "crop.nii.gz", resampled_crop(0), 5.0)
+    save(tmp_path / "test" / "other.nii.gz", scan(1))
+    test = cohort(tmp_path / "test", tmp_path / "cache", 8.0)
+    found = find_overlap(test, [0, 1], cohort(tmp_path / "pretrain", tmp_path / "cache", 8.0))
+    assert [(o.test, o.pretraining) for o in found] == [("other", "p1")] and "too coarse" in caplog.text
