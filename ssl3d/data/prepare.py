@@ -420,7 +420,7 @@ def _adopt(
     if donor is None or (folder / f"{stem}.json").is_file():
         return
     place, record = donor
-    if record["sources"] != source or record["intensity"] != asdict(intensity):
+    if record["sources"] != source or record["intensity"] != [intensity.scaling, intensity.offset]:
         return
     arrays: dict[str, Any] = {}
     for kind, array in record["arrays"].items():
@@ -662,7 +662,7 @@ def _build_case(
     record = {
         "id": case.id, "subject": case.subject, "subset": case.subset, "target": case.target,
         "classes": case.classes and list(case.classes), "value": case.value,
-        "sources": source, "arrays": arrays, "intensity": asdict(intensity), "voxels": voxels,
+        "sources": source, "arrays": arrays, "intensity": [intensity.scaling, intensity.offset], "voxels": voxels,
         "shape": list(data.shape), "affine": affine.tolist(),
         "native_shape": list(image.native_shape), "native_affine": image.native_affine.tolist(),
     }  # fmt: skip
