@@ -73,8 +73,25 @@ def test_the_documented_table_format_renders(registry: Registry) -> None:
     assert registry.table_formats.get("my_json").load().render(TableModel(tables=())) == "[]"
 
 
+def test_the_documented_task_file_is_read(tmp_path: Path) -> None:
+    from ssl3d.downstream.task_files import load_task
+
+    (block,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/own_data.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "liver.yaml").write_text(block)
+    task = load_task(tmp_path / "liver.yaml")
+    assert (task.name, task.folds, task.facts["label_values"]) == ("liver", 5, {1: "liver", 2: "tumour"})
+
+
+def test_every_layout_is_documented(registry: Registry) -> None:
+    page = (ROOT / "docs/own_data.md").read_text()
+    for name in (entry.name for entry in registry.datasets if not entry.name.startswith("my_")):
+        assert f"`{name}`" in page, name
+
+
 def test_documented_files_exist() -> None:
-    for page in ("README.md", "docs/plugins.md"):
+    for page in ("README.md", "docs/plugins.md", "docs/own_data.md"):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"

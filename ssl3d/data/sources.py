@@ -147,32 +147,38 @@ def task_cohort(
     dataset = task.adapt(open_dataset(layout, root))
     default = task.preparation.get("spacing_mm", settings.data.spacing_mm)
     spacing = settings.data.task_spacing_mm.get(task.name, default)
-    cohort = _prepared(
-        dataset, dataset.cases(root), {**task.preparation, "spacing_mm": spacing}, settings, cache, policy
-    )
-    _check_kind(task, cohort)
-    return cohort
+    cases = [_truth_only(case, task) for case in dataset.cases(root)]
+    _check_task(task, dataset, cases)
+    return _prepared(dataset, cases, {**task.preparation, "spacing_mm": spacing}, settings, cache, policy)
 
 
-def _check_kind(task: Task, cohort: PreparedCohort) -> None:
-    """Raise DataError if not one case has what the task predicts, or if a case lacks it."""
-    need = {
-        "segmentation": ("label", lambda case: case.has_label),
-        "classification": ("class", lambda case: case.target is not None),
-        "multilabel": ("list of classes (a CSV's column class, separated by ;)", lambda case: case.classes is not None),
-        "regression": ("number (a CSV's column value)", lambda case: case.value is not None),
-    }  # fmt: skip
-    what, has = need[task.kind]
-    without = [case for case in cohort.cases if case.labelled and not has(case)]
-    if without or not any(map(has, cohort.cases)):
-        named = f"for example {without[0].id}" if without else "not one has"
+_TRUTHS: dict[str, tuple[str, str]] = {
+    "segmentation": ("label", "a segmentation"),
+    "classification": ("target", "a class"),
+    "multilabel": ("classes", "a list of classes (separated by ; in the column class of a CSV)"),
+    "regression": ("value", "a number (the column value of a CSV)"),
+}
+"""Kind of a task -> the field of a case that it needs, and what that is called."""
+
+
+def _truth_only(case: Case, task: Task) -> Case:
+    """Return the case with what the task predicts (and what it is cropped to) and nothing else."""
+    needed = {_TRUTHS[task.kind][0]} | ({"label"} if task.preparation.get("crop") == "label" else set())
+    fields = {field for field, _ in _TRUTHS.values()} - needed
+    return replace(case, **dict.fromkeys(fields))  # type: ignore[arg-type]
+
+
+def _check_task(task: Task, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Raise DataError if no case has what the task predicts, or if nothing says what it is called."""
+    field, name = _TRUTHS[task.kind]
+    if all(getattr(case, field) is None for case in cases):
         raise DataError(
-            f"The task {task.name} ({task.kind}) needs a {what} for every case; {len(without) or 'all'} lack it, "
-            f"{named}. Fix: add it, or correct the task's kind."
+            f"The task {task.name} ({task.kind}) needs {name} for every case, and none of {len(cases)} has one. "
+            "Fix: add them, or correct the task's kind."
         )
-    if task.kind == "segmentation" and not cohort.label_names:
+    if task.kind == "segmentation" and not dataset.label_values:
         raise DataError(f"The task {task.name} has no names of structures. Fix: give labels in its file.")
-    classes = len(cohort.target_names)
+    classes = len(dataset.target_names)
     if task.metric == "auc" and classes > 2:
         raise DataError(
             f"{task.name} has {classes} classes, but auc is for two. Fix: write metric: macro_auc."

@@ -106,9 +106,8 @@ def evaluate(
         TrainingError: the loss is not finite.
     """
     began = time.monotonic()
-    kinds: dict[str, type[Problem]] = {"segmentation": Segmentation, "classification": Classification}
     to_device(backbone, device)
-    problem = kinds[task.kind](backbone, task, cohort, mode, config, device)
+    problem = problem_class(task)(backbone, task, cohort, mode, config, device)
     train, val, test = (
         [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
     )
@@ -127,7 +126,7 @@ def evaluate(
     model.eval()
     tested, per_case, excluded = problem.test(head, test)
     return Outcome(
-        score=round(100 * tested, 6),
+        score=round(problem.scale * tested, 6),
         per_case=per_case,
         excluded=excluded,
         validation=curve,
@@ -162,11 +161,13 @@ def _train(
                 model.eval()
                 score = problem.validate(head, val)
                 model.train()
-                curve.append({"step": done, "score": round(100 * score[0], 4)})
+                curve.append({"step": done, "score": round(problem.scale * score[0], 4)})
                 if best is None or score > best[0]:
                     best = (score, done, copy.deepcopy(model.state_dict()))
             track.update(
-                done, {"loss": float(loss.detach())}, note=f"best {100 * best[0][0]:.1f}" if best else ""
+                done,
+                {"loss": float(loss.detach())},
+                note=f"best {problem.scale * best[0][0]:.1f}" if best else "",
             )
 
     assert best is not None
@@ -183,8 +184,25 @@ def _draw(cases: list[int], batch_size: int, seed: int, step: int) -> list[int]:
     return chosen
 
 
+def problem_class(task: Task) -> type[Problem]:
+    """Return what knows head, loss and metric of a task's kind."""
+    if task.kind == "segmentation":
+        return Segmentation
+    if task.kind == "classification" and task.metric == "auc":
+        return Classification
+    from ssl3d.downstream.volume_tasks import MultiClass, MultiLabel, Regression
+
+    return {"classification": MultiClass, "multilabel": MultiLabel, "regression": Regression}[task.kind]
+
+
 class Problem:
-    """What segmentation and classification have in common: frozen or trained features."""
+    """What all kinds of tasks have in common: frozen or trained features.
+
+    ``scale``: what turns the values of :meth:`validate` and :meth:`test`, of which the larger is better,
+    into the score of the record (percent; -1 for errors, of which the lower is better).
+    """
+
+    scale = 100.0
 
     def __init__(
         self,
@@ -217,11 +235,11 @@ class Problem:
         raise NotImplementedError
 
     def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
-        """Return (primary metric in [0, 1], tie-breaker); larger is better."""
+        """Return (primary metric, tie-breaker); larger is better."""
         raise NotImplementedError
 
     def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
-        """Return (primary metric in [0, 1], metrics of each case, counts of what was left out)."""
+        """Return (primary metric, metrics of each case, counts of what was left out); larger is better."""
         raise NotImplementedError
 
     def autocast(self) -> torch.autocast:
@@ -391,10 +409,15 @@ class Classification(Problem):
         with self.autocast():
             return self.backbone.encode(x)[-1].mean(dim=(2, 3, 4)).float()
 
+    def pooled(self, case: int) -> Tensor:
+        """Return the pooled feature (1, C) of one case, frozen or with gradient."""
+        return (
+            self.frozen[case].to(self.device) if self.frozen is not None else self._pooled(self.volume(case))
+        )
+
     def logit(self, head: nn.Module, case: int) -> Tensor:
         """Return the logit (1,) of one case."""
-        x = self.frozen[case].to(self.device) if self.frozen is not None else self._pooled(self.volume(case))
-        return head(x)[:, 0].float()
+        return head(self.pooled(case))[:, 0].float()
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
         # Volumes differ in size, so they pass one by one; GroupNorm makes that the same as a batch.

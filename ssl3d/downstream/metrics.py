@@ -95,6 +95,18 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
+def macro_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean over classes of the area under the ROC curve of one class against the rest.
+
+    Args:
+        truth: whether each class applies (N, K), 0 or 1; each class has cases of both kinds.
+        probabilities: (N, K) in [0, 1].
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, probabilities, average="macro"))
+
+
 def auc(targets: list[int], probabilities: list[float]) -> float:
     """Return the area under the ROC curve in [0, 1]; both classes must occur in ``targets``."""
     from sklearn.metrics import roc_auc_score

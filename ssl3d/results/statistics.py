@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, nearest
-from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
+from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, TableModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def sample(cell: Cell, metric: str) -> Sample:
     import numpy as np
 
     field = "probability" if metric == "auc" else metric
-    scale = 1.0 if metric == "auc" else 100.0
+    scale = 1.0 if metric == "auc" or metric in LOWER_IS_BETTER else 100.0
     by_seed: dict[Any, dict[CaseKey, float]] = {seed: {} for seed in cell.seeds}
     targets: dict[CaseKey, bool] = {}
     for record in cell.records:
@@ -346,6 +346,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+WITHOUT_STATISTICS = frozenset({"macro_auc"})
+"""Metrics that are neither a mean over cases nor the AUC of two classes."""
+
 Key = tuple[int, tuple[str, str]]
 """(number of the row, (mode, task))"""
 
@@ -360,13 +363,16 @@ def comparisons(table: Table, against: str = BASELINE) -> dict[Key, Comparison]:
         raise ConfigError(f'Unknown reference "{against}".{nearest(against, [BASELINE, "best"])}')
     found: dict[Key, Comparison] = {}
     for column in table.columns:
+        if column.metric in WITHOUT_STATISTICS:
+            continue
         rows = [
             (i, row.title, row.cells[column.key], row)
             for i, row in enumerate(table.rows)
             if column.key in row.cells
         ]
         if against == "best":
-            reference = max(rows, key=lambda r: r[2].mean)
+            best = min if column.metric in LOWER_IS_BETTER else max
+            reference = best(rows, key=lambda r: r[2].mean)
         else:
             scratch = [r for r in rows if r[3].method == BASELINE]
             if not scratch:
@@ -409,10 +415,11 @@ def ranks(table: Table, column: Column, resamples: int = RESAMPLES, seed: int = 
     samples = {i: s.on(common) for i, s in samples.items()}
     counts = draw_cases(next(iter(samples.values())), rng, resamples)
     scores = np.stack([bootstrap_scores(s, rng, counts) for s in samples.values()])  # (M, B)
-    drawn = rankdata(-scores, axis=0, method="min")  # (M, B)
+    sign = 1 if column.metric in LOWER_IS_BETTER else -1
+    drawn = rankdata(sign * scores, axis=0, method="min")  # (M, B)
     winners = drawn == 1
     share = (winners / winners.sum(axis=0)).mean(axis=1)  # (M,)
-    means = rankdata([-table.rows[i].cells[column.key].mean for i in samples], method="min")
+    means = rankdata([sign * table.rows[i].cells[column.key].mean for i in samples], method="min")
     bounds = np.quantile(drawn, [0.025, 0.975], axis=1, method="nearest")  # (2, M)
     return {
         i: Rank(int(means[k]), int(bounds[0, k]), int(bounds[1, k]), float(share[k]))
@@ -462,14 +469,17 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
 
 def _annotated(table: Table, chosen: set[str], against: str) -> Table:
     tests = comparisons(table, against) if "p" in chosen else {}
-    places = {c.key: ranks(table, c) for c in table.columns} if "rank" in chosen else {}
     metrics = {column.key: column.metric for column in table.columns}
+    able = [column for column in table.columns if column.metric not in WITHOUT_STATISTICS]
+    places = {c.key: ranks(table, c) for c in able} if "rank" in chosen else {}
     rows: list[Row] = []
     for i, row in enumerate(table.rows):
         cells = {
             key: replace(
                 cell,
-                interval=interval(cell, metrics[key]) if "ci" in chosen else None,
+                interval=interval(cell, metrics[key])
+                if "ci" in chosen and metrics[key] not in WITHOUT_STATISTICS
+                else None,
                 comparison=tests.get((i, key)),
                 rank=places.get(key, {}).get(i),
             )
@@ -479,6 +489,8 @@ def _annotated(table: Table, chosen: set[str], against: str) -> Table:
     remarks = [*_interval_remarks(rows), *_test_remarks(tests, against), *_rank_remarks(places)]
     if "tau" in chosen:
         remarks += _tau_remarks(table)
+    if len(able) < len(table.columns):
+        remarks.append(f"no intervals, tests or ranks for {', '.join(sorted(WITHOUT_STATISTICS))}")
     return replace(table, rows=tuple(rows), remarks=(*table.remarks, *remarks))
 
 

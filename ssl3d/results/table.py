@@ -356,7 +356,7 @@ def _table(
             )
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: _cell(records, folds, marks) for row, records in by_row.items()}
-        for row, cell in _compared(cells).items():
+        for row, cell in _compared(cells, lower_is_better=metrics <= LOWER_IS_BETTER).items():
             rows[row][key] = cell
         support = Counter(cell.support for cell in cells.values()).most_common(1)[0][0]
         columns.append(Column(*key, metric=metrics.pop(), support=support))
@@ -454,8 +454,12 @@ def _seed_order(item: tuple[Seed, Any]) -> tuple[int, int]:
     return seed, -1 if pretrain_seed is None else pretrain_seed
 
 
+LOWER_IS_BETTER = frozenset({"mae"})
+"""Metrics that are errors, in the unit of what is predicted; every other one is in percent."""
+
+
 def _pool(folds: list[Record]) -> tuple[float, int]:
-    """Return (score in percent, scored cases) of one seed.
+    """Return (score, scored cases) of one seed; in percent unless it is an error.
 
     A metric that exists for every case (DSC) is pooled over the cases of all folds; one that only
     exists for a set of cases (AUC) is averaged over folds, because the scores of differently
@@ -467,14 +471,18 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     if len(folds) == 1:
         return float(folds[0]["score"]), len(values) or len(per_case)
     if values:
-        return 100 * fmean(values), len(values)
+        return (1 if metric in LOWER_IS_BETTER else 100) * fmean(values), len(values)
     return fmean(record["score"] for record in folds), len(per_case)
 
 
-def _compared(cells: Mapping[tuple[str, str], Cell]) -> dict[tuple[str, str], Cell]:
+def _compared(
+    cells: Mapping[tuple[str, str], Cell], lower_is_better: bool = False
+) -> dict[tuple[str, str], Cell]:
     """Fill in differences to scratch, best and second best of one column."""
     baseline = next((cell.mean for (method, _), cell in cells.items() if method == BASELINE), None)
-    shown = sorted({round(c.mean, 1) for c in cells.values() if not c.missing_folds}, reverse=True)
+    shown = sorted(
+        {round(c.mean, 1) for c in cells.values() if not c.missing_folds}, reverse=not lower_is_better
+    )
     compared = {}
     for row, cell in cells.items():
         value, ranked = round(cell.mean, 1), not cell.missing_folds

@@ -1,0 +1,156 @@
+"""Kinds of tasks with one prediction a volume, besides yes or no: several classes, or a number.
+
+Each differs from :class:`ssl3d.downstream.harness.Classification` in the outputs of its head, the
+loss and the metric; budget, features and validation are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl3d.downstream.harness import Classification
+from ssl3d.downstream.metrics import macro_auc
+
+
+class SeveralOutputs(Classification):
+    """A linear head with :attr:`outputs` numbers a volume, from the pooled global feature f^g."""
+
+    @property
+    def outputs(self) -> int:
+        raise NotImplementedError
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        return self.standardized(nn.Linear(self.backbone.global_channels, self.outputs), train)
+
+    def raw(self, head: nn.Module, cases: list[int]) -> Tensor:
+        """Return the head's outputs (B, K); volumes differ in size, so they pass one by one."""
+        return torch.cat([head(self.pooled(case)).float() for case in cases])
+
+    def targets(self, cases: list[int]) -> Tensor:
+        """Return what :meth:`criterion` compares the outputs with."""
+        raise NotImplementedError
+
+    def criterion(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Return the scalar loss."""
+        raise NotImplementedError
+
+    def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
+        return self.criterion(self.raw(head, cases), self.targets(cases).to(self.device))
+
+
+class _ByClass(SeveralOutputs):
+    """Scored by the mean over classes of the AUC of one class against the rest."""
+
+    @property
+    def outputs(self) -> int:
+        return len(self.cohort.target_names)
+
+    def probabilities(self, raw: Tensor) -> Tensor:
+        """Return (B, K) in [0, 1]."""
+        raise NotImplementedError
+
+    def truth(self, cases: list[int]) -> np.ndarray:
+        """Return whether each class applies: (N, K) int."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
+        raw = self.raw(head, cases).cpu()
+        score = macro_auc(self.truth(cases), self.probabilities(raw).numpy())
+        return score, -float(self.criterion(raw, self.targets(cases)))  # the lower loss decides ties
+
+    @torch.no_grad()
+    def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
+        probabilities, truth = self.probabilities(self.raw(head, cases)).cpu().numpy(), self.truth(cases)
+        per_case: list[dict[str, Any]] = [
+            {
+                "case": self.cohort.cases[case].id,
+                "classes": [int(k) for k in np.flatnonzero(applies)],
+                "probabilities": [float(p) for p in row],
+            }
+            for case, applies, row in zip(cases, truth, probabilities, strict=True)
+        ]
+        return macro_auc(truth, probabilities), per_case, {}
+
+
+class MultiClass(_ByClass):
+    """One of several classes: softmax and cross-entropy."""
+
+    def targets(self, cases: list[int]) -> Tensor:
+        return torch.tensor([self._target(case) for case in cases])
+
+    def criterion(self, raw: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(raw, targets)
+
+    def probabilities(self, raw: Tensor) -> Tensor:
+        return raw.softmax(dim=1)
+
+    def truth(self, cases: list[int]) -> np.ndarray:
+        return np.eye(self.outputs, dtype=int)[[self._target(case) for case in cases]]
+
+
+class MultiLabel(_ByClass):
+    """Any of several classes: a sigmoid and binary cross-entropy for each."""
+
+    def truth(self, cases: list[int]) -> np.ndarray:
+        table = np.zeros((len(cases), self.outputs), dtype=int)
+        for row, case in enumerate(cases):
+            table[row, list(self.cohort.cases[case].classes or ())] = 1
+        return table
+
+    def targets(self, cases: list[int]) -> Tensor:
+        return torch.from_numpy(self.truth(cases)).float()
+
+    def criterion(self, raw: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(raw, targets)
+
+    def probabilities(self, raw: Tensor) -> Tensor:
+        return raw.sigmoid()
+
+
+class Regression(SeveralOutputs):
+    """A number: the head predicts deviations from the mean of the training cases, by a Huber loss.
+
+    Scored by the mean absolute error in the unit of the numbers; lower is better.
+    """
+
+    scale = -1.0
+    outputs = 1
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        values = [self._value(case) for case in train]
+        self.mean, self.deviation = float(np.mean(values)), float(np.std(values)) or 1.0
+        return super().make_head(train)
+
+    def _value(self, case: int) -> float:
+        value = self.cohort.cases[case].value
+        assert value is not None, "regression cases have values; the preparation checks it"
+        return value
+
+    def targets(self, cases: list[int]) -> Tensor:
+        values = torch.tensor([self._value(case) for case in cases])
+        return ((values - self.mean) / self.deviation)[:, None]  # (B, 1)
+
+    def criterion(self, raw: Tensor, targets: Tensor) -> Tensor:
+        return F.smooth_l1_loss(raw, targets)
+
+    @torch.no_grad()
+    def _errors(self, head: nn.Module, cases: list[int]) -> tuple[list[float], list[float]]:
+        predicted = (self.raw(head, cases)[:, 0].cpu() * self.deviation + self.mean).tolist()
+        return predicted, [abs(p - self._value(c)) for p, c in zip(predicted, cases, strict=True)]
+
+    def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
+        return -float(np.mean(self._errors(head, cases)[1])), 0.0
+
+    def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
+        predicted, errors = self._errors(head, cases)
+        per_case: list[dict[str, Any]] = [
+            {"case": self.cohort.cases[c].id, "value": self._value(c), "prediction": p, "mae": e}
+            for c, p, e in zip(cases, predicted, errors, strict=True)
+        ]
+        return -float(np.mean(errors)), per_case, {}
