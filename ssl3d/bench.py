@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 class TaskData:
     """A task with its prepared cases and splits (several for cross-validation).
 
-    ``overlap``: test images that are among the volumes for pretraining, allowed by the user.
+    ``overlaps``: fingerprint of volumes for pretraining -> test images that are among them, allowed by
+    the user. ``None`` for volumes that could not be looked at.
     """
 
     task: Task
     cohort: PreparedCohort
     splits: list[Split]
-    overlap: tuple[Overlap, ...] = ()
+    overlaps: Mapping[str, tuple[Overlap, ...] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Bench:
                 "method": {
                     "title": spec.title,
                     "trains": spec.cls.trains,
-                    "notes": self._notes(spec, data),
+                    "notes": self._notes(spec, data, identity),
                 },
                 "preset": self.settings.preset,
                 "metric": data.task.metric,
@@ -121,7 +122,7 @@ class Bench:
                 "per_case": outcome.per_case,
                 "excluded": outcome.excluded,
                 "left_out": data.cohort.skipped,
-                "overlap": [asdict(overlap) for overlap in self._overlap(spec, data)],
+                "overlap": [asdict(overlap) for overlap in self._overlap(data, identity) or ()],
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
                 "cost": {
@@ -194,16 +195,20 @@ class Bench:
             )
         return folder
 
-    def _overlap(self, spec: MethodSpec, data: TaskData) -> tuple[Overlap, ...]:
-        """Return the overlaps that concern ``spec``: what it was not pretrained on here cannot leak."""
-        return data.overlap if spec.cls.trains != "none" and spec.name not in self.checkpoints else ()
+    @staticmethod
+    def _overlap(data: TaskData, identity: dict[str, Any]) -> tuple[Overlap, ...] | None:
+        """Return the test images that the cell's backbone has seen; None if nobody can tell."""
+        seen = (identity["pretrain"] or {}).get("data")
+        return data.overlaps.get(seen, ()) if seen else ()
 
-    def _notes(self, spec: MethodSpec, data: TaskData) -> list[str]:
+    def _notes(self, spec: MethodSpec, data: TaskData, identity: dict[str, Any]) -> list[str]:
         notes = []
         if spec.cls.trains == "encoder" and data.task.kind == "segmentation":
             notes.append("decoder random")
-        overlap = self._overlap(spec, data)
-        if overlap:
+        overlap = self._overlap(data, identity)
+        if overlap is None:
+            notes.append("volumes for pretraining are not there to look for test images among them")
+        elif overlap:
             people = len({one.test for one in overlap})
             notes.append(f"{people} test images were among the volumes for pretraining")
         if data.cohort.skipped:

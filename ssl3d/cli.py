@@ -29,7 +29,7 @@ from ssl3d.commands.data import data
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy
+    from ssl3d.data.prepare import Policy, PreparedCohort
     from ssl3d.downstream.tasks import Task
     from ssl3d.plugins import Catalogue
 
@@ -337,9 +337,11 @@ def bench(
 
     from ssl3d.bench import Bench, TaskData, check_checkpoints
     from ssl3d.data.overlap import check_overlap
-    from ssl3d.data.sources import Tracker, pretraining_cohort, task_cohort, task_splits
+    from ssl3d.data.prepare import find_prepared
+    from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode
     from ssl3d.environment import select_device
+    from ssl3d.models.checkpoint import read_run
     from ssl3d.pretrain.loop import check_run
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.results.store import ResultStore
@@ -362,8 +364,15 @@ def bench(
         columns.append(TaskData(task, cohort, splits))
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
-        with Tracker() as progress:
-            columns = check_overlap(columns, unlabelled, set(allow_overlap), progress)
+    seen: dict[str, PreparedCohort | None] = {}
+    for folder in checkpoints.values():
+        pretrained_on = ((read_run(folder).get("identity") or {}).get("pretrain") or {}).get("data")
+        if pretrained_on:
+            seen[pretrained_on] = find_prepared(pretrained_on, cache_folder(cache) / "prepared")
+    if unlabelled is not None:
+        seen[unlabelled.fingerprint] = unlabelled
+    with Tracker() as progress:
+        columns = check_overlap(columns, seen, set(allow_overlap), progress)
 
     job = Bench(
         specs,

@@ -110,12 +110,14 @@ def test_an_overlap_is_an_error_unless_allowed_by_name(
     task = Task("mine", "Mine", "segmentation", "folder", "dsc", None)
     leaking = TaskData(task, test, [Split("random", ("new70",), ("new71",), ("copy", "crop"))])
     clean = TaskData(task, test, [Split("random", ("copy",), ("crop",), ("new70", "new71"))])
+    there = {"here": pretraining, "elsewhere": None}
     with pytest.raises(DataError, match=r"mine: 2 of 2 test images") as refused:
-        check_overlap([leaking], pretraining, set())
+        check_overlap([leaking], there, set())
     assert "copy is p0: same file" in str(refused.value) and "--allow-overlap mine" in str(refused.value)
-    (allowed,) = check_overlap([leaking], pretraining, {"mine"})
-    assert [o.test for o in allowed.overlap] == ["copy", "crop"]
-    assert check_overlap([clean], pretraining, set()) == [clean]
+    (allowed,) = check_overlap([leaking], there, {"mine"})
+    assert [o.test for o in allowed.overlaps["here"] or ()] == ["copy", "crop"]
+    (passed,) = check_overlap([clean], there, set())
+    assert passed.overlaps == {"here": (), "elsewhere": None}
 
 
 def test_too_coarse_volumes_are_compared_by_content_only(

@@ -276,6 +276,25 @@ def test_test_images_in_the_pretraining_data_are_refused_or_marked(own: Path, tm
                                           12 if stored["identity"]["task"] == "balls" else 4)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_is_held_against_the_volumes_that_it_was_pretrained_on(
+    own: Path, tmp_path: Path
+) -> None:
+    settings = ["--preset", "smoke", "--set", "data.spacing_mm=4", "--set", "pretrain.crop=16"]
+    made = run("pretrain", "--method", "denoising", "--data", f"csv={own / 't.csv'}", "--out", tmp_path / "run",
+               "--cache", own / "cache", *settings)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    arguments = ["bench", "--methods", "denoising", "--modes", "linear", "--tasks", own / "size.yaml",
+                 "--checkpoint", f"denoising={tmp_path / 'run'}", "--store", tmp_path / "store", *settings]  # fmt: skip
+    refused = run(*arguments, "--cache", own / "cache")
+    assert refused.exit_code == 2 and "size: 4 of 4 test images are among" in refused.output, refused.output
+    elsewhere = run(*arguments, "--cache", tmp_path / "another")
+    assert elsewhere.exit_code == 0, elsewhere.output
+    assert "volumes for pretraining are not there to look for test images" in " ".join(
+        elsewhere.output.split()
+    )
+
+
 def test_mistakes_on_the_command_line(own: Path, tmp_path: Path) -> None:
     clash = write(tmp_path / "shc.yaml", "name: shc\nkind: segmentation\ndataset: csv\n")
     assert 'a task "shc" exists already' in run("bench", "--tasks", clash, "--store", tmp_path / "s").output

@@ -12,7 +12,7 @@ correlation ignores the scale of intensities, and the band leaves out noise and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ class Overlap:
 
 def check_overlap(
     columns: Sequence[TaskData],
-    pretraining: PreparedCohort,
+    pretraining: Mapping[str, PreparedCohort | None],
     allowed: set[str],
     progress: Progress | None = None,
 ) -> list[TaskData]:
@@ -70,7 +70,7 @@ def check_overlap(
 
     Args:
         columns: the tasks of a bench.
-        pretraining: the volumes for pretraining.
+        pretraining: fingerprint -> the volumes for pretraining, None where they are not there.
         allowed: names of tasks that are evaluated in spite of an overlap.
         progress: told about every test image that was compared.
 
@@ -83,10 +83,14 @@ def check_overlap(
     marked, problems = [], []
     for column in columns:
         test = dict.fromkeys(case for split in column.splits for case in split.test)
-        found = find_overlap(
-            column.cohort, [column.cohort.index(case) for case in test], pretraining, progress
-        )
-        name = column.task.name
+        name, indices = column.task.name, [column.cohort.index(case) for case in test]
+        overlaps = {
+            fingerprint: None
+            if cohort is None
+            else tuple(find_overlap(column.cohort, indices, cohort, progress))
+            for fingerprint, cohort in pretraining.items()
+        }
+        found = list(dict.fromkeys(one for some in overlaps.values() for one in some or ()))
         if found and name not in allowed:
             problems.append(
                 f"{name}: {len({o.test for o in found})} of {len(test)} test images are among the volumes for "
@@ -95,10 +99,10 @@ def check_overlap(
             problems += [f"  {o.test} is {o.pretraining}: {o.how}" for o in found[:10]]
             problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
             problems.append(
-                f"  Fix: take them out of --data, or evaluate nevertheless with --allow-overlap {name} "
+                f"  Fix: take them out of the volumes for pretraining, or evaluate nevertheless with --allow-overlap {name} "
                 "(results are marked)."
             )
-        marked.append(replace(column, overlap=tuple(found)))
+        marked.append(replace(column, overlaps=overlaps))
     if problems:
         raise DataError("\n".join(problems))
     return marked

@@ -435,6 +435,15 @@ def _adopt(
     write_json(folder / f"{stem}.json", {**record, "arrays": arrays})
 
 
+def find_prepared(fingerprint: str, cache_dir: Path) -> PreparedCohort | None:
+    """Return the stored cohort with this fingerprint, or None."""
+    for folder in sorted(cache_dir.glob(f"*-{fingerprint[:16]}")):
+        manifest = _read_manifest(folder)
+        if manifest is not None and manifest["fingerprint"] == fingerprint:
+            return PreparedCohort(folder)
+    return None
+
+
 def _check_cohort(cases: Sequence[Case], dataset: Dataset, preparation: Preparation) -> None:
     if not cases:
         raise DataError(f"{dataset.name} has no case. Fix: give a folder that holds {dataset.layout}.")

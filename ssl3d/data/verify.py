@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +53,13 @@ class Report:
         dataset: its name.
         examined: every case, with its findings and :class:`Facts`.
         absent: structures and classes that no case has.
+        class_names: class -> name, where there are names.
     """
 
     dataset: str
     examined: list[Examined[Facts]]
     absent: tuple[Finding, ...]
+    class_names: Mapping[int, str]
 
     @property
     def findings(self) -> list[Finding]:
@@ -87,8 +89,9 @@ class Report:
         structures = {name: [f.volumes_ml[name] for f in facts if name in f.volumes_ml] for name in names}
         classes: dict[str, int] = {}
         for case in self.good:
-            for known in case.classes if case.classes is not None else filter(None.__ne__, [case.target]):
-                classes[str(known)] = classes.get(str(known), 0) + 1
+            for known in _classes(case):
+                name = self.class_names.get(known, str(known))
+                classes[name] = classes.get(name, 0) + 1
         values = [case.value for case in self.good if case.value is not None]
         return {
             "dataset": self.dataset,
@@ -112,6 +115,12 @@ class Report:
             "classes": dict(sorted(classes.items())),
             "value": _range(np.array(values)) if values else None,
         }
+
+
+def _classes(case: Case) -> tuple[int, ...]:
+    if case.classes is not None:
+        return case.classes
+    return () if case.target is None else (case.target,)
 
 
 def _range(values: np.ndarray) -> dict[str, float]:
@@ -147,14 +156,14 @@ def verify(
         return _measure(image, label, dataset)
 
     examined = examine_cases(cases, dataset, measure, workers=workers, progress=progress, max_bytes=max_bytes)
-    return Report(dataset.name, examined, tuple(_absent(examined, dataset)))
+    return Report(dataset.name, examined, tuple(_absent(examined, dataset)), dataset.target_names)
 
 
 def _absent(examined: Sequence[Examined[Facts]], dataset: Dataset) -> list[Finding]:
     """Return a finding for every structure that no good label holds, and every class without a case."""
     labelled = [one for one in examined if one.case.label is not None and one.measured is not None]
     seen = {name for one in labelled if one.measured for name in one.measured.volumes_ml}
-    targets = {known for one in examined for known in (one.case.classes or (one.case.target,))}
+    targets = {known for one in examined for known in _classes(one.case)}
     missing = [n for n in dict.fromkeys(dataset.label_values.values()) if labelled and n not in seen]
     empty = [n for k, n in dataset.target_names.items() if k not in targets]
     root = Path(*_common(examined))
@@ -195,8 +204,8 @@ def _measure(image: Volume, label: Volume | None, dataset: Dataset) -> Facts:
         image.spacing_mm,
         (float(image.data.min()), low, middle, high, float(image.data.max())),
         volumes,
-        grey.T[::-1].astype(np.float32),  # rows from front to back, as radiologists look at it
-        marked.T[::-1],
+        grey.T[::-1, ::-1].astype(np.float32),  # front above, the patient's right on the left
+        marked.T[::-1, ::-1],
         (plane.shape[1] * h, plane.shape[0] * d),
     )
 
