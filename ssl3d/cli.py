@@ -339,7 +339,7 @@ def bench(
     from ssl3d.data.overlap import check_overlap
     from ssl3d.data.prepare import find_prepared
     from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
-    from ssl3d.downstream.harness import check_mode
+    from ssl3d.downstream.harness import check_mode, check_modes
     from ssl3d.environment import select_device
     from ssl3d.models.checkpoint import read_run
     from ssl3d.pretrain.loop import check_run
@@ -347,6 +347,8 @@ def bench(
     from ssl3d.results.store import ResultStore
 
     chosen_modes = [check_mode(mode) for mode in split_names(modes)]
+    for task in tasks:
+        check_modes(task, chosen_modes)
     specs = [resolve_method(name, settings.methods) for name in chosen_methods]
     where = select_device(device)
     for spec in specs:

@@ -117,7 +117,7 @@ def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear"
     return evaluate(backbone, task, cohort, split, mode, config, 0, torch.device("cpu"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["linear", "finetune"])
+@pytest.mark.parametrize("mode", ["linear", "finetune", "knn"])
 def test_several_classes(mode: str) -> None:
     outcome = evaluated("classification", "macro_auc", several_balls(36), mode)
     table = np.array([case["probabilities"] for case in outcome.per_case])
@@ -306,6 +306,8 @@ def test_mistakes_on_the_command_line(own: Path, tmp_path: Path) -> None:
     assert "does not exist" in run("bench", "--tasks", tmp_path / "no.yaml", "--store", tmp_path / "s").output
     result = bench(own, tmp_path / "s", "--allow-overlap", "shc")
     assert result.exit_code == 2 and '--allow-overlap names the task "shc"' in result.output
+    neighbours = bench(own, tmp_path / "s", "--modes", "linear,knn")
+    assert neighbours.exit_code == 2 and "The task age (regression) has no mode knn" in neighbours.output
     multi = write(tmp_path / "m.yaml", f"name: m\nkind: multilabel\ndataset: csv\ndata: {own / 't.csv'}\n")
     arguments = [
         "--preset",

@@ -200,9 +200,11 @@ class Problem:
 
     ``scale``: what turns the values of :meth:`validate` and :meth:`test`, of which the larger is better,
     into the score of the record (percent; -1 for errors, of which the lower is better).
+    ``modes``: the modes that the kind has.
     """
 
     scale = 100.0
+    modes: tuple[Mode, ...] = MODES
 
     def __init__(
         self,
@@ -450,6 +452,17 @@ class Classification(Problem):
             for i, t, p in zip(ids, targets, probabilities, strict=True)
         ]
         return auc(targets, probabilities), per_case, {}
+
+
+def check_modes(task: Task, modes: list[Mode]) -> None:
+    """Raise ConfigError for a mode that the kind of ``task`` does not have."""
+    possible = problem_class(task).modes
+    for mode in modes:
+        if mode not in possible:
+            raise ConfigError(
+                f"The task {task.name} ({task.kind}) has no mode {mode}; it has {' and '.join(possible)}. "
+                "Fix: give these with --modes, or leave the task out."
+            )
 
 
 def check_mode(mode: str) -> Mode:

@@ -81,6 +81,10 @@ class _ByClass(SeveralOutputs):
 class MultiClass(_ByClass):
     """One of several classes: softmax and cross-entropy."""
 
+    def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
+        bank = torch.cat([self.pooled(case) for case in train]).cpu()  # (N, C)
+        return self._neighbours(bank, self.targets(train), self.outputs, train)
+
     def targets(self, cases: list[int]) -> Tensor:
         return torch.tensor([self._target(case) for case in cases])
 
@@ -96,6 +100,8 @@ class MultiClass(_ByClass):
 
 class MultiLabel(_ByClass):
     """Any of several classes: a sigmoid and binary cross-entropy for each."""
+
+    modes = ("linear", "finetune")  # neighbours vote for one class
 
     def truth(self, cases: list[int]) -> np.ndarray:
         table = np.zeros((len(cases), self.outputs), dtype=int)
@@ -120,6 +126,7 @@ class Regression(SeveralOutputs):
     """
 
     scale = -1.0
+    modes = ("linear", "finetune")
     outputs = 1
 
     def make_head(self, train: list[int]) -> nn.Module:
