@@ -86,6 +86,13 @@ def test_nnunet_facts_that_make_no_sense(tmp_path: Path, change: dict[str, Any],
         listed(NNUNet(), touch(tmp_path, "imagesTr/a_0000.nrrd", "labelsTr/a.nrrd"))
 
 
+def test_regions_do_not_matter_where_labels_are_not_read(tmp_path: Path) -> None:
+    """BraTS has them, and is what people pretrain on."""
+    write(tmp_path / "dataset.json", V2 | {"labels": {"background": 0, "whole": [1, 2]}})
+    dataset = NNUNet().open(touch(tmp_path, "imagesTr/a_0000.nrrd", "labelsTr/a.nrrd"), labels=False)
+    assert (dataset.modality, len(dataset.cases(tmp_path))) == ("ct", 1)
+
+
 def test_nnunet_lists_every_missing_file(tmp_path: Path) -> None:
     write(tmp_path / "dataset.json", V2)
     touch(tmp_path, "imagesTr/a_0000.nrrd", "labelsTr/b.nrrd", "labelsTs/c.nrrd")

@@ -84,10 +84,14 @@ class Dataset:
     target_names: ClassVar[Mapping[int, str]] = _NO_VALUES
     empty_labels: bool = False
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, labels: bool = True) -> Dataset:
         """Return the adapter for the release below ``root``: itself, unless the facts are in the files.
 
         Layouts whose label names or modality stand in a file (``dataset.json``) override this.
+
+        Args:
+            root: the folder.
+            labels: whether labels will be read; if not, their names need not make sense.
 
         Raises:
             DataError: that file is missing or makes no sense.

@@ -323,7 +323,7 @@ def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
     names = ", ".join(map(str, unknown[:10])) + ", ..." * (len(unknown) > 10)
     wanted = ", ".join(map(str, sorted({0, *dataset.label_values, *dataset.label_aliases})))
     problem = f"holds label values that {dataset.name} does not know: {names} (known: {wanted})"
-    fix = "correct the label file, or name the values in the data set's adapter"
+    fix = "correct the label file, or name the values (labels in a task file, label_values in an adapter)"
     return [Finding(label.path, problem, fix)]
 
 

@@ -103,7 +103,7 @@ class NNUNet(Dataset):
     summary = "nnU-Net raw folder: dataset.json, imagesTr, labelsTr"
     layout = "dataset.json, imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz, imagesTs, labelsTs"
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, labels: bool = True) -> Dataset:
         root = open_root(root, self.layout)
         path = root / "dataset.json"
         facts = _read_json(path, self)
@@ -111,7 +111,8 @@ class NNUNet(Dataset):
         first = str(channels.get("0", "")) if isinstance(channels, dict) else ""
         if len(channels) > 1:
             logger.warning("%s: of %d channels only the first (%s) is read", root, len(channels), first)
-        return self.with_facts(label_values=_labels(facts.get("labels"), path), modality=_modality(first))
+        names = _labels(facts.get("labels"), path) if labels else {}
+        return self.with_facts(label_values=names, modality=_modality(first))
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
@@ -178,13 +179,14 @@ class MSD(Dataset):
         'dataset.json with "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]'
     )
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, labels: bool = True) -> Dataset:
         root = open_root(root, self.layout)
         path = root / "dataset.json"
         facts = _read_json(path, self)
         channels = facts.get("modality") or {}
         first = str(channels.get("0", "")) if isinstance(channels, dict) else str(channels)
-        return self.with_facts(label_values=_labels(facts.get("labels"), path), modality=_modality(first))
+        names = _labels(facts.get("labels"), path) if labels else {}
+        return self.with_facts(label_values=names, modality=_modality(first))
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
@@ -230,10 +232,10 @@ class BIDS(Dataset):
     modality = "mr"
     suffixes = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map")
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, labels: bool = True) -> Dataset:
         root = open_root(root, self.layout)
         tables = sorted({*root.glob("*dseg.tsv"), *root.glob("derivatives/**/*dseg.tsv")})
-        if not tables:
+        if not tables or not labels:
             return self
         names: dict[int, str] = {}
         with tables[0].open(newline="", encoding="utf-8-sig") as file:
@@ -338,7 +340,7 @@ class Table(Dataset):
     summary = "CSV file: subject, image, label or class or value, split"
     layout = "a CSV file with the columns subject, image, label or class or value, split"
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, labels: bool = True) -> Dataset:
         rows = self._rows(root)[1]
         several = self._several(rows)
         names = sorted({name for row in rows for name in self._classes(row, several)}, key=natural_key)

@@ -553,7 +553,9 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         logger.warning("%s cannot be read (%s); its cohort is built again", path, error)
         return None
     if not complete:
-        logger.warning("%s lists arrays that are missing or cut short; its cohort is built again", path)
+        logger.warning(
+            "%s is of an earlier version, or arrays are missing or cut short; it is built again", path
+        )
         return None
     return manifest
 

@@ -52,14 +52,14 @@ def phantom_root(config: PhantomConfig, cache: Path | None) -> Path:
     return root
 
 
-def open_dataset(name: str, root: Path) -> Dataset:
-    """Return the adapter called ``name`` for the data at ``root``.
+def open_dataset(name: str, root: Path, labels: bool = True) -> Dataset:
+    """Return the adapter called ``name`` for the data at ``root``; ``labels``: whether they will be read.
 
     Raises:
         PluginError: no such layout.
         DataError: the folder lacks what the layout must have.
     """
-    return registry().datasets.get(name).load().open(root)
+    return registry().datasets.get(name).load().open(root, labels)
 
 
 def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
@@ -105,7 +105,7 @@ def pretraining_cohort(
             phantom_root(settings.phantoms, cache) / "pretrain",
         )
     elif equals:
-        dataset, root = open_dataset(name, Path(place)), Path(place)
+        dataset, root = open_dataset(name, Path(place), labels=False), Path(place)
     else:
         dataset, root = registry().datasets.get("folder").load(), Path(data)
         if not root.exists():
