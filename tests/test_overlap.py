@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ssl3d.bench import TaskData
+from ssl3d.data import overlap
 from ssl3d.data.adapters import Folder
 from ssl3d.data.overlap import _Spectra, check_overlap, find_overlap
 from ssl3d.data.prepare import Preparation, PreparedCohort, prepare
@@ -82,6 +83,22 @@ def test_copies_other_formats_and_resampled_crops_are_found_and_nothing_else(
     assert found["crop"].how.startswith("same scan (correlation 0.9")
     only = find_overlap(test, [test.index("new70")], pretraining)
     assert only == [], "other cases of the cohort do not matter"
+
+
+def test_large_volumes_are_compared_in_two_steps_and_results_are_kept(
+    cohorts: tuple[PreparedCohort, PreparedCohort], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test, pretraining = cohorts
+    everything = list(range(len(test)))
+    one_step = find_overlap(test, everything, pretraining)
+    for stored in test.folder.glob("overlap-*.json"):
+        stored.unlink()
+    monkeypatch.setattr(overlap, "_FIRST_EDGE", 16)  # 10 mm
+    monkeypatch.setattr(overlap, "_SHORTLIST", 3)
+    monkeypatch.setattr(overlap, "_MEMORY_BYTES", 1)  # one volume a block
+    assert find_overlap(test, everything, pretraining) == one_step
+    monkeypatch.setattr(overlap, "_correlations", None)  # nothing is left to compute
+    assert find_overlap(test, everything, pretraining) == one_step
 
 
 def test_correlation_equals_a_slow_one_at_every_shift() -> None:

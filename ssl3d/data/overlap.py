@@ -11,17 +11,20 @@ correlation ignores the scale of intensities, and the band leaves out noise and 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssl3d.data.integrity import Progress, run_parallel
 from ssl3d.data.prepare import PreparedCohort, resample
 from ssl3d.errors import DataError
+from ssl3d.files import write_bytes, write_json
 
 if TYPE_CHECKING:
     from ssl3d.bench import TaskData
@@ -43,6 +46,11 @@ LEAST_OVERLAP = 0.5
 """Smallest part of the smaller volume that must lie within the other one."""
 
 _FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of the coarse grid
+_VERSION = 1  # of what is stored; raised when this module changes it
+_FIRST_EDGE = 48  # largest edge in voxels at which all pairs are compared
+_SHORTLIST = 8
+_MEMORY_BYTES = 2**29
+_MESSAGE = "looking for test images among the volumes for pretraining"
 _TRIM = 2  # voxels at each border, where the band depends on what lies outside
 
 
@@ -143,33 +151,90 @@ def find_overlap(
             cohort.dataset, spacing,
         )  # fmt: skip
         rest = []
-    if not rest:
-        return [found[i] for i in test if i in found]
-    ours = coarse_volumes(cohort, rest, spacing)
-    theirs = coarse_volumes(pretraining, range(len(pretraining)), spacing)
-    shape = tuple(
-        _fast(max(v.shape[a] for v in ours) + max(v.shape[a] for v in theirs) - 1) for a in range(3)
-    )
-    spectra = run_parallel(lambda volume: _Spectra(volume, shape), theirs)
-
-    def best(volume: np.ndarray) -> tuple[float, int]:
-        mine = _Spectra(volume, shape)
-        scores = [mine.correlation(other) for other in spectra]
-        place = int(np.argmax(scores))
-        return scores[place], place
-
-    for i, (score, place) in zip(
-        rest, run_parallel(best, ours, None, progress, "looking for test images in --data"), strict=True
-    ):
+    for i, (score, place) in _best_matches(cohort, rest, pretraining, spacing, progress).items():
         if score >= SAME_SCAN:
             how = f"same scan (correlation {score:.2f})"
             found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
     return [found[i] for i in test if i in found]
 
 
-def coarse_volumes(cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
+def _best_matches(
+    cohort: PreparedCohort,
+    test: Sequence[int],
+    pretraining: PreparedCohort,
+    spacing_mm: float,
+    progress: Progress | None,
+) -> dict[int, tuple[float, int]]:
+    """Return test case -> (correlation, index) of the most similar volume; kept for the next time.
+
+    Large volumes are compared on a coarser grid first, and on this one with the best few of that.
+    """
+    store = cohort.folder / f"overlap-v{_VERSION}-{spacing_mm:g}-{pretraining.fingerprint[:16]}.json"
+    known: dict[str, list[Any]] = {}
+    if store.is_file():
+        try:
+            known = json.loads(store.read_text(encoding="utf-8"))
+        except ValueError:
+            logger.warning("%s is damaged and made again", store)
+    todo = [i for i in test if cohort.cases[i].id not in known]
+    if todo:
+        edges = [
+            edge * c.spacing_mm for side in (cohort, pretraining) for c in side.cases for edge in c.shape
+        ]
+        first_mm = max(spacing_mm, max(edges) / _FIRST_EDGE)
+        everything = range(len(pretraining))
+        scores = _correlations(
+            coarse_volumes(cohort, todo, first_mm),
+            coarse_volumes(pretraining, everything, first_mm),
+            progress,
+        )  # (N, M)
+        shortlists = np.argsort(-scores, axis=1)[:, :_SHORTLIST]  # (N, up to 8)
+        if first_mm == spacing_mm:
+            best = [(float(row.max()), int(row.argmax())) for row in scores]
+        else:
+
+            def compare(n: int) -> tuple[float, int]:
+                (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
+                theirs = coarse_volumes(pretraining, shortlists[n].tolist(), spacing_mm, workers=1)
+                row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
+                return max(row), int(shortlists[n][int(np.argmax(row))])
+
+            best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
+        known |= {cohort.cases[i].id: list(pair) for i, pair in zip(todo, best, strict=True)}
+        write_json(store, known)
+    return {i: (float(known[cohort.cases[i].id][0]), int(known[cohort.cases[i].id][1])) for i in test}
+
+
+def _correlations(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    progress: Progress | None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Return the correlation of every pair (N, M), in blocks of bounded memory."""
+    shape = tuple(
+        _fast(max(v.shape[a] for v in ours) + max(v.shape[a] for v in theirs) - 1) for a in range(3)
+    )
+    block = max(
+        1, _MEMORY_BYTES // (3 * 4 * int(np.prod(shape)))
+    )  # three spectra of half the voxels, 8 bytes
+    scores = np.empty((len(ours), len(theirs)), np.float32)
+    for start in range(0, len(theirs), block):
+        spectra = [_Spectra(volume, shape) for volume in theirs[start : start + block]]
+
+        def row(volume: np.ndarray, spectra: list[_Spectra] = spectra) -> list[float]:
+            mine = _Spectra(volume, shape)
+            return [mine.correlation(other) for other in spectra]
+
+        scores[:, start : start + block] = run_parallel(row, ours, workers, progress, _MESSAGE)
+    return scores
+
+
+def coarse_volumes(
+    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, workers: int | None = None
+) -> list[np.ndarray]:
     """Return band-passed coarse volumes of some cases; kept beside the prepared ones for the next time."""
-    folder = cohort.folder / f"coarse-{spacing_mm:g}"
+    folder = cohort.folder / f"coarse-v{_VERSION}-{spacing_mm:g}"
 
     def coarse(i: int) -> np.ndarray:
         path = folder / f"{i:05d}.npy"
@@ -182,14 +247,10 @@ def coarse_volumes(cohort: PreparedCohort, cases: Sequence[int], spacing_mm: flo
         _save(path, volume)
         return volume
 
-    return run_parallel(coarse, cases)
+    return run_parallel(coarse, cases, workers)
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    from io import BytesIO
-
-    from ssl3d.files import write_bytes
-
     buffer = BytesIO()
     np.save(buffer, array)
     write_bytes(path, buffer.getvalue())
