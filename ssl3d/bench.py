@@ -121,7 +121,7 @@ class Bench:
                 "score": outcome.score,
                 "per_case": outcome.per_case,
                 "excluded": outcome.excluded,
-                "left_out": data.cohort.skipped,
+                "left_out": {"task": data.cohort.skipped, "pretraining": self._left_out(spec)},
                 "overlap": [asdict(overlap) for overlap in self._overlap(data, identity) or ()],
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
@@ -195,6 +195,11 @@ class Bench:
             )
         return folder
 
+    def _left_out(self, spec: MethodSpec) -> list[dict[str, str]]:
+        """Return the bad volumes that ``spec`` was pretrained without."""
+        here = spec.cls.trains != "none" and spec.name not in self.checkpoints
+        return self.pretraining.skipped if here and self.pretraining is not None else []
+
     @staticmethod
     def _overlap(data: TaskData, identity: dict[str, Any]) -> tuple[Overlap, ...] | None:
         """Return the test images that the cell's backbone has seen; None if nobody can tell."""
@@ -210,9 +215,9 @@ class Bench:
             notes.append("volumes for pretraining are not there to look for test images among them")
         elif overlap:
             people = len({one.test for one in overlap})
-            notes.append(f"{people} test images were among the volumes for pretraining")
+            notes.append(f"test images among the volumes for pretraining: {people}")
         if data.cohort.skipped:
-            notes.append(f"{len({case['id'] for case in data.cohort.skipped})} bad cases left out")
+            notes.append(f"bad cases left out: {len({case['id'] for case in data.cohort.skipped})}")
         if data.cohort.preparation.uses_labels:
             notes.append("cropped to the labelled structures, which a new image does not have")
         return notes

@@ -107,7 +107,7 @@ def several_balls(n: int) -> MemoryCohort:
 
 def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear") -> Outcome:
     budget = ModeConfig(
-        steps=60, lr=0.05 if mode == "linear" else 0.003, batch_size=4, validate_every=20, standardize=True
+        steps=40, lr=0.05 if mode == "linear" else 0.003, batch_size=4, validate_every=20, standardize=True
     )
     config = DownstreamConfig.model_validate({"crop": 12, "linear": budget, "finetune": budget})
     ids = [f"case{i}" for i in range(len(cohort))]
@@ -241,8 +241,14 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def bench(own: Path, store: Path, *more: object, methods: str = "scratch") -> Result:
-    tasks = ",".join(str(own / f"{name}.yaml") for name in ("balls", "size", "age"))
+def bench(
+    own: Path,
+    store: Path,
+    *more: object,
+    methods: str = "scratch",
+    names: tuple[str, ...] = ("balls", "size", "age"),
+) -> Result:
+    tasks = ",".join(str(own / f"{name}.yaml") for name in names)
     arguments = ["--preset", "smoke", "--methods", methods, "--modes", "linear", "--cache", own / "cache"]
     return run("bench", *arguments, "--tasks", tasks, "--store", store, *more)
 
@@ -257,23 +263,57 @@ def test_own_tasks_become_columns(own: Path, tmp_path: Path) -> None:
     assert sorted((r["identity"]["task"], r["identity"]["split"]) for r in records) == [
         ("age", "official"), ("balls", "fold0"), ("balls", "fold1"), ("balls", "fold2"), ("size", "official"),
     ]  # fmt: skip
-    assert all(r["overlap"] == [] and r["left_out"] == [] for r in records)
+    assert all(r["overlap"] == [] and r["left_out"] == {"task": [], "pretraining": []} for r in records)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bad_files_are_refused_or_left_out_and_recorded(own: Path, tmp_path: Path) -> None:
+    whole = (own / "i0.nii.gz").read_bytes()
+    (own / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    write(own / "with_bad.csv", (own / "t.csv").read_text() + "p99,cut.nii.gz,,small,1,train\n")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 1000, (16, 16, 16)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(noise, np.diag([4.0, 4, 4, 1])), scans / f"u{i}.nii.gz")
+    arguments = ["bench", "--preset", "smoke", "--methods", "scratch,denoising", "--modes", "linear",
+                 "--tasks", own / "size.yaml", "--task-data", f"size={own / 'with_bad.csv'}", "--data", scans,
+                 "--cache", own / "cache", "--set", "data.spacing_mm=4", "--store", tmp_path / "store"]  # fmt: skip
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "cut.nii.gz is truncated" in refused.output, refused.output
+    result = run(*arguments, "--policy", "skip")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Left out: ") == 2 and "bad cases left out: 1" in " ".join(
+        result.output.split()
+    )
+    for path in (tmp_path / "store" / "records").glob("*.json"):
+        stored = json.loads(path.read_text())
+        assert [case["id"] for case in stored["left_out"]["task"]] == ["cut"]
+        pretrained = stored["identity"]["method"] == "denoising"
+        assert [case["id"] for case in stored["left_out"]["pretraining"]] == ["cut"] * pretrained
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_test_images_in_the_pretraining_data_are_refused_or_marked(own: Path, tmp_path: Path) -> None:
     leak = ["--data", f"csv={own / 't.csv'}", "--set", "data.spacing_mm=4", "--set", "pretrain.crop=16"]
-    refused = bench(own, tmp_path / "store", *leak, methods="denoising")
+    refused = bench(own, tmp_path / "store", *leak, methods="denoising", names=("balls", "size"))
     assert refused.exit_code == 2 and "size: 4 of 4 test images are among" in refused.output, refused.output
     assert not (tmp_path / "store" / "runs").exists(), "nothing was trained"
-    allowed = [part for name in ("balls", "size", "age") for part in ("--allow-overlap", name)]
-    result = bench(own, tmp_path / "store", *leak, *allowed, methods="scratch,denoising")
+    result = bench(
+        own,
+        tmp_path / "store",
+        *leak,
+        "--allow-overlap",
+        "size",
+        methods="scratch,denoising",
+        names=("size",),
+    )
     assert result.exit_code == 0, result.output
-    assert "4 test images were among the volumes for pretraining" in " ".join(result.output.split())
+    assert "test images among the volumes for pretraining: 4" in " ".join(result.output.split())
     for path in (tmp_path / "store" / "records").glob("*.json"):
         stored = json.loads(path.read_text())
-        assert len(stored["overlap"]) == (0 if stored["identity"]["method"] == "scratch" else
-                                          12 if stored["identity"]["task"] == "balls" else 4)  # fmt: skip
+        assert len(stored["overlap"]) == (4 if stored["identity"]["method"] == "denoising" else 0)
 
 
 @pytest.mark.filterwarnings("ignore")
