@@ -388,11 +388,19 @@ def _print_table(
 @main.command()
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
 @click.option(
-    "--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's."
+    "--format",
+    "format_name",
+    default="rich",
+    show_default=True,
+    help="rich, markdown, latex, html, csv, or a plugin's.",
 )
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
 @click.option(
-    "--with", "statistics", default="", metavar="ci,p,rank,tau", help="Intervals, tests, ranks, agreement."
+    "--with",
+    "statistics",
+    default="",
+    metavar="ci,p,rank,tau,cost",
+    help="Intervals, tests, ranks, agreement, cost.",
 )
 def table(store: Path, format_name: str, against: str | None, statistics: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, nearest
+from ssl3d.results.cost import with_costs
 from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 RESAMPLES = 2000
-CHOICES = ("ci", "p", "rank", "tau")
+CHOICES = ("ci", "p", "rank", "tau", "cost")
 
 
 @dataclass(frozen=True)
@@ -448,7 +449,7 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
     Args:
         model: from :func:`ssl3d.results.table.build_table`.
         choices: of ``ci`` (95 % intervals), ``p`` (tests), ``rank`` (stability), ``tau``
-            (agreement of linear and fine-tune ranks).
+            (agreement of linear and fine-tune ranks), ``cost`` (what each row cost).
         against: reference of the tests, ``scratch`` or ``best``.
 
     Raises:
@@ -457,6 +458,8 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
     chosen = set(choices)
     for choice in sorted(chosen - set(CHOICES)):
         raise ConfigError(f'Unknown statistic "{choice}".{nearest(choice, CHOICES)}')
+    if "cost" in chosen:
+        model = with_costs(model)
     return replace(model, tables=tuple(_annotated(table, chosen, against) for table in model.tables))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.results.cost import Cost, cost_of, mixed_budgets
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
 
 if TYPE_CHECKING:
@@ -124,13 +126,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one configuration; ``cells`` by (mode, task)."""
+    """One method in one configuration; ``cells`` by (mode, task), ``cost`` where it was asked for."""
 
     method: str
     config: dict[str, Any]
     title: str
     trains: str
     cells: dict[tuple[str, str], Cell]
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ class _Part:
         return min(str(record.get("created", "")) for record in self.records)
 
 
+_FOLD = re.compile(r"fold-?\d+$")
 _OWN = {"method", "method_config", "seed", "pretrain_seed"}
 _OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain"}
 
@@ -255,7 +259,7 @@ def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
     task, mode, split = identity["task"], identity["mode"], identity["split"]
     return {
         f"data of {task}": str(identity.get("task_data")),
-        f"splits of {task}": "folds" if split.startswith("fold-") else split,
+        f"splits of {task}": "folds" if _FOLD.match(split) else split,
         f"cases of {task} {split}": str(identity.get("split_cases")),
         f"budget of {mode}": canonical_json(identity.get("budget")),
     }
@@ -375,7 +379,13 @@ def _table(
             }
         title = head["method"]["title"] + _distinction(config, configs[method])
         finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells))
-    return Table(_caption(flat, draft), differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
+    costs = {
+        row.title: cost
+        for row in finished
+        if row.trains != "none" and (cost := cost_of(r for cell in row.cells.values() for r in cell.records))
+    }
+    caption = " ".join(filter(None, (_caption(flat, draft), mixed_budgets(costs))))
+    return Table(caption, differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
 
 
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
