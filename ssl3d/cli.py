@@ -283,13 +283,31 @@ def pretrain(
     "--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining."
 )
 @click.option(
+    "--label-fractions",
+    default="1",
+    show_default=True,
+    metavar="0.05,0.1,0.25,1",
+    help="Shares of the training subjects; nested, the same for every method.",
+)
+@click.option(
+    "--match",
+    default="steps",
+    show_default=True,
+    metavar="steps|voxels|time",
+    help="What the methods' pretrainings have in common; the preset's steps are those of supervised training.",
+)
+@click.option(
+    "--recompute", is_flag=True, help="Compute cells again whose code or preset has changed, or is not known."
+)
+@click.option(
     "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
 )
 @device_option
 @cache_option
 def bench(
     method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
-    task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, device: str, cache: Path | None,
+    task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
+    store: Path, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
     quiet_libraries()
@@ -306,6 +324,7 @@ def bench(
     for name in chosen_methods:
         found.methods.get(name)
     chosen_seeds = [_seed(text) for text in split_names(seeds)]
+    fractions = tuple(_fraction(text) for text in split_names(label_fractions))
     places = split_pairs(task_data, "--task-data")
     checkpoints = split_pairs(checkpoint, "--checkpoint")
     for name in places.keys() - set(chosen_tasks):
@@ -313,7 +332,7 @@ def bench(
     for name in checkpoints.keys() - set(chosen_methods):
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
-    from ssl3d.bench import Bench, TaskData, check_checkpoints
+    from ssl3d.bench import Bench, TaskData, check_checkpoints, check_match
     from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode
     from ssl3d.environment import select_device
@@ -321,6 +340,7 @@ def bench(
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.results.store import ResultStore
 
+    matched = check_match(match)
     chosen_modes = [check_mode(mode) for mode in split_names(modes)]
     specs = [resolve_method(name, settings.methods) for name in chosen_methods]
     where = select_device(device)
@@ -334,9 +354,16 @@ def bench(
         cohort = task_cohort(task, places.get(task.name), settings, cache)
         columns.append(
             TaskData(
-                task, cohort, task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
+                task,
+                cohort,
+                task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json"),
+                places.get(task.name),
             )
         )
+    for column in columns:
+        for split in column.splits:
+            for fraction in fractions:
+                column.split_for(split, fraction, settings)
     needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
     unlabelled = pretraining_cohort(data, settings, cache) if needs_data else None
 
@@ -350,13 +377,18 @@ def bench(
         checkpoints,
         ResultStore(store),
         where,
+        label_fractions=fractions,
+        match=matched,
+        data=data,
+        recompute=recompute,
     )
     records = []
     for record, computed in job.run():
         records.append(record)
         i = record["identity"]
+        labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
         click.echo(
-            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}: "
+            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
             f"{record['score']:.1f}{'' if computed else '  (already in the store)'}",
             err=True,
         )
@@ -368,6 +400,18 @@ def _seed(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
+
+
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise ConfigError(
+            f'--label-fractions "{text}" is not a number in (0, 1]; write --label-fractions 0.1,0.25,1.'
+        )
+    return fraction
 
 
 def _print_table(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, nearest
 from ssl3d.results.cost import with_costs
+from ssl3d.results.labels import label_curves, label_remarks
 from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 RESAMPLES = 2000
-CHOICES = ("ci", "p", "rank", "tau", "cost")
+CHOICES = ("ci", "p", "rank", "tau", "cost", "labels")
 
 
 @dataclass(frozen=True)
@@ -449,7 +450,8 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
     Args:
         model: from :func:`ssl3d.results.table.build_table`.
         choices: of ``ci`` (95 % intervals), ``p`` (tests), ``rank`` (stability), ``tau``
-            (agreement of linear and fine-tune ranks), ``cost`` (what each row cost).
+            (agreement of linear and fine-tune ranks), ``cost`` (what each row cost), ``labels`` (share of
+            the labels that equals scratch with all of them).
         against: reference of the tests, ``scratch`` or ``best``.
 
     Raises:
@@ -460,6 +462,10 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
         raise ConfigError(f'Unknown statistic "{choice}".{nearest(choice, CHOICES)}')
     if "cost" in chosen:
         model = with_costs(model)
+    if "labels" in chosen:
+        said = tuple(label_remarks(label_curves(model, intervals=False)))
+        remarks = said or ("No cell has more than one label fraction, see ssl3d bench --label-fractions",)
+        model = replace(model, tables=tuple(replace(t, remarks=(*t.remarks, *remarks)) for t in model.tables))
     return replace(model, tables=tuple(_annotated(table, chosen, against) for table in model.tables))
 
 
