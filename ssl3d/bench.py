@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from ssl3d.data.prepare import PreparedCohort
     from ssl3d.data.splits import Split
 
+
 Match = Literal["steps", "voxels", "time"]
+RELATIVE_COST = "relative-cost.json"
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,7 @@ class Bench:
     def _cell(
         self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float, step: int | None
     ) -> tuple[dict[str, Any], bool]:  # fmt: skip
-        identity = self._identity(spec, data, mode, split, seed, fraction)
-        if step is not None:
-            identity["pretrain_step"] = step
+        identity = self._identity(spec, data, mode, split, seed, fraction, step)
         with self.store.claim(identity):
             again = False
             if self.store.has(identity):
@@ -171,9 +171,18 @@ class Bench:
             self.store.write(record, replace=again)
             return record, True
 
-    def _identity(
-        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float = 1.0
+    def identity(
+        self, spec: MethodSpec, data: TaskData, split: Split, like: Mapping[str, Any]
     ) -> dict[str, Any]:
+        """Return the identity of the cell that has mode, seed, labels and step of the identity ``like``."""
+        part = data.split_for(split, like["label_fraction"], self.settings)
+        return self._identity(
+            spec, data, like["mode"], part, like["seed"], like["label_fraction"], like.get("pretrain_step")
+        )
+
+    def _identity(
+        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float, step: int | None
+    ) -> dict[str, Any]:  # fmt: skip
         if spec.name in self.checkpoints:
             source = read_run(self.checkpoints[spec.name])
             pretraining = source["identity"] if source.get("status") == "finished" else None
@@ -199,7 +208,9 @@ class Bench:
             "label_fraction": float(fraction),
             "budget": {**protocol, **getattr(downstream, mode).model_dump(mode="json")},
         }
-        # Not in the identity of the ordinary case, whose records are older than the option.
+        # Neither is in the identity of the ordinary case, whose records are older than the options.
+        if step is not None:
+            identity["pretrain_step"] = step
         if (
             self.match != "steps"
             and pretraining
@@ -225,7 +236,7 @@ class Bench:
 
         Measured once a store, and kept there: other steps in the next call would be other cells.
         """
-        path = self.store.root / "relative-cost.json"
+        path = self.store.root / RELATIVE_COST
         with self.store.claim({"file": path.name}):
             known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
             if spec.name not in known:

@@ -24,6 +24,8 @@ from ssl3d.commands.common import (
     text_table,
 )  # fmt: skip
 from ssl3d.commands.data import data
+from ssl3d.commands.store import reproduce
+from ssl3d.commands.store import store as store_group
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -461,6 +463,8 @@ def table(store: Path, format_name: str, against: str | None, statistics: str) -
 
 
 main.add_command(data)
+main.add_command(store_group)
+main.add_command(reproduce)
 
 if __name__ == "__main__":
     main()
