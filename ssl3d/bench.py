@@ -147,6 +147,9 @@ class Bench:
                 "metric": data.task.metric,
                 "score": outcome.score,
                 "per_case": outcome.per_case,
+                # Known without a look at every case, which is what makes large tables fast.
+                "scored": sum(case.get(data.task.metric) is not None for case in outcome.per_case)
+                or len(outcome.per_case),
                 "excluded": outcome.excluded,
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,

@@ -454,7 +454,7 @@ def table(store: Path, format_name: str, against: str | None, statistics: str) -
     from ssl3d.results.store import ResultStore
 
     registry().table_formats.get(format_name)
-    records, problems = ResultStore(store).records()
+    records, problems = ResultStore(store).records(lazy=True)
     _print_table(records, format_name, against, split_names(statistics) if statistics else None)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_table import made_up
 
-from ssl3d.results.convergence import mean_curve, steps_to_reach
+from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
 from ssl3d.results.formats import render_csv
 from ssl3d.results.labels import fraction_reaching, label_curves
 from ssl3d.results.statistics import with_statistics
@@ -89,14 +89,10 @@ def test_steps_to_reach_the_best_of_scratch() -> None:
     table = build_table(records).tables[0]
     cells = {row.method: row.cells["linear", "shc"] for row in table.rows}
     assert mean_curve(cells["scratch"]) == [(10, 15), (20, 25), (30, 35), (40, 35)]
-    assert steps_to_reach(cells["gvsl"], cells["scratch"]) == 20, "35, where scratch is at best 35"
-    assert steps_to_reach(cells["scratch"], cells["scratch"]) == 30
-    assert steps_to_reach(cells["byol"], cells["scratch"]) is None
+    target = best_score(cells["scratch"])
+    assert target == 35
+    assert [steps_to_reach(cells[m], target) for m in ("gvsl", "scratch", "byol")] == [20, 30, None]
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(render_csv(build_table(records))))}
     assert [lines[m]["steps_to_scratch_best"] for m in ("gvsl", "scratch", "byol")] == ["20", "30", ""]
-    assert (
-        steps_to_reach(
-            cells["gvsl"], build_table([made_up("scratch")]).tables[0].rows[0].cells["linear", "shc"]
-        )
-        is None
-    )
+    without = build_table([made_up("scratch")]).tables[0].rows[0].cells["linear", "shc"]
+    assert best_score(without) is None and steps_to_reach(cells["gvsl"], None) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.results import wording
-from ssl3d.results.convergence import steps_to_reach
+from ssl3d.results.convergence import best_score, steps_to_reach
 from ssl3d.results.cost import cost_of
 from ssl3d.results.html import render_html
 from ssl3d.results.latex import render_latex
@@ -230,17 +230,18 @@ def render_csv(model: TableModel) -> str:
     writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
     for number, table in enumerate(model.tables, 1):
-        baseline = next((row for row in table.rows if row.method == BASELINE), None)
+        scratch = next((row.cells for row in table.rows if row.method == BASELINE), {})
+        targets = {key: best_score(cell) for key, cell in scratch.items()}
         for row in table.rows:
             for column in table.columns:
                 if column.key in row.cells:
-                    scratch = baseline.cells.get(column.key) if baseline else None
-                    writer.writerow(_csv_line(number, table, row, column, row.cells[column.key], scratch))
+                    target = targets.get(column.key)
+                    writer.writerow(_csv_line(number, table, row, column, row.cells[column.key], target))
     return text.getvalue()
 
 
 def _csv_line(
-    number: int, table: Table, row: Row, column: Column, cell: Cell, scratch: Cell | None
+    number: int, table: Table, row: Row, column: Column, cell: Cell, target: float | None
 ) -> dict[str, Any]:
     cost = cost_of(cell.records)
     notes = [printable(text) for mark, text in table.footnotes if mark in cell.marks]
@@ -257,7 +258,7 @@ def _csv_line(
         **{name: getattr(cell.comparison, name, None) for name in ("p", "p_holm", "effect")},
         "rank": getattr(cell.rank, "rank", None),
         **{f"rank_{name}": getattr(cell.rank, name, None) for name in ("low", "high", "first")},
-        "steps_to_scratch_best": steps_to_reach(cell, scratch) if scratch else None,
+        "steps_to_scratch_best": steps_to_reach(cell, target),
         **{name: getattr(cost, name, None) for name in _COST_FIELDS},
         "devices": printable("; ".join(cost.devices)) if cost else None,
     }  # fmt: skip

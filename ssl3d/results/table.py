@@ -482,6 +482,8 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     trained classifiers are not on one scale.
     """
     metric = folds[0]["metric"]
+    if len(folds) == 1 and folds[0].get("scored"):
+        return float(folds[0]["score"]), folds[0]["scored"]
     per_case = [case for record in folds for case in record["per_case"]]
     values = [case[metric] for case in per_case if case.get(metric) is not None]
     if len(folds) == 1:
