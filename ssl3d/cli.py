@@ -417,8 +417,9 @@ def _fraction(text: str) -> float:
 
 
 def _print_table(
-    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None
-) -> None:
+    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
+    reference: str = "scratch",
+) -> None:  # fmt: skip
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
 
@@ -427,7 +428,7 @@ def _print_table(
     if statistics:
         from ssl3d.results.statistics import with_statistics
 
-        table = with_statistics(table, statistics)
+        table = with_statistics(table, statistics, reference)
     click.echo(table_format.render(table).rstrip("\n"))
 
 
@@ -448,14 +449,18 @@ def _print_table(
     metavar="ci,p,rank,tau,cost",
     help="Intervals, tests, ranks, agreement, cost.",
 )
-def table(store: Path, format_name: str, against: str | None, statistics: str) -> None:
+@click.option(
+    "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
+    help="What --with p compares with: scratch, or the best method of each column.",
+)  # fmt: skip
+def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
     from ssl3d.results.store import ResultStore
 
     registry().table_formats.get(format_name)
     records, problems = ResultStore(store).records(lazy=True)
-    _print_table(records, format_name, against, split_names(statistics) if statistics else None)
+    _print_table(records, format_name, against, split_names(statistics) if statistics else None, reference)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -110,6 +110,17 @@ def test_show_finds_a_record_by_its_hash(tmp_path: Path) -> None:
             find(store, first.pop())
 
 
+def test_tables_test_against_the_best_method_too(tmp_path: Path) -> None:
+    filled(
+        tmp_path,
+        *(made_up_record(method, score=score) for method, score in (("scratch", 40.0), ("gvsl", 50.0))),
+    )
+    arguments = ["table", "--store", str(tmp_path), "--with", "p", "--format", "markdown"]
+    assert "p: against scratch" in run(*arguments).output
+    assert "p: against the best of the column" in run(*arguments, "--reference", "best").output
+    assert run(*arguments, "--reference", "worst").exit_code == 2
+
+
 # --- Stale ------------------------------------------------------------------------------------------
 
 METHOD_SOURCE = '''
