@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from ssl3d.bench import TaskData
 from ssl3d.cli import main
+from ssl3d.config import load_settings
+from ssl3d.data.cohort import Case
+from ssl3d.data.splits import make_splits
+from ssl3d.errors import DataError
+from ssl3d.plugins import registry
 from ssl3d.results.store import ResultStore
+
+# Cohorts that no test here reads.
+SMALL = ("--set", "phantoms.asoca=3", "--set", "phantoms.candi=3", "--set", "phantoms.stoic=6")
 
 
 def run(*arguments: str) -> Result:
@@ -19,7 +29,7 @@ def run(*arguments: str) -> Result:
 
 def bench(folder: Path, *more: str) -> Result:
     return run(
-        "bench", "--preset", "smoke", "--tasks", "shc", "--modes", "linear", "--cache", str(folder / "cache"),
+        "bench", "--preset", "smoke", *SMALL, "--tasks", "shc", "--modes", "linear", "--cache", str(folder / "cache"),
         "--store", str(folder / "store"), *more,
     )  # fmt: skip
 
@@ -59,7 +69,9 @@ def test_the_identity_of_an_ordinary_cell_is_what_it_always_was(folder: Path) ->
         "method", "method_config", "backbone", "pretrain", "pretrain_seed", "task", "task_data", "split",
         "split_cases", "mode", "seed", "label_fraction", "budget",
     }  # fmt: skip
-    assert record["run"]["settings"]["preset"] == "smoke" and record["run"]["overrides"] == {}
+    assert record["run"]["settings"]["preset"] == "smoke" and record["run"]["overrides"] == {
+        "phantoms.asoca": 3, "phantoms.candi": 3, "phantoms.stoic": 6,
+    }  # fmt: skip
 
 
 def test_a_number_comes_back_bit_for_bit(folder: Path) -> None:
@@ -143,8 +155,18 @@ def test_matching_time_measures_a_method_once_a_store(folder: Path, monkeypatch:
     assert "Reproduced bit for bit" in result.output, result.output
 
 
-def test_a_fraction_that_lacks_a_class_is_refused_before_training(folder: Path) -> None:
-    result = bench(folder, "--tasks", "ccc", "--label-fractions", "0.01")
-    assert result.exit_code == 2
-    assert "--label-fractions 0.01 of task ccc" in result.output and "no case of class" in result.output
-    assert bench(folder, "--label-fractions", "1.5").exit_code == 2
+def test_a_fraction_that_lacks_a_class_is_refused_with_the_name_of_its_task() -> None:
+    cases = [Case(f"c{i}", f"s{i}", Path("x"), target=int(i % 4 == 0)) for i in range(40)]
+    (split,) = make_splits(cases, (20, 10, 10))
+    cohort = SimpleNamespace(cases=cases)
+    data = TaskData(registry().tasks.get("ccc").load(), cohort, [split])  # type: ignore[arg-type]
+    settings = load_settings("smoke")
+    assert len(data.split_for(split, 0.5, settings).train) == 10
+    with pytest.raises(DataError, match=r"--label-fractions 0\.01 of task ccc: .*no case of class"):
+        data.split_for(split, 0.01, settings)
+
+
+def test_fractions_that_are_none() -> None:
+    for text in ("1.5", "0", "half"):
+        result = run("bench", "--store", "x", "--label-fractions", text)
+        assert result.exit_code == 2 and f'--label-fractions "{text}"' in result.output
