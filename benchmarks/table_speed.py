@@ -68,6 +68,7 @@ def made_up_record(
         "metric": "dsc" if structures else "auc",
         "score": 100 * score,
         "per_case": [case(index) for index in range(cases)],
+        "scored": cases,
         "excluded": {},
         "validation": [{"step": 200 * k, "score": 100 * score} for k in range(20)],
         "created": "2025-01-01T00:00:00+00:00",
@@ -90,7 +91,7 @@ def main() -> None:
             store.path_for(record["identity"]).write_bytes(data)
         print(f"{options.records} made-up records, {size / 2**20:.0f} MiB, {options.cases} cases each")
         with timed("read and verify"):
-            records, problems = store.records()
+            records, problems = store.records(lazy=True)
         assert len(records) == options.records and not problems
     with timed("arrange"):
         model = build_table(records, against="paper")

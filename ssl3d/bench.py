@@ -7,29 +7,39 @@ downstream harness, and the harness's outcomes to the store.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from ssl3d.code import code_of, method_modules
 from ssl3d.config import Settings
+from ssl3d.data.splits import nested_fraction
 from ssl3d.downstream.harness import MODES, Mode, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import device_name, environment
-from ssl3d.errors import CheckpointError
+from ssl3d.errors import CheckpointError, ConfigError, DataError, nearest
+from ssl3d.files import write_json
 from ssl3d.models.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain, pretrain_identity
 from ssl3d.pretrain.method import MethodSpec
+from ssl3d.provenance import run_of, stale
 from ssl3d.results.store import ResultStore
 
 if TYPE_CHECKING:
     from ssl3d.data.overlap import Overlap
     from ssl3d.data.prepare import PreparedCohort
     from ssl3d.data.splits import Split
+
+
+Match = Literal["steps", "voxels", "time"]
+RELATIVE_COST = "relative-cost.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,16 @@ class TaskData:
     task: Task
     cohort: PreparedCohort
     splits: list[Split]
+    place: Path | None = None
+    """Root of the release on disk; None: phantoms."""
     overlaps: Mapping[str, tuple[Overlap, ...] | None] = field(default_factory=dict)
+
+    def split_for(self, split: Split, fraction: float, settings: Settings) -> Split:
+        """Return ``split`` with ``fraction`` of its training subjects; refuses one that lacks a class."""
+        try:
+            return nested_fraction(split, self.cohort.cases, fraction, settings.data.split_seed)
+        except DataError as error:
+            raise DataError(f"--label-fractions {fraction:g} of task {self.task.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,11 @@ class Bench:
         checkpoints: run folders to evaluate instead of pretraining, by method name.
         store: where records and runs go.
         device: where to compute.
+        label_fractions: shares of the training subjects whose labels are used; nested, and the same for
+            every method and seed.
+        match: what the methods' pretrainings have in common: ``steps``, ``voxels`` seen, or ``time``.
+        data: place of the pretraining volumes as the user named it, for :mod:`ssl3d.provenance`.
+        recompute: compute finished cells again whose code or preset has changed, or is not known.
         at_steps: pretraining steps whose weights are evaluated too, for curves; they need
             ``pretrain.keep_checkpoints``. None stands for the end.
     """
@@ -74,6 +98,10 @@ class Bench:
     store: ResultStore
     device: torch.device
     at_steps: tuple[int | None, ...] = (None,)
+    label_fractions: tuple[float, ...] = (1.0,)
+    match: Match = "steps"
+    data: str = "phantoms"
+    recompute: bool = False
 
     def run(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
@@ -85,28 +113,33 @@ class Bench:
             for spec in self.methods:
                 for data in self.tasks:
                     for mode in self.modes:
-                        for split in data.splits:
-                            for step in self.at_steps if spec.cls.trains != "none" else (None,):
-                                yield self._cell(spec, data, mode, split, seed, step)
+                        for whole in data.splits:
+                            for fraction in self.label_fractions:
+                                split = data.split_for(whole, fraction, self.settings)
+                                for step in self.at_steps if spec.cls.trains != "none" else (None,):
+                                    yield self._cell(spec, data, mode, split, seed, fraction, step)
 
     def _cell(
-        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, step: int | None
-    ) -> tuple[dict[str, Any], bool]:
-        identity = self._identity(spec, data, mode, split, seed)
-        if step is not None:
-            identity["pretrain_step"] = step
+        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float, step: int | None
+    ) -> tuple[dict[str, Any], bool]:  # fmt: skip
+        identity = self._identity(spec, data, mode, split, seed, fraction, step)
         with self.store.claim(identity):
+            again = False
             if self.store.has(identity):
-                return self.store.read(self.store.path_for(identity)), False
+                record = self.store.read(self.store.path_for(identity))
+                again = self.recompute and stale(record) != []
+                if not again:
+                    return record, False
             folder = self._pretrained(spec, seed)
             run = read_run(folder)
             backbone = load_backbone(folder, expected=self.settings.backbone, step=step)
             at = "" if step is None else f", step {step}"
+            labels = "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
             share = 1.0 if step is None else step / run["steps"]
             weights = weights_fingerprint(backbone)  # before fine-tuning changes them
             outcome = evaluate(
                 backbone, data.task, data.cohort, split, mode, self.settings.downstream, seed, self.device,
-                label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}",
+                label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}{labels}",
             )  # fmt: skip
             record = {
                 "schema": 1,
@@ -120,6 +153,9 @@ class Bench:
                 "metric": data.task.metric,
                 "score": outcome.score,
                 "per_case": outcome.per_case,
+                # Known without a look at every case, which is what makes large tables fast.
+                "scored": sum(case.get(data.task.metric) is not None for case in outcome.per_case)
+                or len(outcome.per_case),
                 "excluded": outcome.excluded,
                 "left_out": {"task": data.cohort.skipped, "pretraining": self._left_out(spec)},
                 "overlap": [asdict(overlap) for overlap in self._overlap(data, identity) or ()],
@@ -137,16 +173,27 @@ class Bench:
                     "parameters_trained": outcome.parameters_trained,
                 },
                 "environment": environment(),
+                "code": code_of(method_modules(spec.cls)),
+                "run": run_of(self.settings, self.data, data.place, self.checkpoints.get(spec.name)),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "checkpoint": str(folder),
                 "fingerprint_of_weights": weights,
             }
-            self.store.write(record)
+            self.store.write(record, replace=again)
             return record, True
 
-    def _identity(
-        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int
+    def identity(
+        self, spec: MethodSpec, data: TaskData, split: Split, like: Mapping[str, Any]
     ) -> dict[str, Any]:
+        """Return the identity of the cell that has mode, seed, labels and step of the identity ``like``."""
+        part = data.split_for(split, like["label_fraction"], self.settings)
+        return self._identity(
+            spec, data, like["mode"], part, like["seed"], like["label_fraction"], like.get("pretrain_step")
+        )
+
+    def _identity(
+        self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float, step: int | None
+    ) -> dict[str, Any]:  # fmt: skip
         if spec.name in self.checkpoints:
             source = read_run(self.checkpoints[spec.name])
             pretraining = source["identity"] if source.get("status") == "finished" else None
@@ -156,7 +203,7 @@ class Bench:
         protocol = downstream.model_dump(
             mode="json", exclude={*MODES, "feature_budget_mib", "feature_disk_mib"}
         )
-        return {
+        identity = {
             "method": spec.name,
             "method_config": spec.identity()["config"],
             "backbone": self.settings.backbone.model_dump(mode="json"),
@@ -169,13 +216,50 @@ class Bench:
             "split_cases": _digest([split.train, split.val, split.test]),
             "mode": mode,
             "seed": seed,
-            "label_fraction": 1.0,
+            "label_fraction": float(fraction),
             "budget": {**protocol, **getattr(downstream, mode).model_dump(mode="json")},
         }
+        # Neither is in the identity of the ordinary case, whose records are older than the options.
+        if step is not None:
+            identity["pretrain_step"] = step
+        if (
+            self.match != "steps"
+            and pretraining
+            and pretraining["pretrain"]
+            and spec.name not in self.checkpoints
+        ):
+            identity["match"] = {"by": self.match, "steps": self.settings.pretrain.steps}
+        return identity
+
+    def settings_for(self, spec: MethodSpec) -> Settings:
+        """Return the settings with the pretraining steps that ``match`` gives the method."""
+        if self.match == "steps" or spec.cls.trains == "none":
+            return self.settings
+        cost = float(spec.cls.volumes_per_item)
+        if self.match == "time":
+            cost *= self._relative_cost(spec)
+        steps = max(1, round(self.settings.pretrain.steps / cost))
+        pretraining = self.settings.pretrain.model_copy(update={"steps": steps})
+        return self.settings.model_copy(update={"pretrain": pretraining})
+
+    def _relative_cost(self, spec: MethodSpec) -> float:
+        """Return a step's time by that of a supervised step on as many crops.
+
+        Measured once a store, and kept there: other steps in the next call would be other cells.
+        """
+        path = self.store.root / RELATIVE_COST
+        with self.store.claim({"file": path.name}):
+            known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+            if spec.name not in known:
+                from ssl3d.pretrain.describe import step_cost
+
+                known[spec.name] = round(step_cost(spec.name).ratio, 3)
+                write_json(path, known)
+        return known[spec.name]
 
     def _pretrain_identity(self, spec: MethodSpec, seed: int) -> dict[str, Any]:
         fingerprint = self.pretraining.fingerprint if self.pretraining else ""
-        return pretrain_identity(spec, self.settings, fingerprint, seed)
+        return pretrain_identity(spec, self.settings_for(spec), fingerprint, seed)
 
     def _pretrained(self, spec: MethodSpec, seed: int) -> Path:
         """Return the folder of the finished run, pretraining first where there is none."""
@@ -184,10 +268,14 @@ class Bench:
         identity = self._pretrain_identity(spec, seed)
         folder = self.store.root / "runs" / f"{spec.name}-s{seed}-{_digest(identity)}"
         with self.store.claim({"run": identity}):
+            if self.recompute and (folder / RUN).is_file():
+                code = read_run(folder).get("code", "unknown")
+                if code != code_of(method_modules(spec.cls))["pretrain"]:
+                    shutil.move(folder, _unused(folder.with_name(f"{folder.name}.stale-{code}")))
             pretrain(
                 spec,
                 self.pretraining,
-                self.settings,
+                self.settings_for(spec),
                 seed,
                 folder,
                 self.device,
@@ -223,6 +311,18 @@ class Bench:
         return notes
 
 
+def check_match(text: str) -> Match:
+    """Return ``text`` if methods can be matched in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    for known in get_args(Match):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f'--match "{text}".{nearest(text, get_args(Match))}')
+
+
 def check_checkpoints(checkpoints: dict[str, Path], settings: Settings) -> None:
     """Raise CheckpointError, before any training, for a checkpoint that the bench cannot use."""
     problems = []
@@ -233,6 +333,14 @@ def check_checkpoints(checkpoints: dict[str, Path], settings: Settings) -> None:
             problems.append(f"{name}: {error}")
     if problems:
         raise CheckpointError("\n".join(problems))
+
+
+def _unused(path: Path) -> Path:
+    return next(
+        p
+        for n in itertools.count()
+        if not (p := path.with_name(f"{path.name}{f'-{n}' if n else ''}")).exists()
+    )
 
 
 def _digest(value: Any) -> str:

@@ -26,6 +26,8 @@ from ssl3d.commands.common import (
     text_table,
 )  # fmt: skip
 from ssl3d.commands.data import data
+from ssl3d.commands.store import reproduce
+from ssl3d.commands.store import store as store_group
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -295,6 +297,23 @@ def pretrain(
     "--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining."
 )
 @click.option(
+    "--label-fractions",
+    default="1",
+    show_default=True,
+    metavar="0.05,0.1,0.25,1",
+    help="Shares of the training subjects; nested, the same for every method.",
+)
+@click.option(
+    "--match",
+    default="steps",
+    show_default=True,
+    metavar="steps|voxels|time",
+    help="What the methods' pretrainings have in common; the preset's steps are those of supervised training.",
+)
+@click.option(
+    "--recompute", is_flag=True, help="Compute cells again whose code or preset has changed, or is not known."
+)
+@click.option(
     "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
 )
 @click.option(
@@ -308,8 +327,8 @@ def pretrain(
 @cache_option
 def bench(
     method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
-    task_data: tuple[str, ...], checkpoint: tuple[str, ...], store: Path, allow_overlap: tuple[str, ...],
-    policy: Policy, device: str, cache: Path | None,
+    task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
+    store: Path, allow_overlap: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
     quiet_libraries()
@@ -326,6 +345,7 @@ def bench(
     tasks = load_tasks(chosen_tasks)
     chosen_tasks = [task.name for task in tasks]
     chosen_seeds = [_seed(text) for text in split_names(seeds)]
+    fractions = tuple(_fraction(text) for text in split_names(label_fractions))
     places = split_pairs(task_data, "--task-data")
     checkpoints = split_pairs(checkpoint, "--checkpoint")
     for name in places.keys() - set(chosen_tasks):
@@ -335,7 +355,7 @@ def bench(
     for name in checkpoints.keys() - set(chosen_methods):
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
-    from ssl3d.bench import Bench, TaskData, check_checkpoints
+    from ssl3d.bench import Bench, TaskData, check_checkpoints, check_match
     from ssl3d.data.overlap import check_overlap
     from ssl3d.data.prepare import find_prepared
     from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
@@ -346,6 +366,7 @@ def bench(
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.results.store import ResultStore
 
+    matched = check_match(match)
     chosen_modes = [check_mode(mode) for mode in split_names(modes)]
     for task in tasks:
         check_modes(task, chosen_modes)
@@ -363,7 +384,10 @@ def bench(
         cohort = task_cohort(task, places.get(task.name), settings, cache, policy)
         print_skipped(cohort.skipped)
         splits = task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
-        columns.append(TaskData(task, cohort, splits))
+        columns.append(TaskData(task, cohort, splits, places.get(task.name)))
+        for split in splits:
+            for fraction in fractions:
+                columns[-1].split_for(split, fraction, settings)
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
     seen: dict[str, PreparedCohort | None] = {}
@@ -386,13 +410,18 @@ def bench(
         checkpoints,
         ResultStore(store),
         where,
+        label_fractions=fractions,
+        match=matched,
+        data=data,
+        recompute=recompute,
     )
     records = []
     for record, computed in job.run():
         records.append(record)
         i = record["identity"]
+        labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
         click.echo(
-            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}: "
+            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
             f"{record['score']:.1f}{'' if computed else '  (already in the store)'}",
             err=True,
         )
@@ -430,9 +459,22 @@ def _seed(text: str) -> int:
         raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
 
 
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise ConfigError(
+            f'--label-fractions "{text}" is not a number in (0, 1]; write --label-fractions 0.1,0.25,1.'
+        )
+    return fraction
+
+
 def _print_table(
-    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None
-) -> None:
+    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
+    reference: str = "scratch",
+) -> None:  # fmt: skip
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
 
@@ -441,27 +483,39 @@ def _print_table(
     if statistics:
         from ssl3d.results.statistics import with_statistics
 
-        table = with_statistics(table, statistics)
+        table = with_statistics(table, statistics, reference)
     click.echo(table_format.render(table).rstrip("\n"))
 
 
 @main.command()
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
 @click.option(
-    "--format", "format_name", default="rich", show_default=True, help="rich, markdown, csv, or a plugin's."
+    "--format",
+    "format_name",
+    default="rich",
+    show_default=True,
+    help="rich, markdown, latex, html, csv, or a plugin's.",
 )
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
 @click.option(
-    "--with", "statistics", default="", metavar="ci,p,rank,tau", help="Intervals, tests, ranks, agreement."
+    "--with",
+    "statistics",
+    default="",
+    metavar="ci,p,rank,tau,cost",
+    help="Intervals, tests, ranks, agreement, cost.",
 )
-def table(store: Path, format_name: str, against: str | None, statistics: str) -> None:
+@click.option(
+    "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
+    help="What --with p compares with: scratch, or the best method of each column.",
+)  # fmt: skip
+def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
     from ssl3d.results.store import ResultStore
 
     registry().table_formats.get(format_name)
-    records, problems = ResultStore(store).records()
-    _print_table(records, format_name, against, split_names(statistics) if statistics else None)
+    records, problems = ResultStore(store).records(lazy=True)
+    _print_table(records, format_name, against, split_names(statistics) if statistics else None, reference)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:
@@ -469,6 +523,8 @@ def table(store: Path, format_name: str, against: str | None, statistics: str) -
 
 
 main.add_command(data)
+main.add_command(store_group)
+main.add_command(reproduce)
 
 if __name__ == "__main__":
     main()

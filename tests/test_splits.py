@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,23 +160,39 @@ def test_splits_are_stored(tmp_path: Path) -> None:
             load_splits(tmp_path / name)
 
 
-def test_fractions_are_nested() -> None:
-    ids = [f"c{i}" for i in range(40)]
-    parts = [set(nested_fraction(ids, fraction, seed=1)) for fraction in (0.01, 0.1, 0.25, 0.5, 1.0)]
-    assert [len(part) for part in parts] == [1, 4, 10, 20, 40]
-    assert all(a < b for a, b in itertools.pairwise(parts))
-    assert set(nested_fraction(ids[::-1], 0.25, seed=1)) == parts[2]
-    assert set(nested_fraction(ids, 0.25, seed=2)) != parts[2]
+def test_fractions_are_nested_and_leave_validation_and_test_alone() -> None:
+    cases = cohort(60)
+    (split,) = make_splits(cases, (40, 5, 15))
+    parts = [nested_fraction(split, cases, fraction, seed=1) for fraction in (0.01, 0.1, 0.25, 0.5, 1.0)]
+    assert [len(part.train) for part in parts] == [1, 4, 10, 20, 40]
+    assert all(set(a.train) < set(b.train) for a, b in itertools.pairwise(parts))
+    assert {(part.name, part.val, part.test) for part in parts} == {(split.name, split.val, split.test)}
+    assert nested_fraction(split, cases[::-1], 0.25, seed=1).train == parts[2].train
+    assert nested_fraction(split, cases, 0.25, seed=2).train != parts[2].train
+    assert "10 of 40 training subjects" in parts[2].note
+
+
+def test_fractions_take_whole_patients() -> None:
+    cases = [replace(case, subject=f"p{i // 3}") for i, case in enumerate(cohort(60))]
+    split = Split("random", tuple(c.id for c in cases[:30]), tuple(c.id for c in cases[30:45]), ("c050",))
+    part = nested_fraction(split, cases, 0.5)
+    assert Counter(int(i[1:]) // 3 for i in part.train).keys() < set(range(10))
+    assert set(Counter(int(i[1:]) // 3 for i in part.train).values()) == {3} and len(part.train) == 15
 
 
 def test_fractions_keep_the_proportion_of_classes() -> None:
-    targets = {f"c{i}": int(i < 10) for i in range(40)}
+    cases = classified([int(i % 4 == 0) for i in range(80)])
+    targets = {case.id: case.target or 0 for case in cases}
+    (split,) = make_splits(cases, (40, 20, 20))
     for fraction in (0.2, 0.5):
-        part = nested_fraction(list(targets), fraction, targets=targets)
-        assert abs(sum(targets[i] for i in part) - len(part) / 4) <= 1
+        part = nested_fraction(split, cases, fraction)
+        assert abs(sum(targets[i] for i in part.train) - len(part.train) / 4) <= 1
+    with pytest.raises(DataError, match="hold no case of class"):
+        nested_fraction(split, cases, 0.01)
 
 
-@pytest.mark.parametrize(("ids", "fraction"), [(["a"], 0.0), (["a"], 1.5), ([], 0.5)])
-def test_impossible_fractions_are_refused(ids: list[str], fraction: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_impossible_fractions_are_refused(fraction: float) -> None:
+    cases = cohort(10)
     with pytest.raises(DataError, match="Cannot take a fraction"):
-        nested_fraction(ids, fraction)
+        nested_fraction(make_splits(cases, (6, 2, 2))[0], cases, fraction)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ssl3d.errors import DataError
-from ssl3d.results.store import ResultStore, encode_record, identity_hash
+from ssl3d.results.store import Cases, ResultStore, encode_record, identity_hash
 
 
 def made_up_record(method: str = "gvsl", seed: int = 0, score: float = 50.0) -> dict[str, Any]:
@@ -117,6 +117,46 @@ def test_a_damaged_record_is_named_left_out_and_computed_again(
     assert {r["score"] for r in store.records()[0]} == {51.0, 50.0}
     if how != "renamed":
         assert bad.with_name(bad.name + ".damaged").exists(), "evidence is kept"
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "no hash", "newer schema", "renamed", "binary"])
+def test_a_lazy_reader_finds_the_same_faults(store: ResultStore, how: str) -> None:
+    bad = store.write({**made_up_record(), "scored": 1})
+    store.write({**made_up_record(seed=1), "scored": 1})
+    damage(bad, how)
+    eager, lazy = store.records(), store.records(lazy=True)
+    assert lazy == eager and len(lazy[0]) == len(lazy[1]) == 1
+
+
+DECEITFUL: list[dict[str, Any]] = [
+    {"run": {"per_case": [1], "preset": "x"}},
+    {"best": {"per_case": [{"a": 1}], "preset": "x"}},
+    {"a": {"per_case": None}, "per_case": []},
+    {"per_case": [{"case": "1", "list": [1, [2]], "preset": "mine"}]},
+    {"per_case": [{"case": '],"preset":"x"', "per_case": [{"preset": [3]}], "z": [[]]}]},
+    {"note": '"per_case":[1],"preset":2', "predictions": [1, 2]},
+    {"predictions": [{"per_case": [0]}]},
+]
+
+
+@pytest.mark.parametrize("fields", DECEITFUL, ids=range(len(DECEITFUL)))
+def test_a_lazy_record_is_the_eager_one(store: ResultStore, fields: dict[str, Any]) -> None:
+    path = store.write({**made_up_record(), "scored": 1, **fields})
+    assert store.read(path, lazy=True) == store.read(path)
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=4))
+    assert store.read(path, lazy=True) == store.read(path), "reformatted"
+
+
+def test_the_cases_of_a_lazy_record_behave_like_a_list(store: ResultStore) -> None:
+    path = store.write({**made_up_record(), "scored": 1})
+    cases, expected = store.read(path, lazy=True)["per_case"], made_up_record()["per_case"]
+    assert isinstance(cases, Cases)
+    assert len(cases) == 1 and cases[0] == expected[0] and list(cases) == expected and cases == expected
+    assert isinstance(store.read(path)["per_case"], list)
+    old = store.write(made_up_record(seed=9))
+    assert isinstance(store.read(old, lazy=True)["per_case"], list), (
+        "an older record needs a look at its cases"
+    )
 
 
 def test_a_reformatted_record_is_still_sound(store: ResultStore) -> None:

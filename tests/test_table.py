@@ -124,6 +124,19 @@ def test_folds_are_pooled_over_cases_within_a_seed() -> None:
     assert pooled.sd is None, "folds are no seeds"
 
 
+def test_the_folds_that_the_splits_are_named_after_share_a_table() -> None:
+    from types import SimpleNamespace
+
+    from ssl3d.data.splits import make_splits
+
+    cases = [
+        SimpleNamespace(id=f"c{i}", subject=f"p{i}", subset=None, target=None, labelled=True)
+        for i in range(8)
+    ]
+    splits = make_splits(cases, (3, 1, 2), scheme="cv", folds=4)
+    assert cell(only(build_table([made_up(split=split.name) for split in splits])), "gvsl").n_cases == 4 * 12
+
+
 def test_auc_of_folds_is_averaged() -> None:
     folds = [made_up(task="ccc", split=f"fold-{i}", score=s) for i, s in enumerate((60.0, 70.0))]
     pooled = cell(only(build_table(folds)), "gvsl", "ccc")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -295,27 +295,36 @@ def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
             )
 
 
-def nested_fraction(
-    train_ids: Sequence[str], fraction: float, seed: int = 0, targets: Mapping[str, int] | None = None
-) -> tuple[str, ...]:
-    """Return a part of the training cases, for label efficiency; smaller parts lie within larger ones.
+def nested_fraction(split: Split, cases: Sequence[SplitCase], fraction: float, seed: int = 0) -> Split:
+    """Return ``split`` with a part of its training subjects, for label efficiency.
+
+    Smaller parts lie within larger ones; validation and test stay as they are.
 
     Args:
-        train_ids: ids of the training cases.
-        fraction: in (0, 1]; at least one case is returned.
+        split: the whole.
+        cases: of the cohort; for their subjects and classes.
+        fraction: of the training subjects, in (0, 1]; at least one is kept.
         seed: another seed, another choice.
-        targets: id -> class; keeps the proportion of the classes.
 
     Raises:
-        DataError: a fraction outside (0, 1], or no cases.
+        DataError: a fraction outside (0, 1], or a part without any case of some class.
     """
-    if not 0 < fraction <= 1 or not train_ids:
-        raise DataError(
-            f"Cannot take a fraction of {fraction} of {len(train_ids)} cases. Fix: give 0 < fraction <= 1."
-        )
-    order = _spread({i: (targets or {}).get(i) for i in sorted(train_ids)}, seed, "fraction")
-    chosen = set(order[: max(1, round(fraction * len(order)))])
-    return tuple(i for i in train_ids if i in chosen)
+    if not 0 < fraction <= 1:
+        raise DataError(f"Cannot take a fraction of {fraction} of the labels. Fix: give 0 < fraction <= 1.")
+    if fraction == 1:
+        return split
+    trained = set(split.train)
+    known = [case for case in cases if case.id in trained]
+    order = _spread(_subject_targets(known), seed, "fraction")
+    kept = max(1, round(fraction * len(order)))
+    train = set(_ids(known, order[:kept]))
+    part = replace(
+        split,
+        train=tuple(i for i in split.train if i in train),
+        note=f"{split.note}; {kept} of {len(order)} training subjects",
+    )
+    _check_classes(part, [case for case in cases if case.labelled])
+    return part
 
 
 def save_splits(path: Path, splits: Sequence[Split]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ssl3d.code import code_of, method_modules
 from ssl3d.config import Settings
 from ssl3d.environment import autocast_dtype, device_name, environment, peak_memory_mib, to_device
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
@@ -134,6 +135,7 @@ def pretrain(
         "backbone": settings.backbone.model_dump(mode="json"),
         "identity": identity,
         "environment": environment(),
+        "code": code_of(method_modules(spec.cls))["pretrain"],
         "losses": {},
         "seconds": previous.get("seconds", 0.0),
         "device": device_name(device),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.results import wording
+from ssl3d.results.convergence import best_score, steps_to_reach
+from ssl3d.results.cost import cost_of
+from ssl3d.results.html import render_html
+from ssl3d.results.latex import render_latex
 from ssl3d.results.store import canonical_json
-from ssl3d.results.table import PAPER, Cell, Column, Row, Table, TableModel
+from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
+from ssl3d.results.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,85 +37,6 @@ class TableFormat:
     render: Callable[[TableModel], str]
 
 
-# --- What every format says the same way ----------------------------------------------------------
-
-
-def _printable(text: str) -> str:
-    """Return ``text`` on one line, without control characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _mean(cell: Cell) -> str:
-    return f"{cell.mean:.1f}"
-
-
-def _sd(cell: Cell) -> str:
-    return "" if cell.sd is None else f"±{cell.sd:.1f}"
-
-
-def _delta(cell: Cell) -> str:
-    if cell.delta is None:
-        return ""
-    # -0.04 is no loss: one decimal is shown, so the sign follows what is shown.
-    shown = round(cell.delta, 1) or 0.0
-    return f"{shown:+.1f}".replace("-", "−")
-
-
-def _statistics(cell: Cell) -> list[tuple[str, bool]]:
-    """Return (text, whether it is a significant test) of what the statistics found, line by line."""
-    lines = []
-    if cell.interval:
-        lines.append((f"[{cell.interval.low:.1f}, {cell.interval.high:.1f}]", False))
-    if cell.comparison:
-        p = cell.comparison.p_holm
-        text = "n.p." if cell.comparison.powerless else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        lines.append((text, cell.comparison.significant))
-    if cell.rank:
-        lines.append((f"#{cell.rank.rank} ({cell.rank.low}-{cell.rank.high})", False))
-    return lines
-
-
-def _notes(table: Table) -> list[str]:
-    """Return the lines below the legend: footnotes, then what the statistics have to say."""
-    notes = [f"{mark} {_printable(text)}." for mark, text in table.footnotes]
-    return notes + [f"{_printable(text)}." for text in table.remarks]
-
-
-def _support(support: tuple[int, int]) -> str:
-    return "{}×{}".format(*support)
-
-
-def _cells(table: Table) -> Iterable[Cell]:
-    return (cell for row in table.rows for cell in row.cells.values())
-
-
-def _heading(model: TableModel, table: Table) -> str:
-    """Return the caption, with the number and what differs when there are several tables."""
-    if len(model.tables) == 1:
-        return _printable(table.caption)
-    number = next(n for n, t in enumerate(model.tables, 1) if t is table)
-    differs = f" Differs from the others in: {table.differs}." if table.differs else ""
-    return _printable(f"Table {number} of {len(model.tables)}. {table.caption}{differs}")
-
-
-def _legend(table: Table, best: str, second: str) -> str:
-    """Return the sentence that explains the signs which occur in ``table``; no sign, no word."""
-    cells = list(_cells(table))
-    parts = ["Mean over seeds in %"]
-    if any(cell.sd is not None for cell in cells):
-        parts.append("± standard deviation over seeds")
-    if any(cell.delta is not None for cell in cells):
-        parts.append("signed: difference to scratch")
-    parts.append("n = seeds × test cases")
-    if any(cell.best for cell in cells):
-        parts.append(f"{best}: best")
-    if second and any(cell.second for cell in cells):
-        parts.append(f"{second}: second")
-    if any(cell.paper is not None for cell in cells):
-        parts.append(f"paper: {PAPER}, on the real data sets")
-    return "; ".join(parts) + "."
-
-
 # --- Terminal --------------------------------------------------------------------------------------
 
 
@@ -126,16 +53,22 @@ def render_rich(model: TableModel, console: Console | None = None) -> str:
         for number, table in enumerate(model.tables):
             if number:
                 console.print("\n")
-            console.print(_heading(model, table), style="bold", markup=False, highlight=False)
+            console.print(wording.heading(model, table), style="bold", markup=False, highlight=False)
             for block in _blocks(table, console):
                 console.print()
                 console.print(block)
             console.print()
             styled = console.is_terminal
-            legend = _legend(table, best="bold" if styled else "*", second="underlined" if styled else "")
+            legend = wording.legend(
+                table, best="bold" if styled else "*", second="underlined" if styled else ""
+            )
             console.print(legend, style="dim", markup=False, highlight=False)
-            for note in _notes(table):
+            for note in wording.notes(table):
                 console.print(note, style="dim", markup=False, highlight=False)
+            if lines := wording.cost_lines(table):
+                console.print()
+                console.print(_cost_block(lines))
+                console.print(wording.COST_LEGEND, style="dim", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -169,14 +102,14 @@ def _block(table: Table, groups: Sequence[Sequence[Column]], gap: int, styled: b
     block.add_column(Text("\n\nMethod"), overflow="fold")
     for group in groups:
         for place, column in enumerate(group):
-            header = Text(_printable(column.group) if place == 0 else "", style="bold cyan")
-            header.append(f"\n{_printable(column.title)}\n", style="bold default")
-            header.append(f"n = {_support(column.support)}", style="dim default not bold")
+            header = Text(printable(column.group) if place == 0 else "", style="bold cyan")
+            header.append(f"\n{printable(column.title)}\n", style="bold default")
+            header.append(f"n = {wording.support(column.support)}", style="dim default not bold")
             block.add_column(header, no_wrap=True)
         if group is not groups[-1]:
             block.add_column("", width=1)
     for row in table.rows:
-        line: list[Text] = [Text(_printable(row.title))]
+        line: list[Text] = [Text(printable(row.title))]
         for group in groups:
             line += [_rich_cell(row.cells.get(column.key), column, styled) for column in group]
             if group is not groups[-1]:
@@ -191,24 +124,38 @@ def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Text:
     if cell is None:
         return Text("    –", style="dim")
     # Five characters before the deviation, signs included, put the decimal points in one line.
-    text = Text(" " * (5 - len(_mean(cell))))
-    text.append(_mean(cell), style="bold" if cell.best else "underline" if cell.second else "")
+    text = Text(" " * (5 - len(wording.mean(cell))))
+    text.append(wording.mean(cell), style="bold" if cell.best else "underline" if cell.second else "")
     if not styled:
         text.append("*" if cell.best else " ")
     if cell.sd is not None:
-        text.append(f" {_sd(cell)}", style="dim")
+        text.append(f" {wording.sd(cell)}", style="dim")
     text.append(cell.marks)
-    if cell.delta is not None:
-        shown = round(cell.delta, 1)
-        colour = "green" if shown > 0 else "red" if shown < 0 else "dim"
-        text.append(f"\n{_delta(cell):>5}", style=colour)
-    for line, significant in _statistics(cell):
-        text.append(f"\n{line}", style="" if significant else "dim")
-    if cell.paper is not None:
-        text.append(f"\n{cell.paper:5.1f} paper", style="dim italic")
-    if cell.support != column.support:
-        text.append(f"\nn = {_support(cell.support)}", style="yellow")
+    for detail in wording.details(cell, column):
+        line, style = detail.text, "" if detail.strong else _RICH_STYLES.get(detail.kind, "dim")
+        if detail.kind == "delta":
+            shown = wording.shown_delta(cell) or 0.0
+            line, style = f"{line:>5}", "green" if shown > 0 else "red" if shown < 0 else "dim"
+        elif detail.kind == "paper":
+            line = f"{cell.paper:5.1f} paper"  # its decimal point below that of the mean
+        text.append(f"\n{line}", style=style)
     return text
+
+
+_RICH_STYLES = {"paper": "dim italic", "support": "yellow"}
+
+
+def _cost_block(lines: Sequence[Sequence[str]]) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    block = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for number, header in enumerate(wording.COST_HEADERS):
+        block.add_column(header, overflow="fold", justify="right" if 0 < number < 7 else "left")
+    for line in lines:
+        block.add_row(*(Text(text) for text in line))
+    return block
 
 
 # --- Markdown --------------------------------------------------------------------------------------
@@ -220,38 +167,43 @@ def render_markdown(model: TableModel) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    text = _printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
 
 
 def _markdown_table(model: TableModel, table: Table) -> str:
     headers = [
-        f"{_escape_markdown(column.group)} {_escape_markdown(column.title)}<br>n = {_support(column.support)}"
+        f"{_escape_markdown(column.group)} {_escape_markdown(column.title)}<br>n = {wording.support(column.support)}"
         for column in table.columns
     ]
     lines = [
-        _escape_markdown(_heading(model, table)), "",
+        _escape_markdown(wording.heading(model, table)), "",
         f"| Method | {' | '.join(headers)} |",
         f"|:--{'|--:' * len(headers)}|",
     ]  # fmt: skip
     for row in table.rows:
         cells = [_markdown_cell(row.cells.get(column.key), column) for column in table.columns]
         lines.append(f"| {_escape_markdown(row.title)} | {' | '.join(cells)} |")
-    notes = [_escape_markdown(note) for note in (_legend(table, "bold", "underlined"), *_notes(table))]
-    return "\n".join([*lines, "", "<br>".join(notes), ""])
+    notes = [
+        _escape_markdown(note)
+        for note in (wording.legend(table, "bold", "underlined"), *wording.notes(table))
+    ]
+    lines += ["", "<br>".join(notes), ""]
+    if costs := wording.cost_lines(table):
+        lines += [f"| {' | '.join(wording.COST_HEADERS)} |", "|:--|--:|--:|--:|--:|--:|--:|:--|"]
+        lines += [f"| {' | '.join(_escape_markdown(text) for text in line)} |" for line in costs]
+        lines += ["", _escape_markdown(wording.COST_LEGEND), ""]
+    return "\n".join(lines)
 
 
 def _markdown_cell(cell: Cell | None, column: Column) -> str:
     if cell is None:
         return "–"
-    mean = f"**{_mean(cell)}**" if cell.best else f"<u>{_mean(cell)}</u>" if cell.second else _mean(cell)
-    lines = [" ".join(filter(None, (mean, _sd(cell)))) + _escape_markdown(cell.marks), _delta(cell)]
-    lines += [f"**{line}**" if significant else line for line, significant in _statistics(cell)]
-    if cell.paper is not None:
-        lines.append(f"paper {cell.paper:.1f}")
-    if cell.support != column.support:
-        lines.append(f"n = {_support(cell.support)}")
-    return "<br>".join(filter(None, lines))
+    mean = wording.mean(cell)
+    mean = f"**{mean}**" if cell.best else f"<u>{mean}</u>" if cell.second else mean
+    lines = [" ".join(filter(None, (mean, wording.sd(cell)))) + _escape_markdown(cell.marks)]
+    lines += [f"**{d.text}**" if d.strong else d.text for d in wording.details(cell, column)]
+    return "<br>".join(lines)
 
 
 # --- CSV -------------------------------------------------------------------------------------------
@@ -261,6 +213,8 @@ CSV_FIELDS = (
     "mode", "task", "metric",
     "mean", "sd", "delta", "n_seeds", "n_cases", "best", "second", "notes", "missing_folds", "paper",
     "ci_low", "ci_high", "p", "p_holm", "effect", "rank", "rank_low", "rank_high", "rank_first",
+    "steps_to_scratch_best", "pretrain_steps", "voxels_seen", "pretrain_seconds", "downstream_seconds",
+    "peak_memory_mib", "pretrain_parameters", "devices",
 )  # fmt: skip
 
 
@@ -276,18 +230,24 @@ def render_csv(model: TableModel) -> str:
     writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
     for number, table in enumerate(model.tables, 1):
+        scratch = next((row.cells for row in table.rows if row.method == BASELINE), {})
+        targets = {key: best_score(cell) for key, cell in scratch.items()}
         for row in table.rows:
             for column in table.columns:
                 if column.key in row.cells:
-                    writer.writerow(_csv_line(number, table, row, column, row.cells[column.key]))
+                    target = targets.get(column.key)
+                    writer.writerow(_csv_line(number, table, row, column, row.cells[column.key], target))
     return text.getvalue()
 
 
-def _csv_line(number: int, table: Table, row: Row, column: Column, cell: Cell) -> dict[str, Any]:
-    notes = [_printable(text) for mark, text in table.footnotes if mark in cell.marks]
+def _csv_line(
+    number: int, table: Table, row: Row, column: Column, cell: Cell, target: float | None
+) -> dict[str, Any]:
+    cost = cost_of(cell.records)
+    notes = [printable(text) for mark, text in table.footnotes if mark in cell.marks]
     return {
-        "table": number, "preset": _printable(table.facets["preset"]),
-        "method": _printable(row.method), "title": _printable(row.title),
+        "table": number, "preset": printable(table.facets["preset"]),
+        "method": printable(row.method), "title": printable(row.title),
         "method_config": canonical_json(row.config), "trains": row.trains,
         "label_fraction": table.facets.get("label_fraction", 1.0),
         "mode": column.mode, "task": column.task, "metric": column.metric,
@@ -298,11 +258,18 @@ def _csv_line(number: int, table: Table, row: Row, column: Column, cell: Cell) -
         **{name: getattr(cell.comparison, name, None) for name in ("p", "p_holm", "effect")},
         "rank": getattr(cell.rank, "rank", None),
         **{f"rank_{name}": getattr(cell.rank, name, None) for name in ("low", "high", "first")},
+        "steps_to_scratch_best": steps_to_reach(cell, target),
+        **{name: getattr(cost, name, None) for name in _COST_FIELDS},
+        "devices": printable("; ".join(cost.devices)) if cost else None,
     }  # fmt: skip
 
+
+_COST_FIELDS = CSV_FIELDS[CSV_FIELDS.index("pretrain_steps") : -1]
 
 BUILTIN_FORMATS = (
     TableFormat("rich", "For the terminal, in colour", render_rich),
     TableFormat("markdown", "GitHub-flavoured Markdown", render_markdown),
+    TableFormat("latex", "For a paper: booktabs, differences to scratch in red and blue", render_latex),
+    TableFormat("html", "One page without scripts, light and dark", render_html),
     TableFormat("csv", "Tidy: one line for each method, mode and task, unrounded", render_csv),
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, nearest
+from ssl3d.results.cost import with_costs
+from ssl3d.results.labels import label_curves, label_remarks
 from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, TableModel
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 RESAMPLES = 2000
-CHOICES = ("ci", "p", "rank", "tau")
+CHOICES = ("ci", "p", "rank", "tau", "cost", "labels")
 
 
 @dataclass(frozen=True)
@@ -455,7 +457,8 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
     Args:
         model: from :func:`ssl3d.results.table.build_table`.
         choices: of ``ci`` (95 % intervals), ``p`` (tests), ``rank`` (stability), ``tau``
-            (agreement of linear and fine-tune ranks).
+            (agreement of linear and fine-tune ranks), ``cost`` (what each row cost), ``labels`` (share of
+            the labels that equals scratch with all of them).
         against: reference of the tests, ``scratch`` or ``best``.
 
     Raises:
@@ -464,6 +467,12 @@ def with_statistics(model: TableModel, choices: Iterable[str], against: str = BA
     chosen = set(choices)
     for choice in sorted(chosen - set(CHOICES)):
         raise ConfigError(f'Unknown statistic "{choice}".{nearest(choice, CHOICES)}')
+    if "cost" in chosen:
+        model = with_costs(model)
+    if "labels" in chosen:
+        said = tuple(label_remarks(label_curves(model, intervals=False)))
+        remarks = said or ("No cell has more than one label fraction, see ssl3d bench --label-fractions",)
+        model = replace(model, tables=tuple(replace(t, remarks=(*t.remarks, *remarks)) for t in model.tables))
     return replace(model, tables=tuple(_annotated(table, chosen, against) for table in model.tables))
 
 

@@ -21,7 +21,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,78 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return _PREFIX + f'{digest}",{text[1:]}\n'.encode()
 
 
-def decode_record(data: bytes) -> Record:
+class Cases(Sequence[Any]):
+    """The ``per_case`` list of a record, parsed when it is first looked at.
+
+    It is nearly all of a record's text, and a table of means needs none of it. Only for the bytes of
+    a record whose hash was checked, so parsing cannot fail.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+        self._cases: list[Any] = []
+
+    def _parsed(self) -> list[Any]:
+        if self._data is not None:
+            self._cases, self._data = json.loads(self._data), None
+        return self._cases
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._parsed()[place]
+
+    def __len__(self) -> int:
+        return len(self._parsed())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._parsed())
+
+    def __eq__(self, other: object) -> bool:
+        return self._parsed() == (other._parsed() if isinstance(other, Cases) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_CASES, _AFTER_CASES = b'"per_case":[', b'],"preset":'
+
+
+def _decode_without_cases(data: bytes) -> Record | None:
+    """Return the record in ``data`` with :class:`Cases`, or None where that needs a whole look.
+
+    The text between the first ``"per_case":[`` and the next ``],"preset":`` is set aside and ``null`` put
+    in its place. What is left is JSON with a top-level ``per_case`` of null only if the text set aside
+    began as that very value and ended at the top level too: else brackets would not match, or the
+    null would stand elsewhere. It holds no ``],"``, so it does not reach over another key. Strings cannot
+    deceive, since their quotes are escaped.
+    """
+    stored = data[len(_PREFIX) : len(_PREFIX) + 64].decode("ascii", "replace")
+    start = data.find(_CASES) + len(_CASES) - 1
+    end = data.find(_AFTER_CASES, start) + 1
+    if start < len(_CASES) or end == 0 or data.find(b'],"', start, end) >= 0:
+        return None
+    if not _hash_of_bytes_matches(data, stored):
+        return None
+    try:
+        record = json.loads(data[:start] + b"null" + data[end:])
+    except ValueError:
+        return None
+    if record.get("per_case", 0) is not None or record.get("schema") != SCHEMA or "scored" not in record:
+        return None
+    record["per_case"] = Cases(data[start:end])
+    return record
+
+
+def decode_record(data: bytes, lazy: bool = False) -> Record:
     """Return the record in ``data``, checked: its hash, its schema and the fields that tables need.
+
+    Args:
+        data: of the file.
+        lazy: ``per_case`` may be :class:`Cases`; its entries were checked when the record was written.
 
     Raises:
         DataError: what is wrong and what can be done, without the file's name.
     """
+    if lazy and (found := _decode_without_cases(data)) is not None and _problem(found) is None:
+        return found
     try:
         record = json.loads(data)
     except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
@@ -116,9 +182,16 @@ def decode_record(data: bytes) -> Record:
     return record
 
 
-def _hash_matches(data: bytes, record: Record, stored: str) -> bool:
+def _hash_of_bytes_matches(data: bytes, stored: str) -> bool:
+    """Return whether ``data`` is a file as :func:`encode_record` writes it, its hash included."""
     start = len(_PREFIX) + len(stored) + 2  # behind the closing quote and the comma
-    if data.startswith(_PREFIX) and hashlib.sha256(b"{" + data[start:].rstrip(b"\n")).hexdigest() == stored:
+    return (
+        data.startswith(_PREFIX) and hashlib.sha256(b"{" + data[start:].rstrip(b"\n")).hexdigest() == stored
+    )
+
+
+def _hash_matches(data: bytes, record: Record, stored: str) -> bool:
+    if _hash_of_bytes_matches(data, stored):
         return True
     try:
         text = canonical_json({key: value for key, value in record.items() if key != _HASH_KEY})
@@ -131,7 +204,7 @@ _IDENTITY_FIELDS: dict[str, type | tuple[type, ...]] = {
     "method": str, "method_config": dict, "task": str, "split": str, "mode": str, "seed": int,
 }  # fmt: skip
 _FIELDS: dict[str, type | tuple[type, ...]] = {
-    "identity": dict, "method": dict, "metric": str, "score": (int, float), "per_case": list,
+    "identity": dict, "method": dict, "metric": str, "score": (int, float), "per_case": Sequence,
 }  # fmt: skip
 
 
@@ -147,7 +220,8 @@ def _problem(record: Mapping[str, Any]) -> str | None:
             return f'the field "identity.{field}" is missing or not a {_kind(kind)}'
     if not isinstance(record["method"].get("title"), str):
         return 'the field "method.title" is missing or not a str'
-    if not all(isinstance(case, dict) and "case" in case for case in record["per_case"]):
+    cases = record["per_case"]
+    if not isinstance(cases, Cases) and not all(isinstance(case, dict) and "case" in case for case in cases):
         return 'an entry of "per_case" has no "case"'
     if not math.isfinite(record["score"]):
         return f"score = {record['score']}: not one test case could be scored"
@@ -227,15 +301,20 @@ class ResultStore:
             return False
         return True
 
-    def read(self, path: Path) -> Record:
+    def read(self, path: Path, lazy: bool = False) -> Record:
         """Return the record in ``path``.
+
+        Args:
+            path: of the file.
+            lazy: see :func:`decode_record`.
 
         Raises:
             DataError: the file is missing, damaged, altered, of another schema, or lies under a
                 name that is not its identity's; names the file.
         """
         try:
-            record = decode_record(path.read_bytes())
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                record = decode_record(file.read(), lazy)
         except FileNotFoundError:
             raise DataError(f"{path}: no such record") from None
         except OSError as error:
@@ -275,8 +354,12 @@ class ResultStore:
         write_bytes(path, data)
         return path
 
-    def records(self) -> tuple[list[Record], list[str]]:
+    def records(self, lazy: bool = False) -> tuple[list[Record], list[str]]:
         """Return every sound record, by file name, and a line for each one that is left out.
+
+        Args:
+            lazy: parse the metrics of the cases only when they are looked at: several times faster for
+                a table, but such a record cannot be written or turned into JSON.
 
         Raises:
             DataError: there is no store, it is empty, or not one of its records is sound.
@@ -286,9 +369,13 @@ class ResultStore:
             raise DataError(f"The store {self.root} {what}. Make one: ssl3d bench --store {self.root}")
         records, problems = [], []
         with no_garbage_collection():
-            for path in sorted(self.folder.glob("*.json")):
+            # By name: sorting paths and opening them through pathlib takes as long as parsing.
+            names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []  # noqa: PTH208
+            for name in names:
+                if not name.endswith(".json") or name.startswith("."):
+                    continue
                 try:
-                    records.append(self.read(path))
+                    records.append(self.read(self.folder / name, lazy))
                 except DataError as error:
                     problems.append(str(error))
         if not records:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.results.cost import Cost, cost_of, mixed_budgets
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
 
 if TYPE_CHECKING:
@@ -124,13 +126,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one configuration; ``cells`` by (mode, task)."""
+    """One method in one configuration; ``cells`` by (mode, task), ``cost`` where it was asked for."""
 
     method: str
     config: dict[str, Any]
     title: str
     trains: str
     cells: dict[tuple[str, str], Cell]
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _tables(
     if not parts:
         raise DataError("There are no records to make a table of. Make some: ssl3d bench --store DIR")
     drafts = _assemble(parts)
-    flats = [_flat(draft.facets) for draft in drafts]
+    flats = [flatten(draft.facets) for draft in drafts]
     order = {
         name: place for place, name in enumerate((BASELINE, *(m for m in method_order if m != BASELINE)))
     }
@@ -226,16 +229,17 @@ class _Part:
         return min(str(record.get("created", "")) for record in self.records)
 
 
+_FOLD = re.compile(r"fold-?\d+$")
 _OWN = {"method", "method_config", "seed", "pretrain_seed"}
-_OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain"}
+_OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain", "match"}
 
 
 def _parts(records: Iterable[Record]) -> list[_Part]:
     parts: dict[tuple[str, ...], _Part] = {}
     for record in records:
         identity = record["identity"]
-        pretrain = identity.get("pretrain")
-        pretrain = canonical_json(pretrain) if pretrain else ""
+        pretraining = _pretraining(identity)
+        pretrain = canonical_json(pretraining) if pretraining else ""
         shared = canonical_json({k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN})
         conditions = _conditions(identity)
         mode, task, split = identity["mode"], identity["task"], identity["split"]
@@ -244,6 +248,18 @@ def _parts(records: Iterable[Record]) -> list[_Part]:
             parts[key] = _Part(pretrain, shared, (mode, task), split, conditions)
         parts[key].records.append(record)
     return sorted(parts.values(), key=lambda part: (part.created, part.column, part.split))
+
+
+def _pretraining(identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the conditions of pretraining that the rows of a table share.
+
+    Methods that were matched in voxels or time have other steps each, and share what was matched.
+    """
+    pretrain, match = identity.get("pretrain"), identity.get("match")
+    if not (pretrain and match):
+        return pretrain or None
+    budget = {k: v for k, v in pretrain["budget"].items() if k != "steps"}
+    return {**pretrain, "budget": budget, "match": match}
 
 
 def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
@@ -255,7 +271,7 @@ def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
     task, mode, split = identity["task"], identity["mode"], identity["split"]
     return {
         f"data of {task}": str(identity.get("task_data")),
-        f"splits of {task}": "folds" if split.startswith("fold-") else split,
+        f"splits of {task}": "folds" if _FOLD.match(split) else split,
         f"cases of {task} {split}": str(identity.get("split_cases")),
         f"budget of {mode}": canonical_json(identity.get("budget")),
     }
@@ -292,9 +308,7 @@ class _Draft:
             data[identity["task"]]["fingerprint"] = identity.get("task_data")
             data[identity["task"]]["cases"][identity["split"]] = identity.get("split_cases")
         identity = self.records[0]["identity"]
-        pretrain = next(
-            (r["identity"]["pretrain"] for r in self.records if r["identity"].get("pretrain")), None
-        )
+        pretrain = next((p for r in self.records if (p := _pretraining(r["identity"]))), None)
         shared = {k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN}
         presets = sorted({str(record.get("preset", "?")) for record in self.records})
         return {"preset": ", ".join(presets), "pretrain": pretrain, **shared, **budgets, "data": data}
@@ -375,7 +389,13 @@ def _table(
             }
         title = head["method"]["title"] + _distinction(config, configs[method])
         finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells))
-    return Table(_caption(flat, draft), differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
+    costs = {
+        row.title: cost
+        for row in finished
+        if row.trains != "none" and (cost := cost_of(r for cell in row.cells.values() for r in cell.records))
+    }
+    caption = " ".join(filter(None, (_caption(flat, draft), mixed_budgets(costs))))
+    return Table(caption, differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
 
 
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
@@ -466,6 +486,8 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     trained classifiers are not on one scale.
     """
     metric = folds[0]["metric"]
+    if len(folds) == 1 and folds[0].get("scored"):
+        return float(folds[0]["score"]), folds[0]["scored"]
     per_case = [case for record in folds for case in record["per_case"]]
     values = [case[metric] for case in per_case if case.get(metric) is not None]
     if len(folds) == 1:
@@ -507,12 +529,12 @@ def _distinction(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
 # --- Captions ------------------------------------------------------------------------------------
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
+            flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[prefix + key] = item
     return flat
@@ -541,9 +563,11 @@ def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
     parts = [f"Preset {flat['preset']}"]
     if flat.get("pretrain.data"):
         steps = flat.get("pretrain.budget.steps")
-        parts.append(
-            f"pretraining{f' {steps} steps' if steps is not None else ''} on data {flat['pretrain.data'][:8]}"
-        )
+        budget = f" {steps} steps" if steps is not None else ""
+        if "pretrain.match.by" in flat:
+            reference = f"{flat['pretrain.match.steps']} supervised steps"
+            budget = f" matched in {flat['pretrain.match.by']} to {reference}"
+        parts.append(f"pretraining{budget} on data {flat['pretrain.data'][:8]}")
     parts += [
         f"{title.lower()} {flat[f'{mode}.steps']} steps"
         for mode, title in MODES.items()

@@ -1,0 +1,197 @@
+"""``ssl3d store``: look into result stores, check, merge and export them; ``ssl3d reproduce``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssl3d.commands.common import (
+    Group,
+    cache_option,
+    device_option,
+    make_console,
+    quiet_libraries,
+    text_table,
+)
+
+if TYPE_CHECKING:
+    from ssl3d.results.store import Record
+
+store_option = click.option(
+    "--store", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the records."
+)
+
+
+@click.group(cls=Group)
+def store() -> None:
+    """Look into result stores; check, merge and export them."""
+
+
+@store.command("ls")
+@store_option
+@click.option("--method", help="Only this method.")
+@click.option("--task", help="Only this task.")
+@click.option(
+    "--stale", "only_stale", is_flag=True, help="Only records whose code, preset or data have changed."
+)
+def list_records(folder: Path, method: str | None, task: str | None, only_stale: bool) -> None:
+    """List records, and why any is stale."""
+    from rich.markup import escape
+
+    from ssl3d.provenance import stale_records
+    from ssl3d.results.store import ResultStore, identity_hash
+
+    records, problems = ResultStore(folder).records()
+    states = stale_records(records)
+    table = text_table("Record", "Method", "Task", "Mode", "Seed", "Split", "Labels", "Score", "State")
+    shown = 0
+    for place, record in enumerate(records):
+        i, reasons = record["identity"], states[place]
+        if (method and i["method"] != method) or (task and i["task"] != task) or (only_stale and not reasons):
+            continue
+        state = "[dim]unknown[/]" if reasons is None else f"[yellow]stale: {escape('; '.join(reasons))}[/]"
+        labels = f"{100 * i.get('label_fraction', 1.0):g} %"
+        row = (
+            i["method"],
+            i["task"],
+            i["mode"],
+            str(i["seed"]),
+            i["split"],
+            labels,
+            f"{record['score']:.1f}",
+        )
+        table.add_row(
+            identity_hash(i)[:8], *map(escape, row), "[green]current[/]" if reasons == [] else state
+        )
+        shown += 1
+    make_console().print(table)
+    counts = [sum(test(r) for r in states.values()) for test in (bool, lambda r: r is None)]
+    click.echo(f"{shown} of {len(records)} records; {counts[0]} stale, {counts[1]} that cannot tell.")
+    if counts[0]:
+        click.echo("Compute stale cells again: ssl3d bench --recompute")
+    _name(problems)
+
+
+@store.command()
+@click.argument("record")
+@click.option(
+    "--store", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder of the records."
+)
+@click.option("--cases", is_flag=True, help="With the metrics of each case.")
+def show(record: str, folder: Path, cases: bool) -> None:
+    """Print RECORD: a file, its name, or the start of its hash in --store."""
+    import json
+
+    from ssl3d.provenance import stale
+
+    path, found = _found(record, folder)
+    if not cases:
+        found = {**found, "per_case": f"{len(found['per_case'])} cases (--cases shows them)"}
+    click.echo(json.dumps(found, indent=2))
+    reasons = stale(found)
+    state = "unknown, the record does not tell" if reasons is None else "; ".join(reasons) or "none"
+    click.echo(f"{path}\nChanged since: {state}.", err=True)
+
+
+@store.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+def merge(target: Path, sources: tuple[Path, ...]) -> None:
+    """Copy the records of SOURCES into TARGET; two results for one identity are named, not merged."""
+    from ssl3d.results.manage import merge as merge_stores
+    from ssl3d.results.store import ResultStore
+
+    merged = merge_stores(ResultStore(target), [ResultStore(source) for source in sources])
+    click.echo(f"{target}: {merged.copied} records copied, {merged.known} there already.")
+    for line in merged.conflicts:
+        click.echo(f"Conflict: {line}", err=True)
+    _name(merged.problems, bad=bool(merged.conflicts))
+
+
+@store.command()
+@store_option
+def verify(folder: Path) -> None:
+    """Check every record: whole, unaltered, under the name of its identity."""
+    from ssl3d.results.store import ResultStore
+
+    opened = ResultStore(folder)
+    records, problems = opened.records()
+    click.echo(f"{len(records)} records are sound, {len(problems)} are not.")
+    for path in sorted(opened.folder.glob("*.damaged")):
+        click.echo(f"Kept as evidence, not part of the store: {path}", err=True)
+    _name(problems)
+
+
+@store.command()
+@store_option
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="File to write: .csv or .parquet."
+)
+@click.option("--what", default="records", show_default=True, metavar="records|cases",
+              help="A row a record, or a row a case.")  # fmt: skip
+def export(folder: Path, out: Path, what: str) -> None:
+    """Write the records as CSV or Parquet."""
+    from ssl3d.results.manage import export as write
+    from ssl3d.results.store import ResultStore
+
+    records, problems = ResultStore(folder).records()
+    click.echo(f"{out}: {write(records, out, what)} rows.")
+    _name(problems)
+
+
+@click.command()
+@click.argument("record")
+@click.option(
+    "--store", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder of the records."
+)
+@click.option("--tolerance", default=0.5, show_default=True, metavar="POINTS",
+              help="Largest difference of the score that still counts as the same, in percentage points.")  # fmt: skip
+@click.option(
+    "--checkpoint", is_flag=True, help="Evaluate the record's own checkpoint instead of pretraining again."
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="Keep the new record and run here [default: deleted].")  # fmt: skip
+@device_option
+@cache_option
+def reproduce(
+    record: str,
+    folder: Path,
+    tolerance: float,
+    checkpoint: bool,
+    out: Path | None,
+    device: str,
+    cache: Path | None,
+) -> None:
+    """Compute RECORD again, and say whether its number comes back.
+
+    RECORD is a file, its name, or the start of its hash in --store.
+    """
+    quiet_libraries()
+    _, found = _found(record, folder)
+    from ssl3d.environment import select_device
+    from ssl3d.reproduce import reproduce as again
+
+    verdict = again(found, tolerance, select_device(device), cache, out, checkpoint)
+    for line in verdict.lines:
+        click.echo(line)
+    sys.exit(0 if verdict.reproduced else 1)
+
+
+def _found(text: str, folder: Path) -> tuple[Path, Record]:
+    from ssl3d.results.manage import find
+    from ssl3d.results.store import ResultStore
+
+    opened = ResultStore(folder)
+    path = find(opened, text)
+    return path, opened.read(path)
+
+
+def _name(problems: list[str], bad: Any = False) -> None:
+    """Name the records that were left out; exit with status 1 when there are any."""
+    for problem in problems:
+        click.echo(f"Left out: {problem}", err=True)
+    if problems or bad:
+        sys.exit(1)

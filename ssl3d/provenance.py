@@ -1,0 +1,125 @@
+"""Is a record still what this ssl3d would compute? And with what could it be computed again?
+
+A record carries its settings and a hash of the code that made it. It is stale when that code, the
+preset that it names, or the data at the place that it names have changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl3d.code import PARTS, code_of
+from ssl3d.config import Settings, load_settings, preset_names
+from ssl3d.errors import SSL3DError
+from ssl3d.results.store import Record, canonical_json
+from ssl3d.results.table import flatten
+
+_WORDS = {"pretrain": "pretraining", "downstream": "evaluation"}
+# Options that change how fast a run is or what it keeps, but never a number.
+_WITHOUT_EFFECT = {
+    "pretrain.workers", "pretrain.checkpoint_every", "pretrain.keep_checkpoints", "pretrain.monitor_every",
+    "pretrain.log_every", "downstream.feature_budget_mib", "downstream.feature_disk_mib",
+}  # fmt: skip
+
+
+def run_of(settings: Settings, data: str, task_data: Path | None, checkpoint: Path | None) -> dict[str, Any]:
+    """Return what a record keeps to be computed again: settings, where they left the preset, and places."""
+    values = settings.model_dump(mode="json")
+    changed: dict[str, Any] = {}
+    if settings.preset in preset_names():
+        preset = flatten(load_settings(settings.preset).model_dump(mode="json"))
+        changed = {k: v for k, v in flatten(values).items() if k not in preset or preset[k] != v}
+    return {
+        "settings": values,
+        "overrides": changed,
+        "data": data,
+        "task_data": task_data and str(task_data),
+        "checkpoint": checkpoint and str(checkpoint),
+    }
+
+
+def stale(record: Mapping[str, Any]) -> list[str] | None:
+    """Return why this ssl3d would not compute ``record`` today; None when the record cannot tell.
+
+    Looks at code and configuration; for data see :func:`stale_records`.
+    """
+    code, run = record.get("code"), record.get("run")
+    if not code or not run:
+        return None
+    now = code_of(code["modules"])
+    trains = record["method"].get("trains") != "none"
+    reasons = [
+        f"code of {_WORDS[part]} changed"
+        for part in PARTS
+        if now[part] != code[part] and (trains or part == "downstream")
+    ]
+    return reasons + _changed_settings(record, run)
+
+
+def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    preset = run["settings"]["preset"]
+    if preset not in preset_names():
+        return []
+    try:
+        now = flatten(load_settings(preset).model_dump(mode="json"))
+    except SSL3DError as error:
+        return [f"preset {preset} cannot be read: {error}"]
+    now |= run["overrides"]
+    then = flatten(run["settings"])
+    identity = record["identity"]
+    keys = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k) and _matters(k, identity, run)]
+    return [f"{k} {then.get(k)} -> {now.get(k)}" for k in sorted(keys)]
+
+
+def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if key in _WITHOUT_EFFECT or section == "preset":
+        return False
+    if section == "downstream":
+        return name not in ("linear", "finetune", "knn") or name == identity["mode"]
+    if section == "methods":
+        return name == identity["method"]
+    if section == "phantoms":
+        return run["task_data"] is None or run["data"] == "phantoms"
+    if section == "data" and name in ("counts", "task_spacing_mm"):
+        return rest.rpartition(".")[2] == identity["task"]
+    return section != "pretrain" or identity.get("pretrain") is not None
+
+
+def stale_records(records: Iterable[Record]) -> dict[int, list[str] | None]:
+    """Return why each record (by its place) is stale: code, configuration, or data.
+
+    The data at a place have changed when a newer record, equal in everything else, read others there.
+    """
+    records = list(records)
+    found = {place: stale(record) for place, record in enumerate(records)}
+    groups: dict[str, list[int]] = {}
+    for place, record in enumerate(records):
+        if not record.get("run"):
+            continue
+        identity, run = dict(record["identity"]), record["run"]
+        pretrain = identity.pop("pretrain", None)
+        rest = {k: v for k, v in identity.items() if k not in ("task_data", "split_cases")}
+        budget = pretrain and {k: v for k, v in pretrain.items() if k != "data"}
+        # The phantoms are made from the settings, so other phantoms are other settings, not changed data.
+        same = [
+            rest,
+            budget,
+            run["data"],
+            run["task_data"],
+            run["settings"]["phantoms"],
+            run["settings"]["data"],
+        ]
+        groups.setdefault(canonical_json(same), []).append(place)
+    for places in groups.values():
+        newest = max(places, key=lambda place: str(records[place].get("created", "")))
+        for place in places:
+            old, new = records[place]["identity"], records[newest]["identity"]
+            if (old["task_data"], old.get("split_cases")) != (new["task_data"], new.get("split_cases")):
+                found[place] = [*(found[place] or []), f"data of {old['task']} changed"]
+            elif old.get("pretrain") != new.get("pretrain"):
+                found[place] = [*(found[place] or []), "data of pretraining changed"]
+    return found

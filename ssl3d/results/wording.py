@@ -1,0 +1,180 @@
+"""What every table format says the same way: figures, details of a cell, headings, legends, costs.
+
+A format decides only how these look; which of them exist, and their words, are decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ssl3d.results.cost import Cost
+from ssl3d.results.table import PAPER, Cell, Column, Table, TableModel
+
+Kind = Literal["delta", "interval", "p", "rank", "paper", "support"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""In the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One line below the mean of a cell.
+
+    Attributes:
+        kind: what it says, for a format to colour or align.
+        text: the line, plain.
+        strong: it is a significant test.
+    """
+
+    kind: Kind
+    text: str
+    strong: bool = False
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, without control characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def mean(cell: Cell) -> str:
+    return f"{cell.mean:.1f}"
+
+
+def sd(cell: Cell) -> str:
+    return "" if cell.sd is None else f"±{cell.sd:.1f}"
+
+
+def shown_delta(cell: Cell) -> float | None:
+    """Return the difference to scratch as it is shown, so that its sign and colour follow what is seen.
+
+    -0.04 is no loss at one decimal.
+    """
+    return None if cell.delta is None else round(cell.delta, 1) or 0.0
+
+
+def stars(cell: Cell) -> str:
+    """Return ``*``, ``**``, ``***`` for an adjusted p of at most 0.05, 0.01, 0.001; else nothing."""
+    if cell.comparison is None or not cell.comparison.significant:
+        return ""
+    p = cell.comparison.p_holm
+    return "***" if p <= 0.001 else "**" if p <= 0.01 else "*"
+
+
+def details(cell: Cell, column: Column) -> list[Detail]:
+    """Return the lines below the mean, in the order in which every format shows them."""
+    found = []
+    delta = shown_delta(cell)
+    if delta is not None:
+        found.append(Detail("delta", f"{delta:+.1f}".replace("-", "−")))
+    if cell.interval:
+        found.append(Detail("interval", f"[{cell.interval.low:.1f}, {cell.interval.high:.1f}]"))
+    if cell.comparison:
+        p = cell.comparison.p_holm
+        text = "n.p." if cell.comparison.powerless else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        found.append(Detail("p", text, cell.comparison.significant))
+    if cell.rank:
+        found.append(Detail("rank", f"#{cell.rank.rank} ({cell.rank.low}-{cell.rank.high})"))
+    if cell.paper is not None:
+        found.append(Detail("paper", f"paper {cell.paper:.1f}"))
+    if cell.support != column.support:
+        found.append(Detail("support", f"n = {support(cell.support)}"))
+    return found
+
+
+def support(value: tuple[int, int]) -> str:
+    return "{}×{}".format(*value)
+
+
+def notes(table: Table) -> list[str]:
+    """Return the lines below the legend: footnotes, then what the statistics have to say."""
+    lines = [f"{mark} {printable(text)}." for mark, text in table.footnotes]
+    return lines + [f"{printable(text)}." for text in table.remarks]
+
+
+def heading(model: TableModel, table: Table) -> str:
+    """Return the caption, with the number and what differs when there are several tables."""
+    if len(model.tables) == 1:
+        return printable(table.caption)
+    number = next(n for n, t in enumerate(model.tables, 1) if t is table)
+    differs = f" Differs from the others in: {table.differs}." if table.differs else ""
+    return printable(f"Table {number} of {len(model.tables)}. {table.caption}{differs}")
+
+
+def legend(table: Table, best: str, second: str, colours: str = "", starred: bool = False) -> str:
+    """Return the sentence that explains the signs which occur in ``table``; no sign, no word.
+
+    Args:
+        table: the table.
+        best, second: how the format marks them; an empty ``second`` is not marked.
+        colours: how the format colours differences to scratch, if it does.
+        starred: the format puts :func:`stars` beside the means.
+    """
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    parts = ["Mean over seeds in %"]
+    if any(cell.sd is not None for cell in cells):
+        parts.append("± standard deviation over seeds")
+    if any(cell.delta is not None for cell in cells):
+        parts.append(f"signed: difference to scratch{f' ({colours})' if colours else ''}")
+    parts.append("n = seeds × test cases")
+    if any(cell.best for cell in cells):
+        parts.append(f"{best}: best")
+    if second and any(cell.second for cell in cells):
+        parts.append(f"{second}: second")
+    if starred and any(stars(cell) for cell in cells):
+        parts.append("*, **, ***: Holm-adjusted p at most 0.05, 0.01, 0.001")
+    if any(cell.paper is not None for cell in cells):
+        parts.append(f"paper: {PAPER}, on the real data sets")
+    return "; ".join(parts) + "."
+
+
+# --- Cost ------------------------------------------------------------------------------------------
+
+COST_HEADERS = ("Method", "Steps", "Voxels seen", "Pretraining", "Evaluation", "Memory", "Trained", "Device")
+COST_LEGEND = (
+    "Cost of one seed, the mean over seeds: pretraining steps, voxels seen and time; time of all evaluations "
+    "of the row; largest memory; parameters trained in pretraining."
+)
+
+
+def cost_lines(table: Table) -> list[Sequence[str]]:
+    """Return one line a method below :data:`COST_HEADERS`; empty when costs were not asked for."""
+    if not any(row.cost for row in table.rows):
+        return []
+    return [(printable(row.title), *_cost(row.cost)) for row in table.rows]
+
+
+def _cost(cost: Cost | None) -> list[str]:
+    if cost is None:
+        return ["?"] * (len(COST_HEADERS) - 1)
+    memory = cost.peak_memory_mib
+    return [
+        _count(cost.pretrain_steps), _count(cost.voxels_seen), _seconds(cost.pretrain_seconds),
+        _seconds(cost.downstream_seconds),
+        "?" if memory is None else f"{memory:.0f} MiB" if memory < 1024 else f"{memory / 1024:.1f} GiB",
+        _count(cost.pretrain_parameters), printable(", ".join(cost.devices)) or "?",
+    ]  # fmt: skip
+
+
+def _count(number: float | None) -> str:
+    """Return a count with at most three digits and a unit.
+
+    >>> _count(360), _count(1_500_000), _count(0), _count(None)
+    ('360', '1.5 M', '0', '?')
+    """
+    if number is None:
+        return "?"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _seconds(seconds: float | None) -> str:
+    """Return a time in the largest unit that leaves a number of at least one."""
+    if seconds is None:
+        return "?"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
