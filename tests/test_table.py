@@ -130,7 +130,7 @@ def test_the_folds_that_the_splits_are_named_after_share_a_table() -> None:
     from ssl3d.data.splits import make_splits
 
     cases = [
-        SimpleNamespace(id=f"c{i}", subject=f"p{i}", subset=None, target=None, labelled=True)
+        SimpleNamespace(id=f"c{i}", subject=f"p{i}", subset=None, target=None, classes=None, labelled=True)
         for i in range(8)
     ]
     splits = make_splits(cases, (3, 1, 2), scheme="cv", folds=4)
