@@ -178,6 +178,7 @@ class PreparedCohort:
         folder: where it is.
         dataset: name of the data set.
         label_names: names of the structures; label value k is ``label_names[k - 1]``, 0 is background.
+        label_values: what the source files hold for each of them.
         cases: the cases, in the order of the arrays.
         fingerprint: hash of source contents and parameters (64 hexadecimal digits); the same on
             every machine and wherever the files lie.
@@ -197,6 +198,7 @@ class PreparedCohort:
         self.folder = folder
         self.dataset: str = manifest["dataset"]
         self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
+        self.label_values: tuple[int, ...] = tuple(manifest["label_values"])
         self.fingerprint: str = manifest["fingerprint"]
         self.preparation = Preparation.model_validate(manifest["preparation"])
         self.intensity = Intensity(**manifest["intensity"])
@@ -804,6 +806,35 @@ def prepare_arrays(
     return np.clip(data, 0, 1, dtype=np.float32), label, affine
 
 
+def prepare_file(
+    path: Path, preparation: Preparation, intensity: Intensity, *, max_bytes: int = MAX_BYTES
+) -> tuple[Volume, np.ndarray, np.ndarray] | list[Finding]:
+    """Check, read and prepare one image that belongs to no cohort, as those of the training were.
+
+    Args:
+        path: the image file.
+        preparation: the parameters; crop "label" cannot be repeated without a label.
+        intensity: scaling and offset of the cohort.
+        max_bytes: largest volume allowed, in bytes as float32.
+
+    Returns:
+        The volume as read, the prepared image (D, H, W) in [0, 1] and its affine (4, 4); or what is
+        wrong with the file.
+    """
+    from ssl3d.data.adapters import Folder
+
+    offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
+    case = Case(path.name, path.name, path)
+    findings, image, _ = inspect_case(case, Folder(), offset=offset, max_bytes=max_bytes)
+    if findings or image is None:
+        return findings
+    try:
+        data, _, affine = prepare_arrays(image, None, preparation, intensity)
+    except _CaseError as error:
+        return [Finding(path, *error.args)]
+    return image, data, affine
+
+
 def _shift(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
     """Return the affine of an array that begins at voxel ``start`` of the old one."""
     shifted = affine.copy()
@@ -986,6 +1017,35 @@ def to_native_grid(
         Array of ``native_shape`` and the type of ``labels``: nearest neighbour, 0 outside the crop.
     """
     return _sample(labels, np.linalg.inv(prepared_affine) @ native_affine, native_shape, order=0)
+
+
+def logits_to_native_grid(
+    logits: np.ndarray, prepared_affine: np.ndarray, native_affine: np.ndarray, native_shape: Sequence[int]
+) -> np.ndarray:
+    """Return the likeliest class at every voxel of the file that a prepared volume came from.
+
+    Logits are interpolated linearly before the classes are compared, so that borders on a fine native
+    grid do not show the steps of a coarse prepared one. Class by class: two native volumes in memory.
+
+    Args:
+        logits: (K + 1, D, H, W) float on the prepared grid; class 0 is background.
+        prepared_affine: (4, 4) of the prepared grid.
+        native_affine: (4, 4) of the file as stored: any orientation.
+        native_shape: shape of the file as stored.
+
+    Returns:
+        Array of ``native_shape``, uint8 0..K, 0 outside the prepared grid.
+    """
+    matrix = np.linalg.inv(prepared_affine) @ native_affine
+    best = _sample(logits[0], matrix, native_shape, order=1)
+    result = np.zeros(best.shape, dtype=np.uint8)
+    for k in range(1, len(logits)):
+        values = _sample(logits[k], matrix, native_shape, order=1)
+        larger = values > best
+        result[larger] = k
+        best[larger] = values[larger]
+    inside = _sample(np.ones(logits.shape[1:], dtype=np.uint8), matrix, native_shape, order=0)
+    return result * inside
 
 
 def _sample(data: np.ndarray, matrix: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:

@@ -184,3 +184,37 @@ def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
+
+
+def write_like(path: Path, data: np.ndarray, source: Path) -> None:
+    """Write an array on the grid and in the format of an image file: orientation, spacing and origin kept.
+
+    Args:
+        path: has the ending of ``source``.
+        data: the shape of ``source`` as stored (``Volume.native_shape``); an integer type.
+        source: a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        DataError: another ending than that of ``source``.
+    """
+    suffix = image_suffix(source)
+    if image_suffix(path) != suffix:
+        raise DataError(f"Cannot write {path}: {source} is {suffix}. Fix: give the name the same ending.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix in {".nii", ".nii.gz"}:
+        import nibabel
+
+        image = nibabel.load(source)
+        header = image.header.copy()  # sform, qform and their codes
+        header.set_data_dtype(data.dtype)
+        header["cal_min"] = header["cal_max"] = 0  # the display range of the image
+        nibabel.save(type(image)(data, None, header), path)
+        return
+    import SimpleITK as sitk
+
+    reference = sitk.ReadImage(str(source))
+    result = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))  # (x, y, z) -> (z, y, x)
+    result.SetSpacing(reference.GetSpacing())
+    result.SetOrigin(reference.GetOrigin())
+    result.SetDirection(reference.GetDirection())
+    sitk.WriteImage(result, str(path), useCompression=True)

@@ -86,6 +86,7 @@ def evaluate(
     seed: int,
     device: torch.device,
     label: str = "",
+    keep: Callable[[nn.Module], None] | None = None,
 ) -> Outcome:
     """Train a head (linear), everything (finetune) or nothing (knn) on ``split.train``, choose on
     ``split.val``, test once on ``split.test``.
@@ -101,13 +102,15 @@ def evaluate(
         seed: decides the head's initial weights and the order of the training crops.
         device: where to compute.
         label: what the progress line calls this evaluation.
+        keep: called with the head once training is over, before the test; ``backbone`` then holds the
+            weights that belong to it.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     began = time.monotonic()
     to_device(backbone, device)
-    problem = problem_class(task)(backbone, task, cohort, mode, config, device)
+    problem = make_problem(backbone, task, cohort, mode, config, device)
     train, val, test = (
         [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
     )
@@ -124,6 +127,8 @@ def evaluate(
         label = label or f"{task.name} {mode}"
         best_step = _train(problem, model, train, val, getattr(config, mode), seed, label, curve)
     model.eval()
+    if keep is not None:
+        keep(head)
     tested, per_case, excluded = problem.test(head, test)
     return Outcome(
         score=round(problem.scale * tested, 6),
@@ -224,8 +229,16 @@ class Problem:
         """Return the features (1, C, ...) of one whole case, without gradient."""
         raise NotImplementedError
 
+    def layer(self) -> nn.Module:
+        """Return the trainable layer of the head."""
+        raise NotImplementedError
+
     def make_head(self, train: list[int]) -> nn.Module:
-        """Return the trainable head."""
+        """Return the head: its layer, after a standardisation where the budget says so."""
+        return self.standardized(self.layer(), train)
+
+    def predict(self, head: nn.Module, case: int) -> Tensor:
+        """Return what the head says of one case, on the CPU: logits (K + 1, D, H, W) or a probability ()."""
         raise NotImplementedError
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
@@ -292,10 +305,9 @@ class Segmentation(Problem):
     def classes(self) -> int:
         return self.cohort.num_classes
 
-    def make_head(self, train: list[int]) -> nn.Module:
+    def layer(self) -> nn.Module:
         kernel = self.config.head_kernel
-        head = nn.Conv3d(self.backbone.local_channels, self.classes, kernel, padding=kernel // 2)
-        return self.standardized(head, train)
+        return nn.Conv3d(self.backbone.local_channels, self.classes, kernel, padding=kernel // 2)
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
         cfg, frozen = self.config.knn, self.frozen
@@ -365,13 +377,16 @@ class Segmentation(Problem):
         return loss
 
     @torch.no_grad()
-    def predict(self, head: nn.Module, case: int) -> tuple[Tensor, Tensor]:
+    def predict(self, head: nn.Module, case: int) -> Tensor:
+        return self.logits(head, case)[0].cpu()
+
+    def compare(self, head: nn.Module, case: int) -> tuple[Tensor, Tensor]:
         """Return (prediction, truth) of one case, labels (D, H, W)."""
-        prediction = self.logits(head, case).argmax(dim=1)[0].cpu()
+        prediction = self.predict(head, case).argmax(dim=0)
         return prediction, torch.from_numpy(np.array(self.cohort.label(case)))
 
     def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
-        scores = [dice_per_structure(*self.predict(head, case), self.classes).nanmean() for case in cases]
+        scores = [dice_per_structure(*self.compare(head, case), self.classes).nanmean() for case in cases]
         return float(torch.stack(scores).nanmean().nan_to_num()), 0.0
 
     def test(self, head: nn.Module, cases: list[int]) -> tuple[float, list[dict[str, Any]], dict[str, int]]:
@@ -380,7 +395,7 @@ class Segmentation(Problem):
             names = list(self.cohort.label_names)
             spacing = self.cohort.cases[case].spacing_mm
             metrics = segmentation_metrics(
-                *self.predict(head, case), names, spacing, self.config.surface_tolerance_mm
+                *self.compare(head, case), names, spacing, self.config.surface_tolerance_mm
             )
             per_case.append({"case": self.cohort.cases[case].id, **metrics})
         scores = [c["dsc"] for c in per_case if c["dsc"] is not None]
@@ -391,8 +406,8 @@ class Segmentation(Problem):
 class Classification(Problem):
     """One logit a volume, from the pooled global feature f^g."""
 
-    def make_head(self, train: list[int]) -> nn.Module:
-        return self.standardized(nn.Linear(self.backbone.global_channels, 1), train)
+    def layer(self) -> nn.Module:
+        return nn.Linear(self.backbone.global_channels, 1)
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
         assert self.frozen is not None
@@ -433,8 +448,11 @@ class Classification(Problem):
         return target
 
     @torch.no_grad()
+    def predict(self, head: nn.Module, case: int) -> Tensor:
+        return torch.sigmoid(self.logit(head, case))[0].cpu()
+
     def _probabilities(self, head: nn.Module, cases: list[int]) -> list[float]:
-        return [float(torch.sigmoid(self.logit(head, case))) for case in cases]
+        return [float(self.predict(head, case)) for case in cases]
 
     @torch.no_grad()
     def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
@@ -463,6 +481,18 @@ def check_modes(task: Task, modes: list[Mode]) -> None:
                 f"The task {task.name} ({task.kind}) has no mode {mode}; it has {' and '.join(possible)}. "
                 "Fix: give these with --modes, or leave the task out."
             )
+
+
+def make_problem(
+    backbone: Backbone,
+    task: Task,
+    cohort: PreparedCohort,
+    mode: Mode,
+    config: DownstreamConfig,
+    device: torch.device,
+) -> Problem:
+    """Return what evaluates ``task``; ``backbone`` is on ``device``."""
+    return problem_class(task)(backbone, task, cohort, mode, config, device)
 
 
 def check_mode(mode: str) -> Mode:

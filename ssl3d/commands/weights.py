@@ -1,0 +1,97 @@
+"""``ssl3d finetune``, ``predict`` and ``export``: from pretrained weights to something that is used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ssl3d.commands.common import cache_option, device_option, preset_option, quiet_libraries, settings_of
+from ssl3d.errors import ConfigError
+
+
+@click.command()
+@click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
+              help='Folder written by "ssl3d pretrain".')  # fmt: skip
+@click.option("--task", "task_name", required=True, metavar="NAME", help='See "ssl3d tasks".')
+@click.option(
+    "--task-data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Its release on disk [default: phantoms].",
+)
+@click.option("--mode", default="finetune", show_default=True, type=click.Choice(["finetune", "linear"]))
+@click.option("--split", default=0, show_default=True, help="Number of the split, for cross-validation.")
+@click.option("--seed", default=0, show_default=True, help="Head, order and crops.")
+@preset_option
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
+@device_option
+@cache_option
+def finetune(
+    checkpoint: Path, task_name: str, task_data: Path | None, mode: str, split: int, seed: int, preset: str,
+    overrides: tuple[str, ...], out: Path, device: str, cache: Path | None,
+) -> None:  # fmt: skip
+    """Train a predictor for a task, as a cell of the bench does, and keep it."""
+    quiet_libraries()
+    from ssl3d.plugins import registry
+
+    task = registry().tasks.get(task_name).load()
+    settings = settings_of(preset, overrides)
+    from ssl3d.config import BackboneConfig
+    from ssl3d.data.sources import task_cohort, task_splits
+    from ssl3d.downstream.harness import check_mode, evaluate
+    from ssl3d.downstream.predictor import FACTS, save_predictor
+    from ssl3d.environment import select_device
+    from ssl3d.models.checkpoint import load_backbone, read_run
+
+    if (out / FACTS).exists():
+        raise ConfigError(f"{out} holds a predictor already: choose another folder, or remove it.")
+    backbone, run = load_backbone(checkpoint), read_run(checkpoint)
+    where, chosen_mode = select_device(device), check_mode(mode)
+    cohort = task_cohort(task, task_data, settings, cache)
+    splits = task_splits(task, cohort, settings)
+    if not 0 <= split < len(splits):
+        raise ConfigError(f"--split {split}: task {task.name} has splits 0 to {len(splits) - 1}.")
+    source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
+    outcome = evaluate(
+        backbone, task, cohort, splits[split], chosen_mode, settings.downstream, seed, where,
+        keep=lambda head: save_predictor(
+            out, backbone, head, task=task, mode=chosen_mode, cohort=cohort, split=splits[split],
+            config=settings.downstream, backbone_config=BackboneConfig.model_validate(run["backbone"]),
+            source={**source, "seed": seed},
+        ),
+    )  # fmt: skip
+    click.echo(
+        f"{task.title} {task.metric.upper()} {outcome.score:.1f} on {len(outcome.per_case)} test cases"
+    )
+    click.echo(f"Predictor: {out}")
+
+
+@click.command()
+@click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help='Folder written by "ssl3d finetune".')  # fmt: skip
+@click.option("--input", "inputs", required=True, multiple=True, type=click.Path(path_type=Path),
+              metavar="FILE|DIR", help="A volume, or a folder of volumes; give it as often as needed.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder.")
+@device_option
+def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) -> None:
+    """Predict files: segmentations on the grid of each, or a CSV of probabilities.
+
+    Exit status: 0 every file was predicted; 1 some could not be read (they are named, the others are
+    predicted); 2 nothing was done.
+    """
+    quiet_libraries()
+    from ssl3d.downstream.predictor import expand_inputs, load_predictor
+    from ssl3d.environment import select_device
+    from ssl3d.progress import Track
+
+    predictor = load_predictor(checkpoint)
+    files = expand_inputs(inputs)
+    with Track(f"{predictor.task.title} prediction", len(files), unit="file") as track:
+        findings = predictor.predict_files(files, out, select_device(device), track.update)
+    bad = {finding.path for finding in findings}
+    click.echo(f"{len(files) - len(bad)} of {len(files)} files predicted: {out}")
+    if findings:
+        click.echo("Not predicted:\n" + "\n".join(f"  {finding}" for finding in findings), err=True)
+        sys.exit(1)
