@@ -28,7 +28,7 @@ from ssl3d.commands.common import (
 from ssl3d.commands.data import data
 from ssl3d.commands.store import reproduce
 from ssl3d.commands.store import store as store_group
-from ssl3d.commands.weights import finetune, predict
+from ssl3d.commands.weights import export, finetune, predict
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -526,6 +526,7 @@ def table(store: Path, format_name: str, against: str | None, statistics: str, r
 main.add_command(data)
 main.add_command(store_group)
 main.add_command(reproduce)
+main.add_command(export)
 main.add_command(finetune)
 main.add_command(predict)
 

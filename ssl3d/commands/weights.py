@@ -95,3 +95,17 @@ def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) 
     if findings:
         click.echo("Not predicted:\n" + "\n".join(f"  {finding}" for finding in findings), err=True)
         sys.exit(1)
+
+
+@click.command()
+@click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
+              help='Folder written by "ssl3d pretrain".')  # fmt: skip
+@click.option("--to", "target", required=True, metavar="FORMAT", help="safetensors, torch or huggingface.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
+def export(checkpoint: Path, target: str, out: Path) -> None:
+    """Write a pretrained backbone for other tools."""
+    quiet_libraries()
+    from ssl3d.models.export import export as write
+
+    for path in write(checkpoint, target, out):
+        click.echo(path)

@@ -97,10 +97,10 @@ class seeded:
 
 
 def create_model(checkpoint: str | Path) -> Backbone:
-    """Return the pretrained backbone of a run.
+    """Return the pretrained backbone of a run, or of an exported folder.
 
     Args:
-        checkpoint: folder written by ``ssl3d pretrain``.
+        checkpoint: folder written by ``ssl3d pretrain`` or ``ssl3d export``.
 
     Raises:
         CheckpointError: the folder holds no finished run, or its weights do not fit.
@@ -110,6 +110,9 @@ def create_model(checkpoint: str | Path) -> Backbone:
         backbone = ssl3d.create_model("runs/gvsl")
         global_feature, local_feature = backbone(volume)
     """
-    from ssl3d.models.checkpoint import load_backbone
+    from ssl3d.models.checkpoint import RUN, load_backbone
+    from ssl3d.models.export import CONFIG, load_exported
 
-    return load_backbone(Path(checkpoint))
+    folder = Path(checkpoint)
+    exported = (folder / CONFIG).is_file() and not (folder / RUN).is_file()
+    return load_exported(folder) if exported else load_backbone(folder)
