@@ -338,3 +338,14 @@ def test_finetune_writes_a_predictor_that_predict_uses(tmp_path: Path) -> None:
         "predict", "--checkpoint", tmp_path / "p", *inputs, "--out", tmp_path / "o", "--device", "cpu"
     )
     assert result.exit_code == 0 and "2 of 2 files predicted" in result.output, result.output
+
+
+@pytest.mark.parametrize("task", [Task("age", "AGE", "regression", "memory", "mae", (1, 1, 1))])
+def test_kinds_that_cannot_be_kept_are_refused_before_training(tmp_path: Path, task: Task) -> None:
+    from ssl3d.downstream.predictor import check_keepable
+    from ssl3d.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="only these can be kept"):
+        check_keepable(task, SimpleNamespace(preparation=Preparation()))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="crops to its labels"):
+        check_keepable(SEG, SimpleNamespace(preparation=Preparation(crop="label")))  # type: ignore[arg-type]

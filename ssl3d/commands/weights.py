@@ -41,7 +41,7 @@ def finetune(
     from ssl3d.config import BackboneConfig
     from ssl3d.data.sources import task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode, evaluate
-    from ssl3d.downstream.predictor import FACTS, save_predictor
+    from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
     from ssl3d.environment import select_device
     from ssl3d.models.checkpoint import load_backbone, read_run
 
@@ -50,6 +50,7 @@ def finetune(
     backbone, run = load_backbone(checkpoint), read_run(checkpoint)
     where, chosen_mode = select_device(device), check_mode(mode)
     cohort = task_cohort(task, task_data, settings, cache)
+    check_keepable(task, cohort)
     splits = task_splits(task, cohort, settings)
     if not 0 <= split < len(splits):
         raise ConfigError(f"--split {split}: task {task.name} has splits 0 to {len(splits) - 1}.")

@@ -22,7 +22,14 @@ from ssl3d.data.adapters import image_suffix
 from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import Intensity, Preparation, PreparedCohort, logits_to_native_grid, prepare_file
 from ssl3d.data.volume import write_like
-from ssl3d.downstream.harness import Mode, Standardize, make_problem
+from ssl3d.downstream.harness import (
+    Classification,
+    Mode,
+    Segmentation,
+    Standardize,
+    make_problem,
+    problem_class,
+)
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
 from ssl3d.errors import CheckpointError, ConfigError
@@ -137,6 +144,20 @@ class Predictor:
                 )
 
 
+def check_keepable(task: Task, cohort: PreparedCohort) -> None:
+    """Raise ConfigError, before any training, for a task that new files cannot be predicted for."""
+    if problem_class(task) not in {Segmentation, Classification}:
+        raise ConfigError(
+            f"Task {task.name} is neither a segmentation nor a yes or no for each volume: only these can be kept "
+            "for prediction so far. Evaluate it with ssl3d bench."
+        )
+    if cohort.preparation.uses_labels:
+        raise ConfigError(
+            f'Task {task.name} crops to its labels (crop "label"), which a new file does not have: '
+            "fine-tune with another crop."
+        )
+
+
 def save_predictor(
     folder: Path,
     backbone: Backbone,
@@ -159,17 +180,13 @@ def save_predictor(
         backbone_config: architecture of the backbone.
         source: provenance of the pretrained weights, kept as it is.
     """
-    if cohort.preparation.uses_labels:
-        raise ConfigError(
-            f'Task {task.name} crops to its labels (crop "label"), which a new file does not have: '
-            "fine-tune with another crop."
-        )
+    check_keepable(task, cohort)
     weights = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     weights |= {f"head.{k}": v for k, v in head.state_dict().items()}
     save_tensors(folder / MODEL, weights)
     facts = {
         "format": FORMAT,
-        "task": {**asdict(task), "preparation": dict(task.preparation)},
+        "task": {key: getattr(task, key) for key in ("name", "title", "kind", "dataset", "metric", "counts")},
         "mode": mode,
         "label_names": list(cohort.label_names),
         "label_values": list(cohort.label_values),
