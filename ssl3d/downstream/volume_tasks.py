@@ -24,8 +24,8 @@ class SeveralOutputs(Classification):
     def outputs(self) -> int:
         raise NotImplementedError
 
-    def make_head(self, train: list[int]) -> nn.Module:
-        return self.standardized(nn.Linear(self.backbone.global_channels, self.outputs), train)
+    def layer(self) -> nn.Module:
+        return nn.Linear(self.backbone.global_channels, self.outputs)
 
     def raw(self, head: nn.Module, cases: list[int]) -> Tensor:
         """Return the head's outputs (B, K); volumes differ in size, so they pass one by one."""
