@@ -135,6 +135,25 @@ def test_kept_segmentations_survive_as_nifti(tmp_path: Path) -> None:
     assert nifti(labels, affine) == nifti(labels, affine)
 
 
+def test_a_bench_keeps_the_segmentations_that_were_asked_for(tmp_path: Path) -> None:
+    command = ["bench", "--preset", "smoke", "--methods", "scratch", "--tasks", "shc", "--modes", "linear"]
+    places = ["--store", str(tmp_path / "s"), "--cache", str(tmp_path / "c"), "--keep-predictions", "1"]
+    result = CliRunner().invoke(main, [*command, *places])
+    assert result.exit_code == 0, result.output
+    (made,), _ = ResultStore(tmp_path / "s").records()
+    (kept,) = made["predictions"]
+    volumes = {
+        k: np.asarray(nibabel.load(tmp_path / "s" / kept[k]).dataobj)
+        for k in ("image", "truth", "prediction")
+    }
+    case = next(c for c in made["per_case"] if c["case"] == kept["case"])
+    prediction, truth = volumes["prediction"], volumes["truth"]
+    dices = [2 * ((prediction == k) & (truth == k)).sum() / ((prediction == k).sum() + (truth == k).sum())
+             for k in range(1, int(max(prediction.max(), truth.max())) + 1)]  # fmt: skip
+    assert case["dsc"] == pytest.approx(np.mean(dices), abs=1e-4), "the kept labels are the scored ones"
+    assert np.unique(volumes["image"]).size > 50, "scaled to the range of uint8"
+
+
 def test_the_viewer_embeds_each_volume_once_and_keeps_to_its_bound(
     store: ResultStore, data: dict[str, Any]
 ) -> None:
@@ -221,7 +240,7 @@ const problems = [];
 window.addEventListener("error", (e) => problems.push(String(e.message)));
 window.addEventListener("unhandledrejection", (e) => problems.push(String(e.reason)));
 window.addEventListener("securitypolicyviolation", (e) => problems.push(`policy: ${e.blockedURI}`));
-for (const kind of ["error", "warn"]) { const say = console[kind]; console[kind] = (...a) => { problems.push(a.join(" ")); say(...a); }; }
+for (const kind of ["error", "warn"]) console[kind] = (...said) => problems.push(said.join(" "));
 </script>"""
 
 
@@ -260,7 +279,7 @@ def test_a_browser_draws_sorts_filters_and_shows_records(page: str, tmp_path: Pa
         const opened = dialog.open && dialog.textContent.includes("method_config"); dialog.close();
         const filter = document.getElementById("filter");
         filter.value = "gv"; filter.dispatchEvent(new Event("input"));
-        return { before, down, up, sort, opened, filtered: names(), 
+        return { before, down, up, sort, opened, filtered: names(),
                  charts: document.querySelectorAll("#curves-body svg .curve").length,
                  ticks: document.querySelectorAll("#curves-body figure svg text").length };
     """, tmp_path)  # fmt: skip
