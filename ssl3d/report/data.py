@@ -119,8 +119,8 @@ def _cell(
 def _case_values(cell: Cell, metric: str) -> dict[str, float]:
     """Return a value of each test case, averaged over seeds.
 
-    For DSC and its kind it is the metric in percent, for errors the error itself. AUC has no value of a single case: there it
-    is the probability of the true class, in percent.
+    For DSC and its kind it is the metric in percent, for errors the error itself. AUC has
+    no value of a single case: there it is the probability of the true class, in percent.
     """
     values: dict[str, list[float]] = defaultdict(list)
     for record in cell.records:
