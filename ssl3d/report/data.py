@@ -112,7 +112,7 @@ def _cell(
         "records": [places[id(record)] for record in cell.records],
         "cases": [values.get(case) for case in cases],
         "curve": [[step, round(score, 2)] for step, score in mean_curve(cell)],
-        "reach": steps_to_reach(cell, baseline and best_score(baseline)),
+        "reach": steps_to_reach(cell, best_score(baseline) if baseline else None),
     }
 
 
