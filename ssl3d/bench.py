@@ -30,6 +30,7 @@ from ssl3d.models.checkpoint import RUN, load_backbone, read_run, weights_finger
 from ssl3d.pretrain.loop import pretrain, pretrain_identity
 from ssl3d.pretrain.method import MethodSpec
 from ssl3d.provenance import run_of, stale
+from ssl3d.results.predictions import Kept, keep_prediction
 from ssl3d.results.store import ResultStore
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Bench:
         recompute: compute finished cells again whose code or preset has changed, or is not known.
         at_steps: pretraining steps whose weights are evaluated too, for curves; they need
             ``pretrain.keep_checkpoints``. None stands for the end.
+        keep_predictions: segmentations of how many test cases to keep beside each record.
     """
 
     methods: list[MethodSpec]
@@ -102,6 +104,7 @@ class Bench:
     match: Match = "steps"
     data: str = "phantoms"
     recompute: bool = False
+    keep_predictions: int = 0
 
     def run(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
@@ -136,10 +139,20 @@ class Bench:
             at = "" if step is None else f", step {step}"
             labels = "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
             share = 1.0 if step is None else step / run["steps"]
+            kept: list[Kept] = []
+
+            def keep(index: int, prediction: torch.Tensor, truth: torch.Tensor) -> None:
+                if len(kept) < self.keep_predictions:
+                    case = data.cohort.cases[index]
+                    arrays = {"prediction": prediction.numpy(), "truth": truth.numpy(),
+                              "image": data.cohort.image(index)}  # fmt: skip
+                    kept.append(keep_prediction(self.store, identity, case.id, arrays, case.affine))
+
             weights = weights_fingerprint(backbone)  # before fine-tuning changes them
             outcome = evaluate(
                 backbone, data.task, data.cohort, split, mode, self.settings.downstream, seed, self.device,
                 label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}{labels}",
+                on_prediction=keep,
             )  # fmt: skip
             record = {
                 "schema": 1,
@@ -178,6 +191,7 @@ class Bench:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "checkpoint": str(folder),
                 "fingerprint_of_weights": weights,
+                **({"predictions": kept} if kept else {}),
             }
             self.store.write(record, replace=again)
             return record, True

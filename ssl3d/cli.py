@@ -26,6 +26,7 @@ from ssl3d.commands.common import (
     text_table,
 )  # fmt: skip
 from ssl3d.commands.data import data
+from ssl3d.commands.report import report
 from ssl3d.commands.store import reproduce
 from ssl3d.commands.store import store as store_group
 from ssl3d.commands.weights import export, finetune, predict
@@ -324,12 +325,20 @@ def pretrain(
     help="Evaluate TASK although test images are among the volumes for pretraining; results are marked.",
 )
 @policy_option
+@click.option(
+    "--keep-predictions",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Keep N segmented test cases a cell for the report's viewer [default: 0].",
+)
 @device_option
 @cache_option
 def bench(
     method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
     store: Path, allow_overlap: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
+    keep_predictions: int,
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
     quiet_libraries()
@@ -415,6 +424,7 @@ def bench(
         match=matched,
         data=data,
         recompute=recompute,
+        keep_predictions=keep_predictions,
     )
     records = []
     for record, computed in job.run():
@@ -529,6 +539,7 @@ main.add_command(reproduce)
 main.add_command(export)
 main.add_command(finetune)
 main.add_command(predict)
+main.add_command(report)
 
 if __name__ == "__main__":
     main()

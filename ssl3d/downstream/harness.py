@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ssl3d.data.splits import Split
 
 Mode = Literal["linear", "finetune", "knn"]
+OnPrediction = Callable[[int, Tensor, Tensor], None]
+"""Takes a case's index, its predicted and its true labels (D, H, W)."""
 MODES: tuple[Mode, ...] = ("linear", "finetune", "knn")
 
 
@@ -87,6 +89,7 @@ def evaluate(
     device: torch.device,
     label: str = "",
     keep: Callable[[nn.Module], None] | None = None,
+    on_prediction: OnPrediction | None = None,
 ) -> Outcome:
     """Train a head (linear), everything (finetune) or nothing (knn) on ``split.train``, choose on
     ``split.val``, test once on ``split.test``.
@@ -104,6 +107,7 @@ def evaluate(
         label: what the progress line calls this evaluation.
         keep: called with the head once training is over, before the test; ``backbone`` then holds the
             weights that belong to it.
+        on_prediction: called with each segmented test case.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -111,6 +115,7 @@ def evaluate(
     began = time.monotonic()
     to_device(backbone, device)
     problem = make_problem(backbone, task, cohort, mode, config, device)
+    problem.on_prediction = on_prediction
     train, val, test = (
         [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
     )
@@ -210,6 +215,8 @@ class Problem:
 
     scale = 100.0
     modes: tuple[Mode, ...] = MODES
+
+    on_prediction: OnPrediction | None = None
 
     def __init__(
         self,
@@ -394,8 +401,11 @@ class Segmentation(Problem):
         for case in cases:
             names = list(self.cohort.label_names)
             spacing = self.cohort.cases[case].spacing_mm
+            prediction, truth = self.compare(head, case)
+            if self.on_prediction:
+                self.on_prediction(case, prediction, truth)
             metrics = segmentation_metrics(
-                *self.compare(head, case), names, spacing, self.config.surface_tolerance_mm
+                prediction, truth, names, spacing, self.config.surface_tolerance_mm
             )
             per_case.append({"case": self.cohort.cases[case].id, **metrics})
         scores = [c["dsc"] for c in per_case if c["dsc"] is not None]

@@ -1,0 +1,243 @@
+"""What the page shows, as plain data: everything that is computed is computed here, by the code of the tables."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
+from ssl3d.results.statistics import with_statistics
+from ssl3d.results.store import Record, ResultStore
+from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, build_table
+
+CURVE_POINTS = 200
+_STATISTICS = ("ci", "p", "rank", "tau")
+_MONITORS = {"lr"}
+
+
+def report_data(
+    store: ResultStore, method_order: Sequence[str] = (), viewer_cases: int = 1, viewer_mib: float = 12.0
+) -> tuple[dict[str, Any], list[str]]:
+    """Return (the page's data, a line for each record that was left out).
+
+    Args:
+        store: the records, with the runs beside them.
+        method_order: methods from top to bottom.
+        viewer_cases: how many cases of each task the 3D viewer gets, the worst first.
+        viewer_mib: a bound on the weight of all volumes together.
+
+    Raises:
+        DataError: there is no store, or no sound record in it.
+    """
+    records, problems = store.records()
+    model = with_statistics(build_table(records, method_order), _STATISTICS)
+    used: dict[int, int] = {}
+    listed: list[dict[str, Any]] = []
+    for record in records:
+        used[id(record)] = len(listed)
+        listed.append(_provenance(record, store))
+    tables = [_table(table, used) for table in model.tables]
+    return {
+        "tables": tables,
+        "records": listed,
+        "runs": _runs(store, records),
+        "viewer": _viewer(store, model.tables, viewer_cases, viewer_mib),
+        "created": max((str(r.get("created", "")) for r in records), default=""),
+        "problems": problems,
+    }, problems
+
+
+def _provenance(record: Record, store: ResultStore) -> dict[str, Any]:
+    """Return everything of a record but the long lists, which the page shows elsewhere."""
+    short = {k: v for k, v in record.items() if k not in ("per_case", "validation", "predictions")}
+    return {"file": store.path_for(record["identity"]).name, **short}
+
+
+# --- Tables, curves and cases ---------------------------------------------------------------------
+
+
+def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
+    return {
+        "caption": table.caption,
+        "differs": table.differs,
+        "footnotes": [list(note) for note in table.footnotes],
+        # "#rank" explains a sign of the text formats; the page shows ranks on request.
+        "remarks": [text for text in table.remarks if not text.startswith("#rank")],
+        "rows": [{"method": r.method, "title": r.title, "trains": r.trains} for r in table.rows],
+        "columns": [_column(table, column, places) for column in table.columns],
+    }
+
+
+def _column(table: Table, column: Column, places: dict[int, int]) -> dict[str, Any]:
+    cells = [row.cells.get(column.key) for row in table.rows]
+    baseline = next((c for r, c in zip(table.rows, cells, strict=True) if r.method == BASELINE), None)
+    cases = sorted({case for cell in cells if cell for case in _case_values(cell, column.metric)})
+    return {
+        "mode": column.mode,
+        "group": column.group,
+        "task": column.task,
+        "metric": column.metric,
+        "title": column.title,
+        "lower": column.metric in LOWER_IS_BETTER,
+        "cases": cases,
+        "cells": [cell and _cell(cell, column.metric, cases, baseline, places) for cell in cells],
+    }
+
+
+def _cell(
+    cell: Cell, metric: str, cases: Sequence[str], baseline: Cell | None, places: dict[int, int]
+) -> dict[str, Any]:
+    values = _case_values(cell, metric)
+    test = cell.comparison
+    return {
+        "mean": round(cell.mean, 3),
+        "sd": None if cell.sd is None else round(cell.sd, 3),
+        "seeds": [[*seed, round(score, 3)] for seed, score in cell.seeds.items()],
+        "n": cell.n_cases,
+        "interval": cell.interval and [round(cell.interval.low, 2), round(cell.interval.high, 2)],
+        "over": cell.interval and cell.interval.over,
+        "delta": None if cell.delta is None else round(cell.delta, 3),
+        "p": test and round(test.p_holm, 4),
+        "significant": bool(test and test.significant),
+        "powerless": bool(test and test.powerless),
+        "rank": cell.rank and [cell.rank.rank, cell.rank.low, cell.rank.high],
+        "best": cell.best,
+        "second": cell.second,
+        "marks": cell.marks,
+        "records": [places[id(record)] for record in cell.records],
+        "cases": [values.get(case) for case in cases],
+        "curve": [[step, round(score, 2)] for step, score in mean_curve(cell)],
+        "reach": steps_to_reach(cell, best_score(baseline) if baseline else None),
+    }
+
+
+def _case_values(cell: Cell, metric: str) -> dict[str, float]:
+    """Return a value of each test case, averaged over seeds.
+
+    For DSC and its kind it is the metric in percent, for errors the error itself. AUC has
+    no value of a single case: there it is the probability of the true class, in percent.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in cell.records:
+        for case in record["per_case"]:
+            if metric == "auc" and case.get("probability") is not None:
+                p = case["probability"]
+                values[str(case["case"])].append(p if case["target"] else 1 - p)
+            elif case.get(metric) is not None:
+                values[str(case["case"])].append(case[metric])
+    scale = 1 if metric in LOWER_IS_BETTER else 100
+    return {case: round(scale * fmean(v), 2) for case, v in values.items()}
+
+
+# --- Pretraining ----------------------------------------------------------------------------------
+
+
+def _runs(store: ResultStore, records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return the logged curves of every pretraining behind the records, thinned to what a chart can show."""
+    runs = []
+    for folder, record in {str(r.get("checkpoint", "")): r for r in records}.items():
+        # A store that was moved still holds its runs under the same names.
+        log = next(
+            (
+                p
+                for p in (Path(folder), store.root / "runs" / Path(folder).name)
+                if (p / "log.jsonl").is_file()
+            ),
+            None,
+        )
+        curves = read_log(log / "log.jsonl") if log else {}
+        if curves:
+            identity = record["identity"]
+            runs.append({
+                "method": identity["method"], "title": record["method"]["title"],
+                "seed": identity.get("pretrain_seed"), "curves": {k: thin(v) for k, v in curves.items()},
+            })  # fmt: skip
+    return sorted(runs, key=lambda run: (run["title"], run["seed"] is not None, run["seed"] or 0))
+
+
+def read_log(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) by name from a run's ``log.jsonl``; a torn last line ends it."""
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        for name, value in entry.items():
+            if name != "step" and name not in _MONITORS and value == value and abs(value) != float("inf"):
+                curves[name].append((int(entry["step"]), float(value)))
+    return dict(curves)
+
+
+def thin(curve: Sequence[tuple[int, float]], points: int = CURVE_POINTS) -> list[list[float]]:
+    """Return at most ``points`` points, each the mean of equally many neighbours, so noise averages out."""
+    size = max(1, -(-len(curve) // points))
+    chunks = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [[chunk[-1][0], float(f"{fmean(value for _, value in chunk):.5g}")] for chunk in chunks]
+
+
+# --- Viewer ---------------------------------------------------------------------------------------
+
+
+def _viewer(store: ResultStore, tables: Iterable[Table], cases: int, mib: float) -> dict[str, Any]:
+    """Return volumes in base64 and the scenes that use them; each task's worst cases first.
+
+    Every file is embedded once. A scene that would pass the bound is left out and counted.
+    """
+    volumes: dict[str, str] = {}
+    scenes: list[dict[str, Any]] = []
+    left, left_out = mib * 2**20, 0
+    for number, table in enumerate(tables):
+        for column in table.columns:
+            found = _kept(store, table.rows, column)
+            ranked = sorted(found.items(), key=lambda item: fmean(s["score"] for s in item[1]["methods"]))
+            for case, scene in ranked[:cases]:
+                names = {
+                    scene["image"],
+                    scene["truth"],
+                    *(m["file"] for m in scene["methods"]),
+                } - volumes.keys()
+                encoded = {n: base64.b64encode((store.root / n).read_bytes()).decode() for n in sorted(names)}
+                weight = sum(map(len, encoded.values()))
+                if weight > left:
+                    left_out += 1
+                    continue
+                left -= weight
+                volumes |= encoded
+                scenes.append({"table": number, "task": column.task, "mode": column.mode, "group": column.group,
+                               "metric": column.metric, "case": case, **scene})  # fmt: skip
+    return {"scenes": scenes, "volumes": volumes, "left_out": left_out}
+
+
+def _kept(store: ResultStore, rows: Iterable[Row], column: Column) -> dict[str, dict[str, Any]]:
+    """Return the kept segmentations of a column by case; of each row those of its first seed."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        shown: set[str] = set()
+        for record in row.cells[column.key].records if column.key in row.cells else ():
+            scores = {str(c["case"]): c.get(column.metric) for c in record["per_case"]}
+            for kept in record.get("predictions") or ():
+                case = str(kept["case"])
+                paths = [_inside(store, kept[kind]) for kind in ("prediction", "image", "truth")]
+                if case in shown or not all(paths):
+                    continue
+                shown.add(case)
+                scene = found.setdefault(
+                    case, {"image": kept["image"], "truth": kept["truth"], "methods": []}
+                )
+                scene["methods"].append({
+                    "title": row.title, "seed": record["identity"]["seed"], "file": kept["prediction"],
+                    "score": round(100 * (scores.get(case) or 0.0), 1),
+                })  # fmt: skip
+    return found
+
+
+def _inside(store: ResultStore, name: str) -> bool:
+    """Whether ``name`` is a file of the store: a record from elsewhere must not embed other files."""
+    path = (store.root / name).resolve()
+    return path.is_file() and path.is_relative_to(store.root.resolve())
