@@ -219,7 +219,10 @@ def test_costs_are_those_of_one_seed() -> None:
 @pytest.mark.parametrize(
     "table_format", [f for f in BUILTIN_FORMATS if f.name != "csv"], ids=lambda f: f.name
 )
-def test_costs_are_shown_when_asked_for(model: TableModel, table_format: Any) -> None:
+def test_costs_are_shown_when_asked_for(
+    model: TableModel, table_format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks the words
     shown = table_format.render(model)
     for words in ("Voxels seen", "720 k", "1.5 min", "2.0 GiB", "CPU, GPU", "Cost of one seed"):
         assert words in shown
