@@ -229,7 +229,8 @@ function curves() {
   const saved = (cell, base) => {
     if (!cell?.curve.length) return "–";
     if (cell.reach == null) return "not reached";
-    return `${cell.reach}${cell === base ? "" : ` (${Math.round(100 * (1 - cell.reach / base.reach))} % fewer)`.replace("(-", "(−")}`;
+    const less = Math.round(100 * (1 - cell.reach / base.reach));
+    return `${cell.reach}${cell === base ? "" : ` (${Math.abs(less)} % ${less < 0 ? "more" : "fewer"})`}`;
   };
   return [
     el("p", { class: "soft" }, "Validation score in percent over training steps of the evaluation, mean over seeds. The dotted line is the best that scratch reaches."), chips(),
