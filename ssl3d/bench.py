@@ -175,9 +175,9 @@ class Bench:
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
                 "cost": {
-                    "pretrain_steps": round(share * run["steps"]),
-                    "pretrain_seconds": share * run["seconds"],
-                    "voxels_seen": round(share * run["voxels_seen"]),
+                    "pretrain_steps": _share(run["steps"], share),
+                    "pretrain_seconds": _share(run["seconds"], share),
+                    "voxels_seen": _share(run["voxels_seen"], share),
                     "pretrain_parameters": run["parameters_trained"],
                     "pretrain_device": run["device"],
                     "downstream_seconds": outcome.seconds,
@@ -323,6 +323,13 @@ class Bench:
         if data.cohort.preparation.uses_labels:
             notes.append("cropped to the labelled structures, which a new image does not have")
         return notes
+
+
+def _share(total: float | None, share: float) -> float | None:
+    """Return a part of a cost; None of an imported checkpoint, whose cost nobody knows."""
+    if total is None or share == 1:
+        return total
+    return round(share * total) if isinstance(total, int) else share * total
 
 
 def check_match(text: str) -> Match:

@@ -29,7 +29,7 @@ from ssl3d.commands.data import data
 from ssl3d.commands.report import report
 from ssl3d.commands.store import reproduce
 from ssl3d.commands.store import store as store_group
-from ssl3d.commands.weights import export, finetune, predict
+from ssl3d.commands.weights import export, finetune, import_, predict
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -538,6 +538,7 @@ main.add_command(store_group)
 main.add_command(reproduce)
 main.add_command(export)
 main.add_command(finetune)
+main.add_command(import_)
 main.add_command(predict)
 main.add_command(report)
 

@@ -1,4 +1,4 @@
-"""``ssl3d finetune``, ``predict`` and ``export``: from pretrained weights to something that is used."""
+"""``ssl3d finetune``, ``predict``, ``export`` and ``import``: from pretrained weights to something that is used."""
 
 from __future__ import annotations
 
@@ -110,3 +110,23 @@ def export(checkpoint: Path, target: str, out: Path) -> None:
 
     for path in write(checkpoint, target, out):
         click.echo(path)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--from", "source", default="gvsl", show_default=True, metavar="CODE", help="Which code saved it."
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Optimizer steps it was trained with, for the tables."
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
+def import_(file: Path, source: str, steps: int | None, out: Path) -> None:
+    """Make a run of a checkpoint of released code, for ssl3d bench --checkpoint."""
+    quiet_libraries()
+    from ssl3d.models.imports import import_checkpoint
+
+    run = import_checkpoint(file, source, out, steps)
+    widths = ",".join(map(str, run["backbone"]["channels"]))
+    click.echo(f"Run: {out} (backbone.channels={widths})")
+    click.echo(f"Next: ssl3d bench --checkpoint {source}={out} --set backbone.channels={widths} ...")
