@@ -58,6 +58,8 @@ class PhantomConfig(Model):
     """`development` has other seeds and other anatomy: make choices there, not on the benchmark."""
     appearance_variance: float = Field(1.0, ge=0, le=4)
     """Scale of the differences in appearance between subjects; 0 makes all alike."""
+    isodensity: float = Field(0.0, ge=0, le=1)
+    """How far structures of like tissue come to one intensity; at 1 only context tells them apart."""
 
 
 class DataConfig(Model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def test_no_variance_of_appearance_leaves_noise_only() -> None:
             means.append(inside.mean())
             spreads.append(inside.std())
         assert np.ptp(means) < 0.5 * np.mean(spreads), (cohort, means, spreads)
+
+
+def test_isodense_structures_differ_in_context_only() -> None:
+    """At 1, two blood pools have one value, and two grey nuclei; blood and muscle keep theirs."""
+    for cohort, alike, unlike in (("mmwhs", (500, 600), 205), ("candi", (10, 11), 2)):
+        spreads = []
+        for isodensity in (0.0, 1.0):
+            differences = []
+            for index in range(3):
+                s = subject(cohort, index, replace(SMALL, isodensity=isodensity))
+                assert s.labels is not None
+                first, second, other = (np.median(s.image[s.labels == v]) for v in (*alike, unlike))
+                differences.append((abs(first - second), abs(first - other)))
+            spreads.append(np.mean(differences, axis=0))
+        assert spreads[1][0] < 0.5 * spreads[0][0], (cohort, spreads)
+        assert spreads[1][1] > 0.5 * spreads[0][1], (cohort, spreads)
 
 
 def test_unusable_parameters_are_refused() -> None:

@@ -25,6 +25,7 @@ TISSUES = (
     "descending_aorta",
 )  # fmt: skip
 TISSUE_ID = {name: i for i, name in enumerate(TISSUES)}
+BLOOD = ("lv", "rv", "la", "ra", "aorta", "pa", "pulmonary_vein", "svc", "ivc", "descending_aorta")
 
 #: Native label values of the MM-WHS 2017 release, by tissue. Papillary muscles count as left ventricle
 #: there. One file of the real release holds 421 in place of 420; the phantoms hold 420 throughout.

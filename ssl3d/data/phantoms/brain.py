@@ -37,6 +37,12 @@ INTENSITY = {
     "thalamus": 0.8, "caudate": 0.68, "putamen": 0.72, "pallidum": 0.85, "hippocampus": 0.66, "amygdala": 0.64,
     "accumbens": 0.66, "ventral_dc": 0.86,
 }  # fmt: skip
+LIKE_TISSUES = (
+    ("csf", "third_ventricle", "fourth_ventricle", "lateral_ventricle", "inferior_lateral_ventricle"),
+    ("brain_stem", "white_matter", "cerebellum_white_matter", "ventral_dc", "pallidum"),
+    ("cortex", "cerebellum_cortex", "thalamus", "caudate", "putamen", "hippocampus", "amygdala", "accumbens"),
+)
+"""Fluid, white and grey matter."""
 
 
 def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,6 +32,8 @@ class PhantomParameters:
         seed: of the cohorts.
         profile: ``development`` has other subjects, stronger deformation and other anatomy.
         appearance_variance: scale of the differences in appearance between subjects; 0: all alike.
+        isodensity: how far neighbours of like tissue (blood pools; grey, white and fluid parts of the
+            brain) come to one value: at 0 each has its own, at 1 only context tells them apart.
     """
 
     edge: int = 64
@@ -38,6 +41,7 @@ class PhantomParameters:
     seed: int = 0
     profile: Literal["benchmark", "development"] = "benchmark"
     appearance_variance: float = 1.0
+    isodensity: float = 0.0
 
     def __post_init__(self) -> None:
         if self.edge < 24:
@@ -121,6 +125,16 @@ def _between(rng: np.random.Generator, low: float, high: float, scale: float) ->
     return middle + min(scale, 1.0) * float(rng.uniform(-half, half))
 
 
+def _alike(values: Mapping[str, float], groups: Iterable[Iterable[str]], share: float) -> dict[str, float]:
+    """Move the values of each group of tissues by ``share`` of the way to the group's mean."""
+    moved = dict(values)
+    for group in groups:
+        names = list(group)
+        mean = float(np.mean([values[name] for name in names]))
+        moved |= {name: (1 - share) * values[name] + share * mean for name in names}
+    return moved
+
+
 def _degrade(
     image: FloatArray, rng: np.random.Generator, p: FloatArray, *, blur: tuple[float, float], noise: tuple[float, float],
     shading: float, scale: float,
@@ -184,6 +198,7 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     tissue = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))[0].reshape(shape)
 
     values = _cardiac_values(look, parameters.appearance_variance)
+    values = _alike(values, [heart.BLOOD], parameters.isodensity)
     image = np.array([values[name] for name in heart.TISSUES], dtype=np.float32)[tissue]
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
     image += 14 * parameters.appearance_variance * texture * (image > -300)
@@ -259,6 +274,7 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
             np.clip(look.standard_normal(), -2, 2)
         )
         values[name] = max(0.01, own) ** contrast
+    values = _alike(values, brain.LIKE_TISSUES, parameters.isodensity)
     image = np.array([values[name] for name in brain.TISSUES], dtype=np.float32)[tissue].reshape(shape)
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
     image = image * (1 + 0.03 * scale * texture)
