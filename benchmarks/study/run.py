@@ -134,27 +134,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", type=Path, help="YAML file")
+    parser.add_argument("studies", type=Path, nargs="+", metavar="study", help="YAML files, run one by one")
     parser.add_argument("--store", type=Path, required=True, help="folder of the records")
     parser.add_argument("--cache", type=Path, help="prepared volumes [~/.cache/ssl3d]")
     parser.add_argument("--out", type=Path, help="folder of figure and table [--store]")
     arguments = parser.parse_args()
     try:
-        study = load_study(arguments.study)
-        rows = points(study, arguments.store, arguments.cache)
+        studies = {path.stem: load_study(path) for path in arguments.studies}
+        for name, study in studies.items():
+            rows = points(study, arguments.store, arguments.cache)
+            report(name, study, pd.DataFrame(rows), arguments.out or arguments.store)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    out = arguments.out or arguments.store
+
+
+def report(name: str, study: Study, frame: pd.DataFrame, out: Path) -> None:
+    """Write the study's table, its settings and its figure to ``out``, and print the means."""
     out.mkdir(parents=True, exist_ok=True)
-    name = arguments.study.stem
-    frame = pd.DataFrame(rows)
     frame.to_csv(out / f"{name}.csv", index=False)
     (out / f"{name}.json").write_text(
         json.dumps({"study": study.model_dump(mode="json"), "environment": environment()}, indent=1)
     )
     draw(frame, study.question, study.lever.title if study.lever else None, out / f"{name}.png")
     summary = (
-        frame.groupby(["value", "task", "mode", "method", "step"])["score"]
+        frame.groupby(["value", "task", "mode", "method", "step"], sort=False)["score"]
         .agg(["mean", "std", "count"])
         .round(1)
     )
