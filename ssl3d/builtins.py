@@ -29,7 +29,7 @@ def ssl3d_datasets() -> list[Dataset]:
 
 @hookimpl
 def ssl3d_backbones() -> list[str]:
-    return ["ssl3d.models.unet:UNet3D"]
+    return ["ssl3d.models.unet:UNet3D", "ssl3d.models.genesis:GenesisUNet3D"]
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from ssl3d.config import BackboneConfig
 from ssl3d.environment import to_device
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import build_backbone
+from ssl3d.models.padding import pad_to_multiple
 from ssl3d.models.unet import UNet3D
 
 
@@ -30,7 +31,7 @@ def test_padding_is_split_left_and_right_as_released() -> None:
     net = UNet3D(UNet3D.Config(channels=(8, 16, 32)))
     x = torch.rand(1, 1, 9, 10, 11)
     features = net.encode(x)
-    features[0] = torch.nn.functional.pad(x, net._padding(features.size))
+    features[0] = pad_to_multiple(x, net.factor)
     net.decoder = torch.nn.ModuleList([_TakeSkip(), _TakeSkip()])
     assert torch.equal(net.decode(features), x)
 

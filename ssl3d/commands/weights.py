@@ -101,7 +101,13 @@ def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) 
 @click.command()
 @click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
               help='Folder written by "ssl3d pretrain".')  # fmt: skip
-@click.option("--to", "target", required=True, metavar="FORMAT", help="safetensors, torch or huggingface.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="FORMAT",
+    help="safetensors, torch, huggingface, nnunet or monai.",
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
 def export(checkpoint: Path, target: str, out: Path) -> None:
     """Write a pretrained backbone for other tools."""
@@ -115,18 +121,23 @@ def export(checkpoint: Path, target: str, out: Path) -> None:
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--from", "source", default="gvsl", show_default=True, metavar="CODE", help="Which code saved it."
-)
+    "--from", "source", metavar="CODE",
+    help="Which code saved it, gvsl or models_genesis [default: found out].",
+)  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(min=1), help="Optimizer steps it was trained with, for the tables."
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
-def import_(file: Path, source: str, steps: int | None, out: Path) -> None:
+def import_(file: Path, source: str | None, steps: int | None, out: Path) -> None:
     """Make a run of a checkpoint of released code, for ssl3d bench --checkpoint."""
     quiet_libraries()
+    from ssl3d.config import BackboneConfig
+    from ssl3d.models.checkpoint import override_of
     from ssl3d.models.imports import import_checkpoint
 
     run = import_checkpoint(file, source, out, steps)
-    widths = ",".join(map(str, run["backbone"]["channels"]))
-    click.echo(f"Run: {out} (backbone.channels={widths})")
-    click.echo(f"Next: ssl3d bench --checkpoint {source}={out} --set backbone.channels={widths} ...")
+    name, backbone = run["method_name"], BackboneConfig.model_validate(run["backbone"])
+    click.echo(f"Run: {out} ({name}, backbone {backbone.name})")
+    click.echo(
+        f"Next: ssl3d bench --methods scratch,{name} --checkpoint {name}={out} {override_of(backbone)} ..."
+    )

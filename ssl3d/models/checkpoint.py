@@ -65,7 +65,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
             f"{path} holds another architecture:\n" + "\n".join(problems[:5]) + more + "\n"
-            "Use the preset and backbone.channels that it was pretrained with."
+            "Use the preset and the backbone that it was pretrained with."
         )
     module.load_state_dict(tensors)
 
@@ -117,7 +117,7 @@ def load_backbone(folder: Path, expected: BackboneConfig | None = None, step: in
     if expected is not None and config != expected:
         raise CheckpointError(
             f"{folder} holds another architecture: it was pretrained with backbone {config.model_dump()}, but the "
-            f"preset asks for {expected.model_dump()}. Use the same preset, or --set backbone.channels=... to match."
+            f"preset asks for {expected.model_dump()}. Use the same preset, or {override_of(config)}."
         )
     path = folder / (BACKBONE if step is None else BACKBONE_AT.format(step=step))
     if step is not None and not path.is_file():
@@ -131,6 +131,11 @@ def load_backbone(folder: Path, expected: BackboneConfig | None = None, step: in
     backbone = build_backbone(config, seed=0)
     load_weights(backbone, load_tensors(path), path)
     return backbone
+
+
+def override_of(config: BackboneConfig) -> str:
+    """Return the option of the command line that asks for this backbone."""
+    return f"--set 'backbone={json.dumps(config.model_dump(mode='json'))}'"
 
 
 def save_state(folder: Path, step: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,7 +1,8 @@
 """Weights out: the backbone of a run in the files that other tools read.
 
-An exported folder holds ``config.json`` (the backbone and where it comes from) and the weights under
-the names of the backbone's own parameters: ``model.safetensors``, or ``model.pt`` for torch.
+An exported folder for ssl3d holds ``config.json`` (the backbone and where it comes from) and the weights
+under the names of the backbone's own parameters: ``model.safetensors``, or ``model.pt`` for torch. For
+nnU-Net and MONAI the weights have those tools' names, and ``source.json`` says where they come from.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,25 @@ from ssl3d.errors import CheckpointError, ConfigError, nearest
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.checkpoint import load_backbone, load_tensors, load_weights, read_run, save_tensors
 from ssl3d.models.factory import Backbone, build_backbone
+from ssl3d.models.unet import UNet3D
 
 CONFIG, SAFETENSORS, TORCH = "config.json", "model.safetensors", "model.pt"
+SOURCE, NNUNET, ARCHITECTURE, MONAI, NETWORK = (
+    "source.json", "nnunet.pth", "architecture.json", "monai.pt", "network.py"
+)  # fmt: skip
 
-IMPOSSIBLE = {
-    "nnunet": "nnU-Net's PlainConvUNet goes down by strided convolutions, up by transposed ones, and normalises "
-    "each instance",
-    "monai": "MONAI's UNet and BasicUNet have no trilinear up-sampling without a convolution of its own, and one "
-    "number of groups for every width",
-}
-"""Targets whose networks cannot hold the weights of a backbone of ssl3d, and why."""
+
+@dataclass(frozen=True)
+class Target:
+    """A tool to export to.
+
+    Attributes:
+        write: writes the files of a backbone to a folder and returns them.
+        facts: name of the JSON with the backbone's configuration, written last.
+    """
+
+    write: Callable[[Backbone, Path], list[Path]]
+    facts: str = CONFIG
 
 
 def export(run: Path, target: str, out: Path) -> list[Path]:
@@ -37,7 +48,7 @@ def export(run: Path, target: str, out: Path) -> list[Path]:
 
     Args:
         run: folder of the run.
-        target: ``safetensors``, ``torch`` or ``huggingface``.
+        target: a key of ``TARGETS``.
         out: folder to write to.
 
     Returns:
@@ -47,25 +58,20 @@ def export(run: Path, target: str, out: Path) -> list[Path]:
         ConfigError: an unknown target, one that has no such architecture, or ``out`` is in use.
         CheckpointError: no finished run.
     """
-    if target in IMPOSSIBLE:
-        provenance = read_run(run)
-        raise ConfigError(
-            f"{run} cannot be exported to {target}: {IMPOSSIBLE[target]}, while {provenance['backbone']['name']} "
-            "pools, interpolates and normalises groups, so the same weights would compute other features. "
-            f"Choose from: {', '.join(sorted(TARGETS))}."
-        )
     if target not in TARGETS:
-        raise ConfigError(f'Unknown target "{target}".{nearest(target, [*TARGETS, *IMPOSSIBLE])}')
-    if (out / CONFIG).exists():
-        raise ConfigError(f"{out} holds a {CONFIG} already: choose another folder.")
+        raise ConfigError(f'Unknown target "{target}".{nearest(target, list(TARGETS))}')
+    for facts in (CONFIG, SOURCE):
+        if (out / facts).exists():
+            raise ConfigError(f"{out} holds a {facts} already: choose another folder.")
     backbone, provenance = load_backbone(run), read_run(run)
-    files = TARGETS[target](backbone, out)
+    files = TARGETS[target].write(backbone, out)
     config = {
         "backbone": provenance["backbone"],
         "source": {k: provenance.get(k) for k in ("method_name", "steps", "weights_sha256", "identity")},
     }
-    write_json(out / CONFIG, config)  # last: without it the folder is not used
-    return [*files, out / CONFIG]
+    facts_file = out / TARGETS[target].facts
+    write_json(facts_file, config)  # last: without it the folder is not used
+    return [*files, facts_file]
 
 
 def load_exported(folder: Path) -> Backbone:
@@ -88,8 +94,12 @@ def load_exported(folder: Path) -> Backbone:
     return backbone
 
 
-def load_pickled(path: Path) -> dict[str, torch.Tensor]:
+def load_pickled(path: Path, key: str | None = None) -> dict[str, torch.Tensor]:
     """Read a state dict saved by torch, with ``weights_only=True`` and no way around it.
+
+    Args:
+        path: the file.
+        key: where the state dict may stand in a dictionary of more, such as the optimizer's state.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds anything else than tensors.
@@ -100,6 +110,8 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors: {str(error).splitlines()[0]} Nothing of it was run."
         ) from error
+    if key is not None and isinstance(found, dict) and isinstance(found.get(key), dict):
+        found = found[key]
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise CheckpointError(f"{path} holds no state dict (names and tensors).")
     return found
@@ -111,10 +123,18 @@ def _safetensors(backbone: Backbone, out: Path) -> list[Path]:
 
 
 def _torch(backbone: Backbone, out: Path) -> list[Path]:
+    return [_pickled(out / TORCH, _plain(backbone.state_dict()))]
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _pickled(path: Path, content: Any) -> Path:
     buffer = io.BytesIO()
-    torch.save({k: v.contiguous() for k, v in backbone.state_dict().items()}, buffer)
-    write_bytes(out / TORCH, buffer.getvalue())
-    return [out / TORCH]
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+    return path
 
 
 _CARD = """---
@@ -136,8 +156,59 @@ def _huggingface(backbone: Backbone, out: Path) -> list[Path]:
     return [*_safetensors(backbone, out), out / "README.md"]
 
 
-TARGETS: dict[str, Callable[[Backbone, Path], list[Path]]] = {
-    "safetensors": _safetensors,
-    "torch": _torch,
-    "huggingface": _huggingface,
+def _nnunet(backbone: Backbone, out: Path) -> list[Path]:
+    from ssl3d.models.nnunet import architecture_of, weights_of
+
+    unet = _unet(backbone, "nnunet")
+    _pickled(out / NNUNET, {"network_weights": _plain(weights_of(unet))})
+    write_json(out / ARCHITECTURE, architecture_of(unet))
+    return [out / NNUNET, out / ARCHITECTURE]
+
+
+def _monai(backbone: Backbone, out: Path) -> list[Path]:
+    from ssl3d.models import basic_unet
+
+    unet = _unet(backbone, "monai")
+    stages = len(unet.config.channels)
+    if stages != basic_unet.STAGES:
+        raise ConfigError(
+            f"The run cannot be exported to monai: MONAI's BasicUNet has {basic_unet.STAGES} stages, and this "
+            f"backbone has {stages} ({list(unet.config.channels)}). Fix: pretrain with {basic_unet.STAGES} "
+            "backbone.channels, or export to torch or safetensors."
+        )
+    weights = {_monai_name(name): tensor for name, tensor in unet.state_dict().items()}
+    write_bytes(out / NETWORK, Path(basic_unet.__file__).read_bytes())
+    return [_pickled(out / MONAI, _plain(weights)), out / NETWORK]
+
+
+def _monai_name(name: str) -> str:
+    """Return BasicUNet's name of a parameter: ``encoder.2.4.weight`` is ``down_2.convs.conv_1.adn.N.weight``."""
+    from ssl3d.models.basic_unet import STAGES
+
+    side, place, layer, kind = name.split(".")
+    if side == "decoder":
+        part = f"upcat_{STAGES - 1 - int(place)}.convs"
+    else:
+        part = f"down_{place}.convs" if int(place) else "conv_0"
+    # A block is (convolution, norm, activation) twice.
+    conv, role = divmod(int(layer), 3)
+    return f"{part}.conv_{conv}.{'adn.N' if role else 'conv'}.{kind}"
+
+
+def _unet(backbone: Backbone, target: str) -> UNet3D:
+    if not isinstance(backbone, UNet3D):
+        raise ConfigError(
+            f"The run cannot be exported to {target}: that is for the backbone {UNet3D.name}, and this is "
+            f"{backbone.name}. Fix: export to torch or safetensors."
+        )
+    return backbone
+
+
+TARGETS = {
+    "safetensors": Target(_safetensors),
+    "torch": Target(_torch),
+    "huggingface": Target(_huggingface),
+    "nnunet": Target(_nnunet, SOURCE),
+    "monai": Target(_monai, SOURCE),
 }
+"""Tools by name."""

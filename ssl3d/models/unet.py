@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import Backbone, Features
+from ssl3d.models.padding import crop_to, pad_to_multiple
 
 
 class ConvBlock(nn.Sequential):
@@ -27,6 +28,15 @@ class ConvBlock(nn.Sequential):
                 nn.LeakyReLU(0.2),
             ]
         super().__init__(*layers)
+
+
+def upsample_and_join(x: Tensor, skip: Tensor) -> Tensor:
+    """Interpolate ``x`` to twice its grid and put it behind the skip's channels.
+
+    (B, c, D, H, W) and (B, c_skip, 2 D, 2 H, 2 W) -> (B, c_skip + c, 2 D, 2 H, 2 W).
+    """
+    x = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
+    return torch.cat([skip, x], dim=1)
 
 
 class UNet3D(Backbone):
@@ -82,7 +92,7 @@ class UNet3D(Backbone):
                 f"which needs edges of at least {self.factor}: use larger crops or fewer backbone.channels."
             )
         features = Features([], size=x.shape[2:])
-        x = F.pad(x, self._padding(features.size))  # (B, 1, D', H', W'), multiples of factor
+        x = pad_to_multiple(x, self.factor)  # (B, 1, D', H', W')
         for stage, block in enumerate(self.encoder):
             if stage:
                 x = F.max_pool3d(x, 2)  # (B, C, D'/2^stage, ...)
@@ -93,16 +103,5 @@ class UNet3D(Backbone):
     def decode(self, features: Features) -> Tensor:
         *skips, x = features
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
-            x = block(torch.cat([skip, x], dim=1))  # (B, C of the skip, the skip's grid)
-        d, h, w = self._padding(features.size)[4::-2]
-        size = features.size
-        return x[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]  # (B, C, D, H, W)
-
-    def _padding(self, size: tuple[int, ...]) -> list[int]:
-        """Return F.pad's (left, right) pairs, last axis first; the odd voxel goes right."""
-        pads: list[int] = []
-        for edge in reversed(size):
-            missing = -edge % self.factor
-            pads += [missing // 2, missing - missing // 2]
-        return pads
+            x = block(upsample_and_join(x, skip))  # (B, C of the skip, the skip's grid)
+        return crop_to(x, features.size, self.factor)  # (B, C, D, H, W)
