@@ -13,6 +13,7 @@ from ssl3d.commands.common import (
     Group,
     cache_option,
     device_option,
+    load_tasks,
     make_console,
     policy_option,
     preset_option,
@@ -34,7 +35,6 @@ from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import Policy, PreparedCohort
-    from ssl3d.downstream.tasks import Task
     from ssl3d.plugins import Catalogue
 
 
@@ -437,30 +437,6 @@ def bench(
             err=True,
         )
     _print_table(records, "rich", against=None)
-
-
-def load_tasks(names: list[str]) -> list[Task]:
-    """Return the tasks that are named, by registered name or by file; each name once."""
-    from ssl3d.plugins import registry
-
-    found = registry().tasks
-    tasks: dict[str, Task] = {}
-    for name in names:
-        if name.endswith((".yaml", ".yml")):
-            from ssl3d.downstream.task_files import load_task
-
-            task = load_task(Path(name))
-            registry().datasets.get(task.dataset)
-            if task.name in found:
-                raise ConfigError(
-                    f'{name}: a task "{task.name}" exists already (ssl3d tasks). Choose another name.'
-                )
-        else:
-            task = found.get(name).load()
-        if task.name in tasks:
-            raise ConfigError(f'Two of the tasks are called "{task.name}". Rename one.')
-        tasks[task.name] = task
-    return list(tasks.values())
 
 
 def _seed(text: str) -> int:

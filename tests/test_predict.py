@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from click.testing import CliRunner, Result
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from ssl3d.cli import main
@@ -21,7 +22,7 @@ from ssl3d.data.prepare import Intensity, Preparation, logits_to_native_grid, pr
 from ssl3d.data.splits import Split
 from ssl3d.data.volume import read_volume, write_like
 from ssl3d.downstream.harness import evaluate
-from ssl3d.downstream.predictor import Predictor, load_predictor, save_predictor
+from ssl3d.downstream.predictor import Predictor, expand_inputs, load_predictor, save_predictor
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import CheckpointError
 from ssl3d.models.factory import Backbone, build_backbone
@@ -189,6 +190,7 @@ class Cohort:
     """Balls on disk, prepared in memory, with the interface of PreparedCohort that the harness uses."""
 
     label_names, label_values, num_classes, fingerprint = ("ball",), (600,), 2, "f" * 64
+    target_names = {0: "odd", 1: "even"}  # noqa: RUF012
     preparation, intensity = Preparation(spacing_mm=4.0), INTENSITY
 
     def __init__(self, folder: Path, n: int) -> None:
@@ -274,6 +276,7 @@ def test_classification_goes_to_a_table_with_the_probabilities_of_the_test(tmp_p
         row = rows[record["case"]]
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-5)
         assert int(row["prediction"]) == (float(row["probability"]) >= 0.5)
+        assert row["class"] == ("odd", "even")[int(row["prediction"])]
 
 
 def test_bad_files_are_named_all_at_once_and_the_others_are_predicted(tmp_path: Path) -> None:
@@ -340,12 +343,177 @@ def test_finetune_writes_a_predictor_that_predict_uses(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "2 of 2 files predicted" in result.output, result.output
 
 
-@pytest.mark.parametrize("task", [Task("age", "AGE", "regression", "memory", "mae", (1, 1, 1))])
-def test_kinds_that_cannot_be_kept_are_refused_before_training(tmp_path: Path, task: Task) -> None:
+def test_a_task_that_crops_to_its_labels_is_refused_before_training() -> None:
     from ssl3d.downstream.predictor import check_keepable
     from ssl3d.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="only these can be kept"):
-        check_keepable(task, SimpleNamespace(preparation=Preparation()))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="crops to its labels"):
         check_keepable(SEG, SimpleNamespace(preparation=Preparation(crop="label")))  # type: ignore[arg-type]
+
+
+# --- tasks from files: every kind, from the task file to the table of predictions ---------------------
+
+COMMON = "dataset: csv\npreparation: {spacing_mm: 4, scaling: minmax}\nsplits: {scheme: given}\n"
+KINDS = {
+    "size": "kind: classification\nlabels: [small, middle, large]\ndata: t.csv\n",
+    "signs": "kind: multilabel\nlabels: [bright, large]\ndata: signs.csv\n",
+    "age": "kind: regression\ndata: t.csv\n",
+    "ball": "kind: segmentation\nlabels: [ball]\ndata: t.csv\n",
+}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Boxes with a ball of three sizes, bright or dark, in a CSV; a task file a kind; a run to fine-tune."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"))
+    table, signs = ["subject,image,label,class,value,split"], ["subject,image,class,split"]
+    for i in range(24):
+        size, bright = i % 3, i // 3 % 2
+        inside = ((grid - rng.uniform(7, 9, (3, 1, 1, 1))) ** 2).sum(0) < (3 + 2 * size) ** 2
+        image = np.where(inside, 900 if bright else 100, 500) + rng.normal(0, 20, inside.shape)
+        for name, data in ((f"i{i}", image), (f"m{i}", inside)):
+            nibabel.save(
+                nibabel.Nifti1Image(data.astype(np.int16), np.diag([4.0, 4, 4, 1])), root / f"{name}.nii.gz"
+            )
+        part = "train" if i < 12 else "val" if i < 18 else "test"
+        table.append(
+            f"p{i},i{i}.nii.gz,m{i}.nii.gz,{('small', 'middle', 'large')[size]},{40 + 10 * size},{part}"
+        )
+        chosen = ";".join(["bright"] * bright + ["large"] * (size == 2)) or "none"
+        signs.append(f"p{i},i{i}.nii.gz,{chosen},{part}")
+    (root / "t.csv").write_text("\n".join(table) + "\n")
+    (root / "signs.csv").write_text("\n".join(signs) + "\n")
+    for name, text in KINDS.items():
+        (root / f"{name}.yaml").write_text(f"name: {name}\n{text}{COMMON}")
+    made = run("pretrain", "--method", "scratch", "--out", root / "run", "--preset", "smoke", "--device", "cpu",
+               "--cache", root / "cache")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    return root
+
+
+def through_the_command_line(
+    own: Path, out: Path, task: str, mode: str
+) -> tuple[float, dict[str, dict[str, str]]]:
+    """Fine-tune, predict the six test images, and return (printed score, rows of the table by image)."""
+    result = run(
+        "finetune", "--checkpoint", own / "run", "--task", own / f"{task}.yaml", "--out", out / "p", "--mode", mode,
+        "--preset", "smoke", "--set", f"downstream.{mode}.steps=12", "--device", "cpu", "--cache", own / "cache",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    images = [x for i in range(18, 24) for x in ("--input", own / f"i{i}.nii.gz")]
+    predicted = run("predict", "--checkpoint", out / "p", *images, "--out", out / "o", "--device", "cpu")
+    assert predicted.exit_code == 0, predicted.output
+    score = float(result.output.split(f"{task.upper()} ")[1].split()[1])
+    if not (out / "o" / "predictions.csv").is_file():
+        return score, {}
+    with (out / "o" / "predictions.csv").open() as file:
+        return score, {Path(row["file"]).name.split(".")[0]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune"])
+def test_several_classes_are_predicted_by_name_with_a_probability_each(
+    own: Path, tmp_path: Path, mode: str
+) -> None:
+    score, rows = through_the_command_line(own, tmp_path, "size", mode)
+    names = ["small", "middle", "large"]
+    assert list(rows["i18"]) == ["file", *(f"probability_{name}" for name in names), "prediction"]
+    table = np.array([[float(rows[f"i{i}"][f"probability_{name}"]) for name in names] for i in range(18, 24)])
+    np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-5)
+    truth = np.eye(3)[[i % 3 for i in range(18, 24)]]
+    assert score == pytest.approx(100 * roc_auc_score(truth, table), abs=0.06)
+    assert [rows[f"i{i}"]["prediction"] for i in range(18, 24)] == [names[k] for k in table.argmax(axis=1)]
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune"])
+def test_labels_that_do_not_exclude_each_other_have_a_probability_each(
+    own: Path, tmp_path: Path, mode: str
+) -> None:
+    score, rows = through_the_command_line(own, tmp_path, "signs", mode)
+    names = ["bright", "large"]
+    table = np.array([[float(rows[f"i{i}"][f"probability_{name}"]) for name in names] for i in range(18, 24)])
+    truth = np.array([[i // 3 % 2, i % 3 == 2] for i in range(18, 24)])
+    assert score == pytest.approx(100 * roc_auc_score(truth, table), abs=0.06)
+    for i, row in enumerate(table, start=18):
+        chosen = [name for name, p in zip(names, row, strict=True) if p >= 0.5]
+        assert rows[f"i{i}"]["prediction"] == (";".join(chosen) or "none")
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune"])
+def test_a_number_is_predicted_in_its_unit(own: Path, tmp_path: Path, mode: str) -> None:
+    score, rows = through_the_command_line(own, tmp_path, "age", mode)
+    assert list(rows["i18"]) == ["file", "prediction"]
+    errors = [abs(float(rows[f"i{i}"]["prediction"]) - (40 + 10 * (i % 3))) for i in range(18, 24)]
+    assert score == pytest.approx(np.mean(errors), abs=0.06) and score < 15, "in years, not in deviations"
+
+
+def test_a_segmentation_of_a_task_file_is_kept_and_used(own: Path, tmp_path: Path) -> None:
+    score, _ = through_the_command_line(own, tmp_path, "ball", "linear")
+    found = [nibabel.load(tmp_path / "o" / f"i{i}.nii.gz").get_fdata() for i in range(18, 24)]
+    truth = [nibabel.load(own / f"m{i}.nii.gz").get_fdata() for i in range(18, 24)]
+    # One orientation and one spacing on both sides: the grid of the file is that of the harness.
+    scores = [dice(f == 1, t == 1) for f, t in zip(found, truth, strict=True)]
+    assert score == pytest.approx(100 * np.mean(scores), abs=0.06)
+
+
+# --- DICOM ---------------------------------------------------------------------------------------------
+
+
+def write_series(folder: Path, axes: np.ndarray, uid: str = "1.2.3") -> tuple[np.ndarray, np.ndarray]:
+    """Write the bright ball as a DICOM series; return (ball on the series' grid, affine)."""
+    shape = tuple(int(n) for n in np.rint(60 / np.linalg.norm(axes, axis=0)))
+    affine = affine_of(axes, shape)
+    truth = ball(affine, shape)
+    image = sitk.GetImageFromArray((truth * 1000).astype(np.int16).transpose(2, 1, 0))
+    lps, spacing = np.diag([-1.0, -1, 1]) @ affine[:3], np.linalg.norm(axes, axis=0)
+    directions = lps[:, :3] / spacing
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(shape[2]):
+        one = image[:, :, k]
+        one.SetSpacing(spacing[:2].tolist())
+        tags = {
+            "0008|0060": "MR", "0020|000e": uid, "0020|000d": "1.2", "0008|0018": f"{uid}.{k}", "0020|0013": str(k),
+            "0020|0032": "\\".join(f"{v:.8g}" for v in lps @ [0, 0, k, 1]),
+            "0020|0037": "\\".join(f"{v:.8g}" for v in directions[:, :2].T.ravel()),
+        }  # fmt: skip
+        for tag, value in tags.items():
+            one.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid}-{k:03d}.dcm"))
+        writer.Execute(one)
+    return truth, affine
+
+
+# The third axis of a series is the normal of its slices, so the axes are right-handed in LPS+.
+SERIES = {
+    "axial": np.diag([-2.0, -2.0, 3.0]),
+    "oblique": rotation(ANGLES[1]) @ np.diag([-1.5, -2.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("axes", SERIES)
+def test_a_dicom_series_is_segmented_as_nifti_on_its_own_grid(tmp_path: Path, axes: str) -> None:
+    truth, affine = write_series(tmp_path / "in" / "case7", SERIES[axes])
+    for files in ([tmp_path / "in" / "case7"], expand_inputs([tmp_path / "in"])):
+        assert len(files) == 1 and predictor().predict_files(files, tmp_path / "out", CPU) == []
+        written = nibabel.load(tmp_path / "out" / "case7.nii.gz")
+        labels = np.asarray(written.dataobj)
+        assert labels.shape == truth.shape and dice(labels == 600, truth) > 0.9
+        np.testing.assert_allclose(written.affine, affine, atol=1e-3)
+        index = np.argwhere(labels == 600).mean(axis=0)
+        np.testing.assert_allclose(affine[:3, :3] @ index + affine[:3, 3], BALL_MM, atol=0.7)
+        (tmp_path / "out" / "case7.nii.gz").unlink()
+
+
+def test_several_series_of_a_folder_are_told_apart_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    folder, out = tmp_path / "scan", tmp_path / "out"
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(folder, SERIES["axial"], uid)
+    write_series(tmp_path / "cut", SERIES["axial"])
+    (tmp_path / "cut" / "1.2.3-007.dcm").unlink()
+    files = expand_inputs([folder, tmp_path / "cut"])
+    (finding,) = predictor().predict_files(files, out, CPU)
+    assert "misses about 1 slices" in str(finding) and finding.path == files[-1]
+    assert {p.name for p in out.iterdir()} == {"scan-series1.nii.gz", "scan-series2.nii.gz"}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ssl3d.downstream.tasks import Task
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -87,6 +89,30 @@ def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
     """Say which bad cases were left out (the manifest of the prepared cohort keeps the list)."""
     for case in skipped:
         click.echo(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}.", err=True)
+
+
+def load_tasks(names: list[str]) -> list[Task]:
+    """Return the tasks that are named, by registered name or by file; each name once."""
+    from ssl3d.plugins import registry
+
+    found = registry().tasks
+    tasks: dict[str, Task] = {}
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            from ssl3d.downstream.task_files import load_task
+
+            task = load_task(Path(name))
+            registry().datasets.get(task.dataset)
+            if task.name in found:
+                raise ConfigError(
+                    f'{name}: a task "{task.name}" exists already (ssl3d tasks). Choose another name.'
+                )
+        else:
+            task = found.get(name).load()
+        if task.name in tasks:
+            raise ConfigError(f'Two of the tasks are called "{task.name}". Rename one.')
+        tasks[task.name] = task
+    return list(tasks.values())
 
 
 def set_option(command: Any) -> Any:

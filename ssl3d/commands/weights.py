@@ -4,39 +4,52 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ssl3d.commands.common import cache_option, device_option, preset_option, quiet_libraries, settings_of
+from ssl3d.commands.common import (
+    cache_option,
+    device_option,
+    load_tasks,
+    policy_option,
+    preset_option,
+    print_skipped,
+    quiet_libraries,
+    settings_of,
+)
 from ssl3d.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepare import Policy
 
 
 @click.command()
 @click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
               help='Folder written by "ssl3d pretrain".')  # fmt: skip
-@click.option("--task", "task_name", required=True, metavar="NAME", help='See "ssl3d tasks".')
+@click.option("--task", "task_name", required=True, metavar="NAME|FILE",
+              help='A name (see "ssl3d tasks") or a task file.')  # fmt: skip
 @click.option(
     "--task-data",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Its release on disk [default: phantoms].",
+    metavar="[LAYOUT=]DIR",
+    help="Its data on disk [default: its file's, or phantoms].",
 )
 @click.option("--mode", default="finetune", show_default=True, type=click.Choice(["finetune", "linear"]))
 @click.option("--split", default=0, show_default=True, help="Number of the split, for cross-validation.")
 @click.option("--seed", default=0, show_default=True, help="Head, order and crops.")
 @preset_option
+@policy_option
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
 @device_option
 @cache_option
 def finetune(
     checkpoint: Path, task_name: str, task_data: Path | None, mode: str, split: int, seed: int, preset: str,
-    overrides: tuple[str, ...], out: Path, device: str, cache: Path | None,
+    overrides: tuple[str, ...], policy: Policy, out: Path, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Train a predictor for a task, as a cell of the bench does, and keep it."""
     quiet_libraries()
-    from ssl3d.plugins import registry
-
-    task = registry().tasks.get(task_name).load()
+    (task,) = load_tasks([task_name])
     settings = settings_of(preset, overrides)
     from ssl3d.config import BackboneConfig
     from ssl3d.data.sources import task_cohort, task_splits
@@ -49,7 +62,8 @@ def finetune(
         raise ConfigError(f"{out} holds a predictor already: choose another folder, or remove it.")
     backbone, run = load_backbone(checkpoint), read_run(checkpoint)
     where, chosen_mode = select_device(device), check_mode(mode)
-    cohort = task_cohort(task, task_data, settings, cache)
+    cohort = task_cohort(task, task_data, settings, cache, policy)
+    print_skipped(cohort.skipped)
     check_keepable(task, cohort)
     splits = task_splits(task, cohort, settings)
     if not 0 <= split < len(splits):
@@ -73,11 +87,11 @@ def finetune(
 @click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help='Folder written by "ssl3d finetune".')  # fmt: skip
 @click.option("--input", "inputs", required=True, multiple=True, type=click.Path(path_type=Path),
-              metavar="FILE|DIR", help="A volume, or a folder of volumes; give it as often as needed.")  # fmt: skip
+              metavar="FILE|DIR", help="A volume, a DICOM series, or a folder of these; may be repeated.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder.")
 @device_option
 def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) -> None:
-    """Predict files: segmentations on the grid of each, or a CSV of probabilities.
+    """Predict files: segmentations on the grid of each, or a CSV of probabilities or values.
 
     Exit status: 0 every file was predicted; 1 some could not be read (they are named, the others are
     predicted); 2 nothing was done.

@@ -244,8 +244,24 @@ class Problem:
         """Return the head: its layer, after a standardisation where the budget says so."""
         return self.standardized(self.layer(), train)
 
+    def empty_head(self, standardized: bool) -> nn.Module:
+        """Return a head of the names and shapes that :meth:`make_head` gives, to load a stored one into."""
+        if not standardized:
+            return self.layer()
+        channels = self.feature_channels
+        return nn.Sequential(Standardize(torch.zeros(channels), torch.ones(channels)), self.layer())
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of :meth:`features`."""
+        raise NotImplementedError
+
     def predict(self, head: nn.Module, case: int) -> Tensor:
-        """Return what the head says of one case, on the CPU: logits (K + 1, D, H, W) or a probability ()."""
+        """Return what the head says of one case, on the CPU.
+
+        Logits (K + 1, D, H, W) of a segmentation; the probability () of the second of two classes;
+        the probabilities (K,) of more; a number () in its unit.
+        """
         raise NotImplementedError
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
@@ -311,6 +327,10 @@ class Segmentation(Problem):
     @property
     def classes(self) -> int:
         return self.cohort.num_classes
+
+    @property
+    def feature_channels(self) -> int:
+        return self.backbone.local_channels
 
     def layer(self) -> nn.Module:
         kernel = self.config.head_kernel
@@ -415,6 +435,10 @@ class Segmentation(Problem):
 
 class Classification(Problem):
     """One logit a volume, from the pooled global feature f^g."""
+
+    @property
+    def feature_channels(self) -> int:
+        return self.backbone.global_channels
 
     def layer(self) -> nn.Module:
         return nn.Linear(self.backbone.global_channels, 1)

@@ -7,6 +7,7 @@ labels, preparation, intensity, backbone, protocol), written last. Nothing is ev
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,17 +20,11 @@ from torch import nn
 
 from ssl3d.config import BackboneConfig, DownstreamConfig
 from ssl3d.data.adapters import image_suffix
+from ssl3d.data.dicom import is_dicom, series_of
 from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import Intensity, Preparation, PreparedCohort, logits_to_native_grid, prepare_file
-from ssl3d.data.volume import write_like
-from ssl3d.downstream.harness import (
-    Classification,
-    Mode,
-    Segmentation,
-    Standardize,
-    make_problem,
-    problem_class,
-)
+from ssl3d.data.volume import Volume, write_like, write_volume
+from ssl3d.downstream.harness import Mode, Standardize, make_problem
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
 from ssl3d.errors import CheckpointError, ConfigError
@@ -50,6 +45,7 @@ class _OneCase:
 
     data: np.ndarray
     num_classes: int
+    target_names: dict[int, str]
 
     def image(self, i: int) -> np.ndarray:
         return self.data
@@ -67,6 +63,7 @@ class Predictor:
         backbone_config: to build the backbone again.
         downstream: window, overlap, precision.
         backbone, head: the networks, in evaluation mode.
+        target_names: the classes in order, where there are any and they have names.
     """
 
     task: Task
@@ -79,10 +76,11 @@ class Predictor:
     downstream: DownstreamConfig
     backbone: Backbone
     head: nn.Module
+    target_names: tuple[str, ...] = ()
 
     def predict(self, data: np.ndarray, device: torch.device) -> np.ndarray:
-        """Return logits (K + 1, D, H, W), or the probability (), of a prepared image (D, H, W)."""
-        cohort = cast(PreparedCohort, _OneCase(data, len(self.label_names) + 1))
+        """Return what the network says of a prepared image (D, H, W), see :meth:`Problem.predict`."""
+        cohort = _one_case(data, self.label_names, self.target_names)
         problem = make_problem(self.backbone, self.task, cohort, self.mode, self.downstream, device)
         return problem.predict(self.head, 0).float().numpy()
 
@@ -95,8 +93,9 @@ class Predictor:
     ) -> list[Finding]:
         """Predict every file that can be read, and return what is wrong with the others.
 
-        A segmentation is written under the name and in the format of its image, on the image's grid.
-        Classes go to ``predictions.csv``: file, probability of the positive class, prediction at 0.5.
+        A segmentation is written under the name and in the format of its image, on the image's grid;
+        that of a DICOM series as NIfTI under the name of its folder. Classes and numbers go to
+        ``predictions.csv``, one row a file.
 
         Raises:
             ConfigError: two outputs of one name, or an output that would replace its input.
@@ -105,7 +104,7 @@ class Predictor:
         to_device(self.backbone, device)
         to_device(self.head, device)
         findings: list[Finding] = []
-        rows: list[tuple[str, str, int]] = []
+        rows: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         for number, file in enumerate(files):
             prepared = prepare_file(file, self.preparation, self.intensity)
@@ -116,41 +115,76 @@ class Predictor:
                 predicted = self.predict(data, device)
                 if self.task.kind == "segmentation":
                     native = logits_to_native_grid(predicted, affine, image.native_affine, image.native_shape)
-                    values = np.array([0, *self.label_values])
-                    kind = np.min_scalar_type(values.max()) if values.min() >= 0 else np.dtype(np.int32)
-                    write_like(out / file.name, values.astype(kind)[native], file)
+                    self._write(native, image, file, out)
                 else:
-                    rows.append((str(file), f"{float(predicted):.6f}", int(predicted >= 0.5)))
+                    rows.append({"file": str(file), **self._row(predicted)})
             if progress is not None:
                 progress(number + 1)
-        if self.task.kind == "classification":
+        if self.task.kind != "segmentation":
             _write_table(out / TABLE, rows)
         return findings
+
+    def _write(self, native: np.ndarray, image: Volume, file: Path, out: Path) -> None:
+        """Write a segmentation 0..K on the grid of its file, with the label values of the training data."""
+        values = np.array([0, *self.label_values])
+        kind = np.min_scalar_type(values.max()) if values.min() >= 0 else np.dtype(np.int32)
+        labels = values.astype(kind)[native]
+        if image_suffix(file) is None:  # a DICOM series
+            write_volume(out / _output_name(file), labels, image.native_affine)
+        else:
+            write_like(out / file.name, labels, file)
+
+    def _row(self, predicted: np.ndarray) -> dict[str, Any]:
+        """Return the columns of one file: probabilities and what they amount to, or a number."""
+        if self.task.kind == "regression":
+            return {"prediction": f"{float(predicted):.6g}"}
+        if predicted.ndim == 0:  # two classes
+            positive = int(predicted >= 0.5)
+            row = {"probability": f"{float(predicted):.6f}", "prediction": positive}
+            return {**row, "class": self.target_names[positive]} if self.target_names else row
+        named = dict(zip(self.target_names, predicted.tolist(), strict=True))
+        probabilities = {f"probability_{name}": f"{p:.6f}" for name, p in named.items()}
+        if self.task.kind == "multilabel":  # as the column class of a CSV cohort has it
+            chosen = ";".join(name for name, p in named.items() if p >= 0.5) or "none"
+        else:
+            chosen = max(named, key=named.__getitem__)
+        return {**probabilities, "prediction": chosen}
 
     def _check_names(self, files: Sequence[Path], out: Path) -> None:
         if self.task.kind != "segmentation":
             return
         seen: dict[str, Path] = {}
         for file in files:
-            if file.name in seen:
+            name = _output_name(file)
+            if name in seen:
                 raise ConfigError(
-                    f"{seen[file.name]} and {file} would both be written to {out / file.name}: "
+                    f"{seen[name]} and {file} would both be written to {out / name}: "
                     "predict them into two folders."
                 )
-            seen[file.name] = file
-            if (out / file.name).resolve() == file.resolve():
+            seen[name] = file
+            if (out / name).resolve() == file.resolve():
                 raise ConfigError(
                     f"--out {out} would replace {file} by its segmentation: choose another folder."
                 )
 
 
+def _one_case(data: np.ndarray, label_names: Sequence[str], target_names: Sequence[str]) -> PreparedCohort:
+    return cast(PreparedCohort, _OneCase(data, len(label_names) + 1, dict(enumerate(target_names))))
+
+
+def _output_name(file: Path) -> str:
+    """Return the name of a file's segmentation: the file's own, or that of the folder of a DICOM series."""
+    if image_suffix(file) is not None:
+        return file.name
+    folder = file if file.is_dir() else file.parent
+    name = folder.resolve().name
+    if not file.is_dir() and is_dicom(file) and len(series := list(series_of(folder).values())) > 1:
+        name += f"-series{next((n for n, files in enumerate(series, 1) if file.absolute() in files), 0)}"
+    return f"{name}.nii.gz"
+
+
 def check_keepable(task: Task, cohort: PreparedCohort) -> None:
     """Raise ConfigError, before any training, for a task that new files cannot be predicted for."""
-    if problem_class(task) not in {Segmentation, Classification}:
-        raise ConfigError(
-            f"Task {task.name} is neither a segmentation nor a yes or no for each volume: only these can be kept "
-            "for prediction so far. Evaluate it with ssl3d bench."
-        )
     if cohort.preparation.uses_labels:
         raise ConfigError(
             f'Task {task.name} crops to its labels (crop "label"), which a new file does not have: '
@@ -190,10 +224,11 @@ def save_predictor(
         "mode": mode,
         "label_names": list(cohort.label_names),
         "label_values": list(cohort.label_values),
+        "target_names": [cohort.target_names[k] for k in sorted(cohort.target_names)],
         "preparation": cohort.preparation.model_dump(mode="json"),
         "intensity": asdict(cohort.intensity),
         "backbone": backbone_config.model_dump(mode="json"),
-        "standardized": isinstance(head, nn.Sequential) and isinstance(head[0], Standardize),
+        "standardized": any(isinstance(module, Standardize) for module in head.modules()),
         "downstream": config.model_dump(mode="json"),
         "data": cohort.fingerprint,
         "split": asdict(split),
@@ -213,7 +248,8 @@ def load_predictor(folder: Path) -> Predictor:
         raise CheckpointError(f'{folder} holds no {FACTS}; give a folder written by "ssl3d finetune --out".')
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        task = Task(**{**facts["task"], "counts": tuple(facts["task"]["counts"])})
+        counts = facts["task"]["counts"]
+        task = Task(**{**facts["task"], "counts": counts and tuple(counts)})
         backbone_config = BackboneConfig.model_validate(facts["backbone"])
         downstream = DownstreamConfig.model_validate(facts["downstream"])
         names = tuple(facts["label_names"])
@@ -222,26 +258,37 @@ def load_predictor(folder: Path) -> Predictor:
             Intensity(**facts["intensity"]),
         )
         mode, values, standardized = facts["mode"], tuple(facts["label_values"]), facts["standardized"]
+        targets = tuple(facts.get("target_names", ()))  # older predictors have none
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}. Fine-tune again.") from error
     backbone = build_backbone(backbone_config, seed=0)
-    none = cast(PreparedCohort, _OneCase(np.zeros((1, 1, 1)), len(names) + 1))
-    head = make_problem(backbone, task, none, mode, downstream, torch.device("cpu")).layer()
-    if standardized:
-        segments = task.kind == "segmentation"
-        channels = backbone.local_channels if segments else backbone.global_channels
-        head = nn.Sequential(Standardize(torch.zeros(channels), torch.ones(channels)), head)
+    none = _one_case(np.zeros((1, 1, 1)), names, targets)
+    problem = make_problem(backbone, task, none, mode, downstream, torch.device("cpu"))
+    head = problem.empty_head(standardized)
     weights = load_tensors(folder / MODEL)
     load_weights(nn.ModuleDict({"backbone": backbone, "head": head}), weights, folder / MODEL)
     backbone.eval().requires_grad_(False)
     head.eval().requires_grad_(False)
     return Predictor(
-        task, mode, names, values, preparation, intensity, backbone_config, downstream, backbone, head
+        task,
+        mode,
+        names,
+        values,
+        preparation,
+        intensity,
+        backbone_config,
+        downstream,
+        backbone,
+        head,
+        targets,
     )
 
 
 def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """Return the files to predict: those named, and every volume directly in a folder named.
+    """Return the files to predict: those named, and what lies in a folder named.
+
+    That is every volume directly in the folder, and every DICOM series in it and its subfolders, named by
+    one of its slices.
 
     Raises:
         ConfigError: a folder without a volume.
@@ -250,19 +297,22 @@ def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.is_file() and image_suffix(p) is not None)
+            slices = (p for p in path.rglob("*") if p.is_file() and image_suffix(p) is None and is_dicom(p))
+            for folder in sorted({p.parent for p in slices}):
+                inside += [series[0] for series in series_of(folder).values()]
             if not inside:
-                raise ConfigError(f"--input {path} holds no NIfTI, NRRD or MetaImage file.")
+                raise ConfigError(
+                    f"--input {path} holds no NIfTI, NRRD or MetaImage file, and no DICOM series."
+                )
             files += inside
         else:
             files.append(path)
     return list(dict.fromkeys(files))
 
 
-def _write_table(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    import io
-
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "probability", "prediction"))
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["file"], lineterminator="\n")
+    writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())

@@ -59,6 +59,10 @@ class _ByClass(SeveralOutputs):
         raise NotImplementedError
 
     @torch.no_grad()
+    def predict(self, head: nn.Module, case: int) -> Tensor:
+        return self.probabilities(self.raw(head, [case]))[0].cpu()  # (K,)
+
+    @torch.no_grad()
     def validate(self, head: nn.Module, cases: list[int]) -> tuple[float, float]:
         raw = self.raw(head, cases).cpu()
         score = macro_auc(self.truth(cases), self.probabilities(raw).numpy())
@@ -119,6 +123,28 @@ class MultiLabel(_ByClass):
         return raw.sigmoid()
 
 
+class Deviations(nn.Module):
+    """A head that predicts in deviations from a mean, with the two numbers that make values of them.
+
+    Args:
+        head: (B, C) -> (B, 1).
+        mean, deviation: of the training cases, in the unit of the values.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, head: nn.Module, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x)  # (B, 1)
+        return y
+
+
 class Regression(SeveralOutputs):
     """A number: the head predicts deviations from the mean of the training cases, by a Huber loss.
 
@@ -132,7 +158,15 @@ class Regression(SeveralOutputs):
     def make_head(self, train: list[int]) -> nn.Module:
         values = [self._value(case) for case in train]
         self.mean, self.deviation = float(np.mean(values)), float(np.std(values)) or 1.0
-        return super().make_head(train)
+        return Deviations(super().make_head(train), self.mean, self.deviation)
+
+    def empty_head(self, standardized: bool) -> nn.Module:
+        return Deviations(super().empty_head(standardized), 0.0, 1.0)
+
+    @torch.no_grad()
+    def predict(self, head: nn.Module, case: int) -> Tensor:
+        assert isinstance(head, Deviations)
+        return (self.raw(head, [case])[0, 0] * head.deviation + head.mean).cpu()
 
     def _value(self, case: int) -> float:
         value = self.cohort.cases[case].value
