@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,10 @@ def write_series(
     folder: Path,
     data: np.ndarray | None = None,
     *,
-    step: tuple[float, float, float] = (0, 0, SPACING[2]),
+    step: Sequence[float] = (0, 0, SPACING[2]),
+    spacing: Sequence[float] = SPACING[:2],
+    directions: Sequence[float] = (1, 0, 0, 0, 1, 0),
+    origin: Sequence[float] = (-10, 20, 30),
     slope: float = 1.0,
     intercept: float = -1024.0,
     keep: list[int] | None = None,
@@ -41,7 +45,11 @@ def write_series(
     compress: bool = False,
     slopes: list[float] | None = None,
 ) -> list[Path]:
-    """Write (columns, rows, slices) as axial slices, files not in the order of position."""
+    """Write (columns, rows, slices) as slices, axial ones by default, files not in the order of position.
+
+    ``step`` is from slice to slice, ``spacing`` within one, ``directions`` along a row and along a column;
+    all LPS+, in mm.
+    """
     data = voxels() if data is None else data
     uid, paths = generate_uid(), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,9 +65,9 @@ def write_series(
         one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
         one.BitsAllocated = one.BitsStored = 16
         one.HighBit, one.PixelRepresentation = 15, 1
-        one.PixelSpacing = [SPACING[1], SPACING[0]]  # rows first
-        one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        one.ImagePositionPatient = [round(float(p), 4) for p in np.array((-10, 20, 30)) + k * np.array(step)]
+        one.PixelSpacing = [round(float(mm), 6) for mm in (spacing[1], spacing[0])]  # rows first
+        one.ImageOrientationPatient = [round(float(d), 8) for d in directions]
+        one.ImagePositionPatient = [round(float(p), 4) for p in np.array(origin) + k * np.array(step)]
         one.RescaleSlope, one.RescaleIntercept = slopes[k] if slopes else slope, intercept
         one.PixelData = np.ascontiguousarray(data[:, :, k].T).tobytes()
         if compress:

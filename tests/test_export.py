@@ -16,6 +16,8 @@ from ssl3d.config import BackboneConfig
 from ssl3d.errors import CheckpointError, ConfigError
 from ssl3d.models.checkpoint import save_tensors
 from ssl3d.models.factory import build_backbone
+from ssl3d.models.genesis import GenesisUNet3D
+from ssl3d.models.hub import HubBackbone
 from ssl3d.models.nnunet import NNUNetUNet3D
 
 VOLUME = torch.rand(1, 1, 12, 9, 10, generator=torch.Generator().manual_seed(0))
@@ -57,8 +59,6 @@ def test_create_model_reads_every_exported_folder(tmp_path: Path, pretrained: Pa
 def test_the_hub_mixin_loads_the_folder_offline(
     tmp_path: Path, pretrained: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssl3d.models.hub import HubBackbone
-
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run("export", "--checkpoint", pretrained, "--to", target, "--out", tmp_path / "out")
     same_features(HubBackbone.from_pretrained(tmp_path / "out", strict=True), pretrained)
@@ -188,7 +188,27 @@ def test_backbones_that_a_target_cannot_hold_are_refused(tmp_path: Path, pretrai
     assert not (tmp_path / "out").exists()
     result = run("export", "--checkpoint", other, "--to", "safetensors", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert ssl3d.create_model(tmp_path / "out").name == "genesis_unet3d"
+    x = torch.rand(1, 1, 16, 16, 16)
+    for model in (
+        ssl3d.create_model(tmp_path / "out"),
+        HubBackbone.from_pretrained(tmp_path / "out", strict=True),
+    ):
+        with torch.no_grad():
+            for found, expected in zip(model(x), ssl3d.create_model(other)(x), strict=True):
+                assert torch.equal(found, expected)
+
+
+def test_the_hub_mixin_refuses_a_backbone_whose_weights_it_would_not_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Scaled(GenesisUNet3D):
+        def __init__(self) -> None:
+            super().__init__(GenesisUNet3D.Config(width=1))
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+    monkeypatch.setattr("ssl3d.models.hub.build_backbone", lambda *_, **__: Scaled())
+    with pytest.raises(CheckpointError, match=r"scaled.*\(scale\)"):
+        HubBackbone({"name": "scaled"})
 
 
 # --- ssl3d.create_model ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from click.testing import CliRunner, Result
 from sklearn.metrics import roc_auc_score
+from test_dicom import write_series
 from torch import nn
 
 from ssl3d.cli import main
@@ -457,32 +458,28 @@ def test_a_segmentation_of_a_task_file_is_kept_and_used(own: Path, tmp_path: Pat
     assert score == pytest.approx(100 * np.mean(scores), abs=0.06)
 
 
+def test_several_classes_and_several_labels_are_benched_from_task_files(own: Path, tmp_path: Path) -> None:
+    tasks = f"{own / 'size.yaml'},{own / 'signs.yaml'}"
+    result = run("bench", "--preset", "smoke", "--methods", "scratch", "--modes", "linear", "--tasks", tasks, "--store",
+                 tmp_path / "store", "--cache", own / "cache", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for title in ("SIZE MACRO_AUC", "SIGNS MACRO_AUC"):
+        assert title in result.output
+
+
 # --- DICOM ---------------------------------------------------------------------------------------------
 
 
-def write_series(folder: Path, axes: np.ndarray, uid: str = "1.2.3") -> tuple[np.ndarray, np.ndarray]:
+def write_ball(folder: Path, axes: np.ndarray, prefix: str = "IM") -> tuple[np.ndarray, np.ndarray]:
     """Write the bright ball as a DICOM series; return (ball on the series' grid, affine)."""
     shape = tuple(int(n) for n in np.rint(60 / np.linalg.norm(axes, axis=0)))
     affine = affine_of(axes, shape)
     truth = ball(affine, shape)
-    image = sitk.GetImageFromArray((truth * 1000).astype(np.int16).transpose(2, 1, 0))
     lps, spacing = np.diag([-1.0, -1, 1]) @ affine[:3], np.linalg.norm(axes, axis=0)
-    directions = lps[:, :3] / spacing
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(shape[2]):
-        one = image[:, :, k]
-        one.SetSpacing(spacing[:2].tolist())
-        tags = {
-            "0008|0060": "MR", "0020|000e": uid, "0020|000d": "1.2", "0008|0018": f"{uid}.{k}", "0020|0013": str(k),
-            "0020|0032": "\\".join(f"{v:.8g}" for v in lps @ [0, 0, k, 1]),
-            "0020|0037": "\\".join(f"{v:.8g}" for v in directions[:, :2].T.ravel()),
-        }  # fmt: skip
-        for tag, value in tags.items():
-            one.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid}-{k:03d}.dcm"))
-        writer.Execute(one)
+    write_series(
+        folder, (truth * 1000).astype(np.int16), prefix=prefix, origin=lps[:, 3], step=lps[:, 2], spacing=spacing[:2],
+        directions=(lps[:, :2] / spacing[:2]).T.ravel(),
+    )  # fmt: skip
     return truth, affine
 
 
@@ -495,7 +492,7 @@ SERIES = {
 
 @pytest.mark.parametrize("axes", SERIES)
 def test_a_dicom_series_is_segmented_as_nifti_on_its_own_grid(tmp_path: Path, axes: str) -> None:
-    truth, affine = write_series(tmp_path / "in" / "case7", SERIES[axes])
+    truth, affine = write_ball(tmp_path / "in" / "case7", SERIES[axes])
     for files in ([tmp_path / "in" / "case7"], expand_inputs([tmp_path / "in"])):
         assert len(files) == 1 and predictor().predict_files(files, tmp_path / "out", CPU) == []
         written = nibabel.load(tmp_path / "out" / "case7.nii.gz")
@@ -509,10 +506,10 @@ def test_a_dicom_series_is_segmented_as_nifti_on_its_own_grid(tmp_path: Path, ax
 
 def test_several_series_of_a_folder_are_told_apart_and_a_bad_one_is_named(tmp_path: Path) -> None:
     folder, out = tmp_path / "scan", tmp_path / "out"
-    for uid in ("1.2.3", "1.2.4"):
-        write_series(folder, SERIES["axial"], uid)
-    write_series(tmp_path / "cut", SERIES["axial"])
-    (tmp_path / "cut" / "1.2.3-007.dcm").unlink()
+    for prefix in ("A", "B"):
+        write_ball(folder, SERIES["axial"], prefix)
+    write_ball(tmp_path / "cut", SERIES["axial"])
+    (tmp_path / "cut" / "IM0007").unlink()
     files = expand_inputs([folder, tmp_path / "cut"])
     (finding,) = predictor().predict_files(files, out, CPU)
     assert "misses about 1 slices" in str(finding) and finding.path == files[-1]
