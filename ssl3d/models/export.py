@@ -147,7 +147,7 @@ A 3D backbone, to be loaded offline or from the Hub:
     from ssl3d.models.hub import HubBackbone
     global_feature, local_feature = HubBackbone.from_pretrained("PATH")(volume)  # (B, 1, D, H, W) in [0, 1]
 
-or by `ssl3d.create_model("PATH")` from a folder, `ssl3d.create_model("hf-hub:OWNER/NAME")` from the Hub. `config.json` says how it was pretrained.
+or by `ssl3d.create_model`, of the path of a folder or of "hf-hub:OWNER/NAME". `config.json` says how it was pretrained.
 """
 
 
