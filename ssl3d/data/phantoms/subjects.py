@@ -177,7 +177,8 @@ def _cardiac_values(rng: np.random.Generator, scale: float) -> dict[str, float]:
         return max(mean, 35.0)  # HU of blood that no contrast medium has reached
 
     return {
-        "lung": vary(-840, 40), "fat": vary(-100, 12), "muscle": vary(55, 15), "bone": vary(520, 90),
+        # Air stays air however much the rest varies: the check of the intensity offset looks at it.
+        "lung": vary(-840, 40 / max(scale, 1)), "fat": vary(-100, 12), "muscle": vary(55, 15), "bone": vary(520, 90),
         "marrow": vary(210, 60), "disc": vary(90, 25), "liver": vary(95, 30), "esophagus": vary(40, 20),
         "epicardial_fat": vary(-75, 20), "wall": vary(70, 30), "myocardium": myocardium, "papillary": myocardium,
         "lv": blood(left + own["lv"]), "la": blood(left + own["la"]), "aorta": blood(left + own["aorta"]),
