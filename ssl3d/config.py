@@ -221,7 +221,7 @@ def load_settings(
     """Load a preset and apply ``key=value`` overrides.
 
     Args:
-        preset: a name (``smoke``, ``quick``, ``paper``) or the path of a YAML file.
+        preset: a name (``smoke``, ``quick``, ``study``, ``paper``) or the path of a YAML file.
         overrides: ``section.option=value`` or ``method.option=value``; values are YAML.
         methods: names that may stand in the place of a section; default: none.
 
