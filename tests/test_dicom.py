@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ssl3d.errors import DataError
 
 pydicom = pytest.importorskip("pydicom", reason='pip install "ssl3d[dev]"')
 
+from pydicom.data import get_testdata_file  # noqa: E402
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid  # noqa: E402
 
@@ -242,3 +244,15 @@ def test_a_prepared_series_depends_on_all_its_slices(tmp_path: Path) -> None:
     one.save_as(paths[5])
     again = prepare(cases, dataset, Preparation(spacing_mm=1.5), tmp_path / "cache")
     assert again.fingerprint != first.fingerprint
+
+
+def test_a_file_that_stops_gdcms_scan_does_not_hide_the_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path)
+    before = series_of(tmp_path)
+    dose = get_testdata_file("rtdose_1frame.dcm", download=False)
+    shutil.copy(dose, tmp_path / "dose.dcm")  # GDCM refuses the whole folder
+    assert {uid: series_of(tmp_path)[uid] for uid in before} == before
+    (case,) = Folder().cases(tmp_path)
+    assert case.image in paths
+    (finding,) = check_file(case.image)
+    assert "may lack a slice: dose.dcm" in finding.problem and "take it out of the folder" in finding.fix

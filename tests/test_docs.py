@@ -91,7 +91,7 @@ def test_every_layout_is_documented(registry: Registry) -> None:
 
 
 def test_documented_files_exist() -> None:
-    for page in ("README.md", "docs/plugins.md", "docs/own_data.md"):
+    for page in ("README.md", "docs/plugins.md", "docs/own_data.md", "docs/realdata.md"):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"

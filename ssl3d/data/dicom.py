@@ -90,10 +90,31 @@ def series_of(folder: Path) -> dict[str, tuple[Path, ...]]:
 @lru_cache(maxsize=4096)
 def _series_of(folder: Path, changed_ns: int) -> dict[str, tuple[Path, ...]]:
     sitk = _sitk()
-    ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    names = {i: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), i) for i in ids}
-    series = {i: tuple(sorted(Path(name) for name in files)) for i, files in names.items()}
+    try:
+        ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        names = {i: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), i) for i in ids}
+        series = {i: tuple(sorted(Path(name) for name in files)) for i, files in names.items()}
+    except RuntimeError:  # one file (a dose of a single frame) can stop GDCM's scan of the whole folder
+        series = _series_by_file(folder)
     return dict(sorted(series.items(), key=lambda item: item[1][0]))
+
+
+def _series_by_file(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Do what GDCM's scan does, file by file, leaving out those whose header GDCM cannot read."""
+    reader = _sitk().ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    series: dict[str, tuple[Path, ...]] = {}
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or not is_dicom(file):
+            continue
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            continue
+        uid = reader.GetMetaData("0020|000e").strip(" \0") if reader.HasMetaDataKey("0020|000e") else ""
+        series[uid] = (*series.get(uid, ()), file)
+    return series
 
 
 def unreadable_in(folder: Path) -> list[Path]:
