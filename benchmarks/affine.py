@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matching import central, draw_pairs, score
+from matching import labelled_pairs
 from ssl3d_methods.gvsl import GVSL
 from torch import Tensor
 
 from ssl3d.config import Settings, load_settings
 from ssl3d.data.prepare import PreparedCohort
 from ssl3d.data.sources import pretraining_cohort, task_cohort
+from ssl3d.downstream.matching import central, score
 from ssl3d.environment import environment
 from ssl3d.losses import ncc_loss
 from ssl3d.models.spatial import affine_coords, affine_matrix, identity_coords, warp
@@ -123,7 +124,7 @@ def main() -> None:
         return image, label
 
     before, best = [], []
-    for i, j in draw_pairs(labelled, args.pairs):
+    for i, j in labelled_pairs(labelled, args.pairs):
         moving, fixed = load(i), load(j)
         before.append(score(identity_coords(edges, fixed[0]), moving, fixed))
         best.append(score(affine_coords(best_affine(moving[0], fixed[0]), edges), moving, fixed))

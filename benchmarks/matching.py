@@ -16,98 +16,30 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from ssl3d_methods.gvsl import GVSL, Matching
-from torch import Tensor
 
 from ssl3d.config import load_settings
 from ssl3d.data.prepare import PreparedCohort
 from ssl3d.data.sources import pretraining_cohort, task_cohort
-from ssl3d.downstream.metrics import dice_per_structure
+from ssl3d.downstream.matching import AFFINE_ONLY, NOT_ALIGNED, PREDICTED, evaluate_matching
+from ssl3d.downstream.representation import draw_pairs
 from ssl3d.environment import environment, select_device
-from ssl3d.losses import ncc_loss
-from ssl3d.models.checkpoint import RUN, load_state
-from ssl3d.models.spatial import affine_coords, identity_coords, jacobian_determinant, warp
-from ssl3d.optim import make_optimizer
+from ssl3d.models.checkpoint import RUN, load_method
 from ssl3d.plugins import registry
 from ssl3d.pretrain.loop import build_method, pretrain
 from ssl3d.pretrain.method import resolve_method
-from ssl3d.rng import numpy_rng
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def central(volume: np.ndarray, edges: Sequence[int]) -> Tensor:
-    """Return the central box of ``volume`` (D, H, W), zeros where it is smaller: (1, 1, *edges)."""
-    out = np.zeros(tuple(edges), np.float32)
-    source, target = [], []
-    for have, want in zip(volume.shape, edges, strict=True):
-        n = min(have, want)
-        source.append(slice((have - n) // 2, (have - n) // 2 + n))
-        target.append(slice((want - n) // 2, (want - n) // 2 + n))
-    out[tuple(target)] = volume[tuple(source)]
-    return torch.from_numpy(out)[None, None]
-
-
-def draw_pairs(cohort: PreparedCohort, count: int) -> list[tuple[int, int]]:
+def labelled_pairs(cohort: PreparedCohort, count: int) -> list[tuple[int, int]]:
     """Return ``count`` ordered pairs of labelled cases of different patients; always the same ones."""
     labelled = [i for i, case in enumerate(cohort.cases) if case.has_label]
-    pairs = [(i, j) for i in labelled for j in labelled if cohort.cases[i].subject != cohort.cases[j].subject]
-    chosen = numpy_rng(0, "matching pairs").permutation(len(pairs))[:count]
-    return [pairs[k] for k in chosen]
-
-
-@torch.no_grad()
-def score(coords: Tensor, moving: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Return NCC, mean Dice over structures and the share of folded voxels of one map.
-
-    Args:
-        coords: sampling positions (1, 3, D, H, W).
-        moving, fixed: (image, label), (1, 1, D, H, W) each.
-    """
-    label = warp(moving[1], coords, mode="nearest").round().long()[0, 0]
-    truth = fixed[1].long()[0, 0]
-    classes = int(max(label.max(), truth.max())) + 1
-    return {
-        "ncc": 1 - float(ncc_loss(warp(moving[0], coords), fixed[0])),
-        "dice": float(dice_per_structure(label, truth, classes).nanmean()),
-        "folded": float((jacobian_determinant(coords) <= 0).float().mean()),
-    }
-
-
-@torch.no_grad()
-def evaluate(
-    trained: GVSL, untrained: GVSL, cohort: PreparedCohort, pairs: list[tuple[int, int]], edges: Sequence[int]
-) -> dict[str, list[dict[str, float]]]:
-    """Return the scores of every pair, by row of the table."""
-    device = next(trained.parameters()).device
-
-    def load(case: int) -> tuple[Tensor, Tensor]:
-        return tuple(central(np.array(v), edges).to(device) for v in (cohort.image(case), cohort.label(case)))  # type: ignore[return-value]
-
-    rows: dict[str, list[dict[str, float]]] = {
-        "not aligned": [],
-        "not trained": [],
-        "affine only": [],
-        "GVSL": [],
-    }
-    for i, j in pairs:
-        moving, fixed = load(i), load(j)
-        before: Matching = untrained.match(moving[0], fixed[0])
-        after: Matching = trained.match(moving[0], fixed[0])
-        for name, coords in (
-            ("not aligned", identity_coords(edges, fixed[0])),
-            ("not trained", before.coords),
-            ("affine only", affine_coords(after.matrix, edges)),
-            ("GVSL", after.coords),
-        ):
-            rows[name].append(score(coords, moving, fixed))
-    return rows
+    pairs = draw_pairs([cohort.cases[i].subject for i in labelled], count)
+    return [(labelled[i], labelled[j]) for i, j in pairs]
 
 
 def main() -> None:
@@ -134,9 +66,18 @@ def main() -> None:
     methods: dict[str, Any] = {
         name: build_method(spec, settings, args.seed, device) for name in ("trained", "untrained")
     }
-    load_state(run_folder, methods["trained"], make_optimizer(methods["trained"], settings.pretrain)[0])
-    pairs = draw_pairs(labelled, args.pairs)
-    rows = evaluate(methods["trained"], methods["untrained"], labelled, pairs, settings.pretrain.crop)
+    load_method(run_folder, methods["trained"])
+    pairs = labelled_pairs(labelled, args.pairs)
+    found = {
+        name: evaluate_matching(method, labelled, pairs, settings.pretrain.crop, device)
+        for name, method in methods.items()
+    }
+    rows = {
+        "not aligned": found["trained"][NOT_ALIGNED],
+        "not trained": found["untrained"][PREDICTED],
+        "affine only": found["trained"][AFFINE_ONLY],
+        "GVSL": found["trained"][PREDICTED],
+    }
 
     print(
         f"GVSL, preset {args.preset}, seed {args.seed}, {run['steps']} steps in {run['seconds']:.0f} s; "

@@ -28,6 +28,7 @@ from ssl3d.commands.common import (
 )  # fmt: skip
 from ssl3d.commands.data import data
 from ssl3d.commands.report import report
+from ssl3d.commands.represent import represent
 from ssl3d.commands.store import reproduce
 from ssl3d.commands.store import store as store_group
 from ssl3d.commands.weights import export, finetune, import_, predict
@@ -517,6 +518,7 @@ main.add_command(finetune)
 main.add_command(import_)
 main.add_command(predict)
 main.add_command(report)
+main.add_command(represent)
 
 if __name__ == "__main__":
     main()

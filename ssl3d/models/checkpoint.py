@@ -152,6 +152,21 @@ def save_state(folder: Path, step: int, method: nn.Module, optimizer: torch.opti
             old.unlink()
 
 
+def load_method(folder: Path, method: nn.Module) -> bool:
+    """Load the weights of a method, heads included, from the newest state of its run.
+
+    Returns:
+        Whether the run keeps a state; one that was imported from elsewhere does not.
+    """
+    paths = sorted(folder.glob(STATE))
+    if not paths:
+        return False
+    tensors = load_tensors(paths[-1])
+    weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    load_weights(method, weights, paths[-1])
+    return True
+
+
 def load_state(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest state into ``method`` and ``optimizer`` and return its step; 0 without one."""
     paths = sorted(folder.glob(STATE))

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
+from ssl3d.results.representation import FOLDER, read_results, rows
 from ssl3d.results.statistics import with_statistics
 from ssl3d.results.store import Record, ResultStore
 from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, build_table
@@ -42,10 +43,13 @@ def report_data(
         used[id(record)] = len(listed)
         listed.append(_provenance(record, store))
     tables = [_table(table, used) for table in model.tables]
+    representation, bad = _representation(store)
+    problems = problems + bad
     return {
         "tables": tables,
         "records": listed,
         "runs": _runs(store, records),
+        "representation": representation,
         "viewer": _viewer(store, model.tables, viewer_cases, viewer_mib),
         "created": max((str(r.get("created", "")) for r in records), default=""),
         "problems": problems,
@@ -140,17 +144,10 @@ def _case_values(cell: Cell, metric: str) -> dict[str, float]:
 def _runs(store: ResultStore, records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return the logged curves of every pretraining behind the records, thinned to what a chart can show."""
     runs = []
-    for folder, record in {str(r.get("checkpoint", "")): r for r in records}.items():
-        # A store that was moved still holds its runs under the same names.
-        log = next(
-            (
-                p
-                for p in (Path(folder), store.root / "runs" / Path(folder).name)
-                if (p / "log.jsonl").is_file()
-            ),
-            None,
-        )
-        curves = read_log(log / "log.jsonl") if log else {}
+    found = {place: r for r in records if (place := store.run_folder(r))}
+    for folder, record in found.items():
+        log = folder / "log.jsonl"
+        curves = read_log(log) if log.is_file() else {}
         if curves:
             identity = record["identity"]
             runs.append({
@@ -179,6 +176,33 @@ def thin(curve: Sequence[tuple[int, float]], points: int = CURVE_POINTS) -> list
     size = max(1, -(-len(curve) // points))
     chunks = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [[chunk[-1][0], float(f"{fmean(value for _, value in chunk):.5g}")] for chunk in chunks]
+
+
+# --- Representation -------------------------------------------------------------------------------
+
+
+def _representation(store: ResultStore) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return numbers and pictures of ``ssl3d represent`` by task, and a line for each unusable file."""
+    shown, problems = [], []
+    results, bad = read_results(store.root / FOLDER)
+    for result in results:
+        pictures = []
+        for how, name in result["pictures"].items():
+            if not _inside(store, f"{FOLDER}/{name}"):
+                problems.append(
+                    f"{store.root / FOLDER / name}: no such picture; make it again: ssl3d represent"
+                )
+                continue
+            png = (store.root / FOLDER / name).read_bytes()
+            pictures.append({"how": how, "png": base64.b64encode(png).decode()})
+        shown.append({
+            "task": result["task"], "title": result["title"], "cases": len(result["cases"]),
+            "pairs": len(result["pairs"]), "voxels": result["voxels_per_structure"],
+            "rows": rows([result]), "pictures": pictures,
+            "notes": [*result["left_out"], *(f"{m['title']}: not matched, {m['not_matched']}"
+                                             for m in result["methods"] if m["not_matched"])],
+        })  # fmt: skip
+    return shown, bad + problems
 
 
 # --- Viewer ---------------------------------------------------------------------------------------
