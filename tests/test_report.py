@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from ssl3d.cli import main
+from ssl3d.downstream.feature_map import draw
 from ssl3d.report.data import read_log, report_data, thin
 from ssl3d.report.page import embed_json, render
 from ssl3d.results.predictions import keep_prediction, nifti
@@ -65,7 +66,38 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
         record(store, "scratch", "Scratch", seed, 0.5, [10, 30, 50])
         record(store, "gvsl", "GVSL", seed, 0.7, [50, 60, 70])
         record(store, "nasty", NASTY, seed, 0.6, [20, 30, 40])
+    represented(store)
     return store
+
+
+def represented(store: ResultStore) -> None:
+    """Write what ``ssl3d represent`` writes: GVSL is better than scratch, and matches."""
+
+    def of(title: str, method: str, accuracy: float, matching: dict[str, Any] | None) -> dict[str, Any]:
+        pair = {
+            "accuracy": accuracy,
+            "chance": 0.3,
+            "balanced": accuracy,
+            "balanced_chance": 0.2,
+            "queries": 9,
+        }
+        return {"title": title, "method": method, "silhouette": accuracy - 0.6, "transfer_dice": [accuracy] * 2,
+                "correspondence": [pair, pair], "matching": matching, "not_matched": ""}  # fmt: skip
+
+    maps = {
+        name: {"ncc": 0.5, "dice": 0.6, "folded": 0.01}
+        for name in ("not aligned", "affine only", "predicted")
+    }
+    result = {
+        "schema": 1, "task": "shc", "title": NASTY, "cases": ["a", "b"], "pairs": [["a", "b"], ["b", "a"]],
+        "voxels_per_structure": 9, "left_out": [], "pictures": {"tsne": "shc-tsne.png", "pca": "gone.png"},
+        "methods": [of("Scratch", "scratch", 0.5, None), of("GVSL", "gvsl", 0.75, maps), of(NASTY, "nasty", 0.6, None)],
+    }  # fmt: skip
+    folder = store.root / "representation"
+    folder.mkdir()
+    (folder / "shc.json").write_text(json.dumps(result))
+    points = [("Scratch", np.eye(2), np.array([1, 2]))]
+    (folder / "shc-tsne.png").write_bytes(draw(points, ["one", "two"], "Map"))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +130,31 @@ def test_cells_hold_what_the_table_says_and_name_their_records(data: dict[str, A
         r["file"] for r in data["records"]
     }
     assert cells["gvsl"]["interval"][0] < 72.5 < cells["gvsl"]["interval"][1]
+
+
+def test_representation_is_shown_and_a_lost_picture_is_named(data: dict[str, Any]) -> None:
+    (shown,) = data["representation"]
+    assert [row["correspondence"] for row in shown["rows"]] == [0.5, 0.75, 0.6]
+    assert [row.get("dice_predicted") for row in shown["rows"]] == [None, 0.6, None]
+    assert [picture["how"] for picture in shown["pictures"]] == ["tsne"]
+    assert len(data["problems"]) == 1 and "gone.png" in data["problems"][0]
+
+
+def test_label_curves_and_costs_are_shown_where_the_records_have_them(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    for fraction, score in ((0.25, 0.4), (1.0, 0.5)):
+        for method, gain in (("scratch", 0.0), ("gvsl", 0.2)):
+            made = record(store, method, method, 0, score + gain, [10])
+            store.path_for(made["identity"]).unlink()
+            made["identity"]["label_fraction"] = fraction
+            made["cost"] = {"pretrain_steps": 7 if gain else 0, "peak_memory_mib": 2048.0}
+            store.write(made)
+    data, _ = report_data(store)
+    curves = {curve["method"]: curve for curve in data["labels"]}
+    assert [p[:2] for p in curves["gvsl"]["points"]] == [[0.25, 60.0], [1.0, 70.0]]
+    assert curves["gvsl"]["reaches"] == 0.25 and curves["scratch"]["reaches"] == 1
+    costs = data["tables"][0]["costs"]
+    assert [values[0] for values in costs["values"]] == [0, 7] and "2.0 GiB" in costs["lines"][1]
 
 
 def test_steps_to_reach_scratch(data: dict[str, Any]) -> None:
@@ -216,7 +273,7 @@ def run(*arguments: str) -> Any:
 
 def test_the_command_writes_the_page(store: ResultStore, tmp_path: Path) -> None:
     result = run("--store", str(store.root), "--out", str(tmp_path / "r.html"), "--title", "A & B")
-    assert result.exit_code == 0 and "6 records" in result.output
+    assert result.exit_code == 1 and "gone.png" in result.output and "6 records" in result.output
     assert embedded((tmp_path / "r.html").read_text())["title"] == "A & B"
 
 
@@ -279,7 +336,14 @@ def test_a_browser_draws_sorts_filters_and_shows_records(page: str, tmp_path: Pa
         const opened = dialog.open && dialog.textContent.includes("method_config"); dialog.close();
         const filter = document.getElementById("filter");
         filter.value = "gv"; filter.dispatchEvent(new Event("input"));
-        return { before, down, up, sort, opened, filtered: names(),
+        const filtered = names(); filter.value = ""; filter.dispatchEvent(new Event("input"));
+        const measured = () => [...document.querySelectorAll("#features-shc tbody th")].map((th) => th.textContent);
+        const order = [measured()];
+        for (const _ of "12") { document.querySelector('[data-sort="features-shc 1"]').click(); order.push(measured()); }
+        const keyed = document.activeElement.dataset.sort;
+        const map = document.querySelector("#representation img"); await map.decode();
+        return { before, down, up, sort, opened, filtered, order, keyed, map: map.naturalWidth,
+                 matched: document.querySelectorAll("#matching-shc tbody tr").length,
                  charts: document.querySelectorAll("#curves-body svg .curve").length,
                  ticks: document.querySelectorAll("#curves-body figure svg text").length };
     """, tmp_path)  # fmt: skip
@@ -290,7 +354,11 @@ def test_a_browser_draws_sorts_filters_and_shows_records(page: str, tmp_path: Pa
         and said["up"] == said["down"][::-1]
         and said["sort"] == "ascending"
     )
-    assert said["opened"] and said["filtered"] == ["GVSL"] and said["charts"] == 1 and said["ticks"] > 4
+    assert said["opened"] and said["filtered"] == ["GVSL"] and said["charts"] == 3 and said["ticks"] > 4
+    first, down, up = said["order"]
+    assert first == ["Scratch", "GVSL", NASTY] and down == ["GVSL", NASTY, "Scratch"] and up == down[::-1]
+    assert said["keyed"] == "features-shc 1", "the focus stays on the heading that sorts"
+    assert said["map"] > 100 and said["matched"] == 1
 
 
 @needs_browser

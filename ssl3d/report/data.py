@@ -10,14 +10,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ssl3d.results import wording
 from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
+from ssl3d.results.labels import label_curves
 from ssl3d.results.representation import FOLDER, read_results, rows
 from ssl3d.results.statistics import with_statistics
 from ssl3d.results.store import Record, ResultStore
-from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, build_table
+from ssl3d.results.table import (
+    BASELINE,
+    LOWER_IS_BETTER,
+    MODES,
+    Cell,
+    Column,
+    Row,
+    Table,
+    TableModel,
+    build_table,
+)
 
 CURVE_POINTS = 200
-_STATISTICS = ("ci", "p", "rank", "tau")
+_STATISTICS = ("ci", "p", "rank", "tau", "cost")
 _MONITORS = {"lr"}
 
 
@@ -48,6 +60,7 @@ def report_data(
     return {
         "tables": tables,
         "records": listed,
+        "labels": _labels(model),
         "runs": _runs(store, records),
         "representation": representation,
         "viewer": _viewer(store, model.tables, viewer_cases, viewer_mib),
@@ -74,7 +87,20 @@ def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
         "remarks": [text for text in table.remarks if not text.startswith("#rank")],
         "rows": [{"method": r.method, "title": r.title, "trains": r.trains} for r in table.rows],
         "columns": [_column(table, column, places) for column in table.columns],
+        "costs": _costs(table),
     }
+
+
+def _costs(table: Table) -> dict[str, Any] | None:
+    """Return the cost of each row as text, and as numbers to sort by."""
+    lines = wording.cost_lines(table)
+    if not lines:
+        return None
+    fields = ("pretrain_steps", "voxels_seen", "pretrain_seconds", "downstream_seconds", "peak_memory_mib",
+              "pretrain_parameters")  # fmt: skip
+    values = [[getattr(row.cost, field, None) for field in fields] for row in table.rows]
+    return {"headers": wording.COST_HEADERS[1:], "legend": wording.COST_LEGEND,
+            "lines": [line[1:] for line in lines], "values": values}  # fmt: skip
 
 
 def _column(table: Table, column: Column, places: dict[int, int]) -> dict[str, Any]:
@@ -115,6 +141,7 @@ def _cell(
         "marks": cell.marks,
         "records": [places[id(record)] for record in cell.records],
         "cases": [values.get(case) for case in cases],
+        "peak": best_score(cell),
         "curve": [[step, round(score, 2)] for step, score in mean_curve(cell)],
         "reach": steps_to_reach(cell, best_score(baseline) if baseline else None),
     }
@@ -136,6 +163,25 @@ def _case_values(cell: Cell, metric: str) -> dict[str, float]:
                 values[str(case["case"])].append(case[metric])
     scale = 1 if metric in LOWER_IS_BETTER else 100
     return {case: round(scale * fmean(v), 2) for case, v in values.items()}
+
+
+# --- Few labels -----------------------------------------------------------------------------------
+
+
+def _labels(model: TableModel) -> list[dict[str, Any]]:
+    """Return score over share of labels of each method, task and mode that has several shares."""
+    return [
+        {
+            "mode": curve.mode, "group": MODES.get(curve.mode, curve.mode), "task": curve.task,
+            "metric": curve.metric, "method": curve.method, "title": curve.title, "reaches": curve.reaches,
+            "points": [
+                [p.fraction, round(p.mean, 3), *([round(p.interval.low, 2), round(p.interval.high, 2)]
+                                                 if p.interval else [None, None])]
+                for p in curve.points
+            ],
+        }
+        for curve in label_curves(model)
+    ]  # fmt: skip
 
 
 # --- Pretraining ----------------------------------------------------------------------------------

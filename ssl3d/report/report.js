@@ -41,8 +41,9 @@ function summary() {
   const gains = t.columns.filter((c) => !c.lower).flatMap((c) => c.cells.map((cell, i) => ({ c, cell, row: t.rows[i] })))
     .filter((g) => g.cell && g.cell.delta != null);
   const top = gains.reduce((a, b) => (a && a.cell.delta >= b.cell.delta ? a : b), null);
-  const firsts = t.rows.map((row, i) => [row.title, t.columns.filter((c) => c.cells[i] && c.cells[i].best).length])
-    .sort((a, b) => b[1] - a[1])[0];
+  const wins = t.rows.map((row, i) => [row.title, t.columns.filter((c) => c.cells[i] && c.cells[i].best).length]);
+  const most = Math.max(...wins.map(([, n]) => n));
+  const firsts = wins.filter(([, n]) => n === most).map(([title]) => title);
   const seeds = new Set(DATA.records.map((r) => r.identity.seed));
   const tile = (value, label) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, label));
   return [
@@ -53,7 +54,7 @@ function summary() {
       tile(`${t.rows.length}`, t.rows.length === 1 ? "method" : "methods"),
       tile(`${t.columns.length}`, `columns: ${[...new Set(t.columns.map((c) => c.task.toUpperCase()))].join(", ")}`),
       tile(`${DATA.records.length}`, `records over ${seeds.size} seed${seeds.size === 1 ? "" : "s"}, last ${DATA.created.slice(0, 10) || "undated"}`),
-      firsts && firsts[1] ? tile(firsts[0], `best in ${firsts[1]} of ${t.columns.length} columns`) : null,
+      most ? tile(firsts.length > 3 ? `${firsts.length} methods` : firsts.join(", "), `best in ${most} of ${t.columns.length} columns${firsts.length > 1 ? " each" : ""}`) : null,
       top && tile(`${signed(top.cell.delta)} points`, `largest difference to scratch: ${top.row.title}, ${top.c.group.toLowerCase()} ${top.c.task.toUpperCase()}`)),
   ];
 }
@@ -83,11 +84,7 @@ function sorted() {
   const { key, down } = state.sort;
   if (key === "order") return rows();
   const value = (row) => (key === "title" ? row.title.toLowerCase() : table().columns[key].cells[row.index]?.mean);
-  return rows().sort((a, b) => {
-    const [x, y] = [value(a), value(b)];
-    if (x == null || y == null) return (x == null) - (y == null); // a missing cell is last either way
-    return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
-  });
+  return rows().sort((a, b) => compare(value(a), value(b), down));
 }
 
 function heading(key, text, left) {
@@ -98,6 +95,42 @@ function heading(key, text, left) {
       redraw();
       document.querySelector(`[data-sort="${key}"]`).focus();
     } }, text));
+}
+
+/** A table of `list` whose columns {title, value, show, left} sort; the first column names the row. */
+const orders = {};
+function sortable(id, label, columns, list) {
+  const order = orders[id] ||= { key: null, down: false };
+  const ranked = order.key == null ? list : [...list].sort((a, b) => compare(columns[order.key].value(a), columns[order.key].value(b), order.down));
+  const head = columns.map((c, i) => {
+    const active = order.key === i;
+    return el("th", { scope: "col", class: c.left || i === 0 ? "left" : null, "aria-sort": active ? (order.down ? "descending" : "ascending") : "none" },
+      el("button", { type: "button", "data-sort": `${id} ${i}`, onclick: () => {
+        orders[id] = { key: i, down: active ? !order.down : i !== 0 };
+        redraw();
+        document.querySelector(`[data-sort="${id} ${i}"]`).focus();
+      } }, c.title));
+  });
+  const best = columns.map((c) => (c.best ? list.reduce((top, item) => (c.value(item) != null && (top == null || c.best * (c.value(item) - top) > 0) ? c.value(item) : top), null) : null));
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, el("table", { id }, el("thead", {}, el("tr", {}, head)),
+    el("tbody", {}, ranked.map((item) => el("tr", {}, columns.map((c, i) => (i === 0
+      ? el("th", { scope: "row" }, c.show(item))
+      : el("td", { class: [c.left && "left", list.length > 1 && c.best && best[i] != null && c.value(item) === best[i] && "best"].filter(Boolean).join(" ") }, el("span", { class: c.best ? "mean" : null }, c.show(item))))))))));
+}
+function compare(x, y, down) {
+  if (x == null || y == null) return (x == null) - (y == null); // a missing value is last either way
+  return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
+}
+
+function costs() {
+  const { headers, lines, values, legend } = table().costs;
+  return [
+    el("p", { class: "soft" }, legend),
+    sortable("costs-table", "Cost of each method", [
+      { title: "Method", value: (row) => row.title.toLowerCase(), show: (row) => row.title },
+      ...headers.map((title, i) => ({ title, left: i === headers.length - 1, value: (row) => (i < values[row.index].length ? values[row.index][i] : lines[row.index][i]), show: (row) => lines[row.index][i] })),
+    ], rows()),
+  ];
 }
 
 function results() {
@@ -168,22 +201,25 @@ function ticks(low, high) {
 }
 const short = (value) => (Math.abs(value) >= 1000 ? `${Number((value / 1000).toPrecision(3))}k` : `${Number(value.toPrecision(4))}`);
 
-/** Lines of {name, colour, dash, points}; `goal` is a horizontal line. */
-function chart(lines, label, goal) {
+/** Lines of {name, colour, dash, points: [x, y, low, high]}; `goal` is a horizontal line; `log`: x as shares on a log scale. */
+function chart(lines, label, goal, log = false) {
   const [width, height, left, bottom] = [400, 230, 44, 26];
   const points = lines.flatMap((line) => line.points);
-  const [xs, ys] = [points.map((p) => p[0]), points.map((p) => p[1]).concat(goal == null ? [] : [goal])];
+  const [xs, ys] = [points.map((p) => p[0]), points.flatMap((p) => p.slice(1).filter((v) => v != null)).concat(goal == null ? [] : [goal])];
   const bounds = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
-  const [x0, x1] = [0, bounds(xs)[1]];
+  const [x0, x1] = log ? bounds(xs) : [0, bounds(xs)[1]];
   let [y0, y1] = bounds(ys);
   if (y0 === y1) [y0, y1] = [y0 - 1, y1 + 1];
-  const x = (v) => left + ((v - x0) / (x1 - x0 || 1)) * (width - left - 8);
+  const along = (v) => (log ? Math.log(v / x0) / (Math.log(x1 / x0) || 1) : (v - x0) / (x1 - x0 || 1));
+  const x = (v) => left + along(v) * (width - left - 18);
   const y = (v) => 8 + (1 - (v - y0) / (y1 - y0)) * (height - bottom - 8);
   const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
-    ticks(y0, y1).map((v) => [line(left, y(v), width - 8, y(v), "grid-line"), svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(v))]),
-    ticks(x0, x1).map((v) => svg("text", { x: x(v), y: height - 8, "text-anchor": "middle" }, short(v))),
-    goal != null && line(left, y(goal), width - 8, y(goal), "goal"),
+    ticks(y0, y1).map((v) => [line(left, y(v), width - 18, y(v), "grid-line"), svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(v))]),
+    (log ? [...new Set(xs)] : ticks(x0, x1)).map((v) => svg("text", { x: x(v), y: height - 8, "text-anchor": "middle" }, log ? `${short(100 * v)} %` : short(v))),
+    lines.filter((l) => l.points.length && l.points.every((p) => p[2] != null)).map((l) => svg("polygon", { class: "band", fill: l.colour,
+      points: [...l.points.map((p) => [p[0], p[3]]), ...l.points.map((p) => [p[0], p[2]]).reverse()].map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") })),
+    goal != null && line(left, y(goal), width - 18, y(goal), "goal"),
     lines.map((l) => svg("polyline", { class: "curve", stroke: l.colour, "stroke-dasharray": l.dash, points: l.points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") },
       svg("title", {}, l.name))));
 }
@@ -224,13 +260,13 @@ function curves() {
   if (!trained.length) return [el("p", { class: "soft" }, "No record holds a validation curve.")];
   const chosen = rows().filter((row) => state.shown.has(row.index));
   const scratch = table().rows.findIndex((row) => row.method === "scratch");
-  const best = (cell) => (cell?.curve.length ? Math.max(...cell.curve.map((p) => p[1])) : null);
+  const best = (cell) => cell?.peak ?? null;
   const reached = trained.filter((c) => best(c.cells[scratch]) != null);
   const saved = (cell, base) => {
     if (!cell?.curve.length) return "–";
     if (cell.reach == null) return "not reached";
     const less = Math.round(100 * (1 - cell.reach / base.reach));
-    return `${cell.reach}${cell === base ? "" : ` (${Math.abs(less)} % ${less < 0 ? "more" : "fewer"})`}`;
+    return `${cell.reach}${cell === base ? "" : less ? ` (${Math.abs(less)} % ${less < 0 ? "more" : "fewer"})` : " (the same)"}`;
   };
   return [
     el("p", { class: "soft" }, "Validation score in percent over training steps of the evaluation, mean over seeds. The dotted line is the best that scratch reaches."), chips(),
@@ -243,6 +279,60 @@ function curves() {
         el("tbody", {}, rows().map((row) => el("tr", {}, el("th", { scope: "row" }, row.title), reached.map((c) => el("td", {}, saved(c.cells[row.index], c.cells[scratch]))))))))) : null,
   ];
 }
+
+function labels() {
+  const columns = [...new Map(DATA.labels.map((c) => [`${c.mode} ${c.task}`, c])).values()];
+  const shown = (c) => DATA.labels.filter((l) => l.mode === c.mode && l.task === c.task && l.title.toLowerCase().includes(state.text.toLowerCase()));
+  const goal = (c) => DATA.labels.find((l) => l.mode === c.mode && l.task === c.task && l.method === "scratch")?.points.find((p) => p[0] === 1)?.[1];
+  const titles = [...new Set(DATA.labels.map((l) => l.title))];
+  const paint = (l) => (l.method === "scratch" ? "var(--c0)" : `var(--c${1 + (titles.filter((t) => t !== "Scratch").indexOf(l.title) % (COLOURS - 1))})`);
+  const names = [...new Map(columns.flatMap(shown).map((l) => [l.title, l])).values()];
+  const text = (l) => (!l ? "–" : l.reaches == null ? "not reached" : `${l.reaches === l.points[0][0] ? "≤ " : ""}${short(100 * Number(l.reaches.toPrecision(3)))} %`);
+  return [
+    el("p", { class: "soft" }, "Score over the share of training subjects whose labels are used, with 95 % intervals. The dotted line is scratch with all labels; the table says at which share a method reaches it."),
+    el("ul", { class: "chips key" }, names.map((l) => el("li", {}, svg("svg", { width: 18, height: 8, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 18, y1: 4, y2: 4, "stroke-width": 2.5, stroke: paint(l) })), l.title))),
+    el("div", { class: "grid" }, columns.map((c) => el("figure", {}, el("h3", {}, `${c.group}: ${c.task.toUpperCase()} ${c.metric.toUpperCase()}`),
+      chart(shown(c).map((l) => ({ name: l.title, colour: paint(l), dash: l.method === "scratch" ? "6 4" : null, points: l.points })), `Score over labels, ${c.group} ${c.task.toUpperCase()}`, goal(c), true)))),
+    el("div", { class: "after" }, sortable("labels-table", "Share of the labels that equals scratch", [
+      { title: "Method", value: (l) => l.title.toLowerCase(), show: (l) => l.title },
+      ...columns.map((c) => {
+        const of = (l) => shown(c).find((other) => other.title === l.title);
+        return { title: `${c.group} ${c.task.toUpperCase()}`, value: (l) => of(l)?.reaches, show: (l) => text(of(l)) };
+      })], names)),
+  ];
+}
+
+// --- Representation ---------------------------------------------------------------------------------
+
+function representation() {
+  const percent = (key) => ({ value: (row) => row[key], show: (row) => (row[key] == null ? "–" : `${fixed(100 * row[key])}${row[`${key}_sd`] == null ? "" : ` ± ${fixed(100 * row[`${key}_sd`])}`}`) });
+  return DATA.representation.map((r) => {
+    const list = r.rows.filter((row) => `${row.title} ${row.method}`.toLowerCase().includes(state.text.toLowerCase()));
+    const matched = list.filter((row) => row.dice_predicted != null);
+    const name = { value: (row) => row.title.toLowerCase(), show: (row) => row.title, title: "Method" };
+    const maps = { tsne: "t-SNE", pca: "PCA" };
+    return el("article", {},
+      el("h3", { class: "task" }, r.title),
+      el("p", { class: "soft" }, `The local feature of the frozen backbone at the same voxels of ${r.cases} test cases for every method; means ± standard deviations over ${r.pairs} pairs of patients, in percent.`),
+      sortable(`features-${r.task}`, `Measures of the local feature, ${r.title}`, [name,
+        { title: "Same structure", best: 1, ...percent("correspondence") },
+        { title: "by structure", best: 1, ...percent("correspondence_balanced") },
+        { title: "chance", ...percent("chance_balanced") },
+        { title: "One-shot Dice", best: 1, ...percent("transfer_dice") },
+        { title: "Silhouette", best: 1, value: (row) => row.silhouette, show: (row) => (row.silhouette == null ? "–" : `${row.silhouette < 0 ? "−" : "+"}${fixed(Math.abs(row.silhouette), 3)}`) }], list),
+      el("ul", { class: "notes" },
+        el("li", {}, "Same structure: foreground voxels whose nearest feature in another patient lies in the same structure; by structure: mean over structures, beside its chance level. One-shot Dice: the labelled voxels of one patient label every voxel of another. Silhouette: from −1 to 1, how far structures are apart. Highlighted: best of the column."),
+        r.notes.map((text) => el("li", {}, text))),
+      matched.length ? el("div", { class: "after" }, sortable(`matching-${r.task}`, `Matching of patients, ${r.title}`, [name,
+        { title: "Dice not aligned", ...percent("dice_not_aligned") }, { title: "affine only", ...percent("dice_affine_only") },
+        { title: "whole map", ...percent("dice_predicted") }, { title: "Folded voxels", value: (row) => row.folded_predicted, show: (row) => `${fixed(100 * row.folded_predicted, 3)} %` }], matched),
+      el("ul", { class: "notes" }, el("li", {}, "Dice of labels warped onto another patient by the map that the method predicts; folded: voxels whose Jacobian determinant is not positive."))) : null,
+      r.pictures.map((picture, i) => el("details", { open: i === 0 }, el("summary", {}, `${maps[picture.how] || picture.how} by structure`),
+        el("figure", { class: "picture" }, el("img", { src: `data:image/png;base64,${picture.png}`, alt: `${maps[picture.how] || picture.how} of the local feature, ${r.title}, one panel a method, coloured by structure` })))));
+  });
+}
+
+// --- Pretraining ------------------------------------------------------------------------------------
 
 function pretraining() {
   const titles = new Set(rows().map((row) => row.method));
@@ -387,7 +477,7 @@ function viewer() {
 
 function redraw() {
   document.getElementById("results-body").replaceChildren(...results().filter(Boolean));
-  for (const [id, make] of [["curves-body", curves], ["pretraining-body", pretraining], ["cases-body", cases]]) {
+  for (const [id, make] of [["costs-body", costs], ["curves-body", curves], ["labels-body", labels], ["pretraining-body", pretraining], ["representation-body", representation], ["cases-body", cases]]) {
     document.getElementById(id)?.replaceChildren(...make().flat().filter(Boolean));
   }
 }
@@ -399,8 +489,11 @@ function start() {
   document.getElementById("main").replaceChildren();
   section("summary", "Summary", ...summary());
   section("results", "Results", controls(), el("div", { id: "results-body" }));
+  if (table().costs) section("costs", "Cost", el("div", { id: "costs-body" }));
   section("curves", "Validation curves", el("div", { id: "curves-body" }));
+  if (DATA.labels.length) section("labels", "Few labels", el("div", { id: "labels-body" }));
   if (DATA.runs.length) section("pretraining", "Pretraining", el("div", { id: "pretraining-body" }));
+  if (DATA.representation.length) section("representation", "Representation", el("div", { id: "representation-body" }));
   section("cases", "Cases", el("div", { id: "cases-body" }));
   if (DATA.viewer.scenes.length) viewer();
   redraw();

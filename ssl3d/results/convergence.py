@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ssl3d.results.table import LOWER_IS_BETTER
+
 if TYPE_CHECKING:
     from ssl3d.results.table import Cell
 
@@ -22,12 +24,17 @@ def mean_curve(cell: Cell) -> list[tuple[int, float]]:
 
 
 def best_score(cell: Cell) -> float | None:
-    """Return the highest point of :func:`mean_curve` in percent; None without a curve."""
-    return max((score for _, score in mean_curve(cell)), default=None)
+    """Return the best point of :func:`mean_curve`, the lowest for errors; None without a curve."""
+    best = min if _lower_is_better(cell) else max
+    return best((score for _, score in mean_curve(cell)), default=None)
+
+
+def _lower_is_better(cell: Cell) -> bool:
+    return any(record["metric"] in LOWER_IS_BETTER for record in cell.records)
 
 
 def steps_to_reach(cell: Cell, target: float | None) -> int | None:
-    """Return the first step at which the mean validation curve of ``cell`` is at least ``target``.
+    """Return the first step at which the mean validation curve of ``cell`` is as good as ``target``.
 
     With the :func:`best_score` of scratch as target, this is the figure behind "converges 41 %
     faster" (He et al., CVPR 2023, figure 6): the saving is one minus its ratio to that of scratch
@@ -36,4 +43,5 @@ def steps_to_reach(cell: Cell, target: float | None) -> int | None:
     """
     if target is None:
         return None
-    return next((step for step, score in mean_curve(cell) if score >= target), None)
+    sign = -1 if _lower_is_better(cell) else 1
+    return next((step for step, score in mean_curve(cell) if sign * score >= sign * target), None)

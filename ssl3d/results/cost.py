@@ -53,7 +53,7 @@ def cost_of(records: Iterable[Record]) -> Cost | None:
     costs = [cost for seed in by_seed.values() for cost in seed]
     evaluations = [sum(v) for seed in by_seed.values() if (v := _numbers(seed, "downstream_seconds"))]
     devices = {str(cost["device"]) for cost in costs if cost.get("device")}
-    devices |= {str(cost["pretrain_device"]) for cost in costs if cost.get("pretrain_steps")}
+    devices |= {str(cost.get("pretrain_device")) for cost in costs if cost.get("pretrain_steps")}
     return Cost(
         once("pretrain_steps"), once("voxels_seen"), once("pretrain_seconds"),
         fmean(evaluations) if evaluations else None,

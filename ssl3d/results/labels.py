@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.results.store import canonical_json
-from ssl3d.results.table import BASELINE, Cell, Row, TableModel
+from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Row, TableModel
 
 if TYPE_CHECKING:
     from ssl3d.results.statistics import Interval
@@ -89,10 +89,11 @@ def label_curves(model: TableModel, intervals: bool = True) -> list[LabelCurve]:
         identity = cell.records[0]["identity"]
         points = tuple(_point(f, c, metric, intervals) for f, (_, c, _) in sorted(cells.items()))
         target = baselines.get(_shared(identity))
+        sign = -1 if metric in LOWER_IS_BETTER else 1
         curves.append(
             LabelCurve(
                 row.method, row.title, identity["mode"], identity["task"], metric, points,
-                None if target is None else fraction_reaching([(p.fraction, p.mean) for p in points], target),
+                None if target is None else fraction_reaching([(p.fraction, sign * p.mean) for p in points], sign * target),
             )
         )  # fmt: skip
     return curves
@@ -131,7 +132,7 @@ def fraction_reaching(points: Sequence[tuple[float, float]], target: float) -> f
     0.1
 
     Args:
-        points: (fraction, score), by fraction.
+        points: (fraction, score), by fraction; the larger score is better.
         target: score.
     """
     before: tuple[float, float] | None = None
