@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.data.arrays import Where
 from ssl3d.data.splits import Split
 from ssl3d.downstream.harness import MODES, evaluate
 from ssl3d.downstream.tasks import Task
@@ -115,13 +116,13 @@ class _Volumes:
     def __len__(self) -> int:
         return len(self._items)
 
-    def image(self, i: int) -> np.ndarray:
-        return self._items[i][0]
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        return self._items[i][0][where]
 
-    def label(self, i: int) -> np.ndarray:
+    def label(self, i: int, where: Where = ...) -> np.ndarray:
         if not self._labelled:
             raise AssertionError("the method asked for a label")
-        return self._items[i][1]
+        return self._items[i][1][where]
 
     def index(self, case_id: str) -> int:
         return int(case_id[1:])

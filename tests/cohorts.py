@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ssl3d.data.arrays import Where
+
 
 @dataclass
 class MemoryCase:
@@ -55,11 +57,11 @@ class MemoryCohort:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, i: int) -> np.ndarray:
-        return self.images[i]
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        return self.images[i][where]
 
-    def label(self, i: int) -> np.ndarray:
-        return self.labels[i]
+    def label(self, i: int, where: Where = ...) -> np.ndarray:
+        return self.labels[i][where]
 
     def index(self, case_id: str) -> int:
         return [c.id for c in self.cases].index(case_id)

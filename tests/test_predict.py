@@ -19,6 +19,7 @@ from torch import nn
 
 from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.data.arrays import Where
 from ssl3d.data.prepare import Intensity, Preparation, logits_to_native_grid, prepare_arrays
 from ssl3d.data.splits import Split
 from ssl3d.data.volume import read_volume, write_like
@@ -214,11 +215,11 @@ class Cohort:
     def index(self, name: str) -> int:
         return [c.id for c in self.cases].index(name)
 
-    def image(self, i: int) -> np.ndarray:
-        return self.images[i]
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        return self.images[i][where]
 
-    def label(self, i: int) -> np.ndarray | None:
-        return self.labels[i]
+    def label(self, i: int, where: Where = ...) -> np.ndarray:
+        return self.labels[i][where]
 
 
 def trained(tmp_path: Path, task: Task, mode: str) -> tuple[Path, Cohort, list[dict]]:  # type: ignore[type-arg]

@@ -20,6 +20,7 @@ import pytest
 from pydantic import ValidationError
 
 from ssl3d.data.adapters import STOIC, Folder
+from ssl3d.data.arrays import read_array
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.prepare import (
     Intensity,
@@ -141,8 +142,10 @@ def test_prepared_cohort_holds_what_the_files_hold(hearts: Path, tmp_path: Path)
     assert cohort.index("heart2") == 2 and cohort.cases[2].id == "heart2"
     for i, case in enumerate(cohort.cases):
         image, label = cohort.image(i), cohort.label(i)
-        assert isinstance(image, np.memmap) and not image.flags.writeable
         assert image.dtype == np.float32 and label.dtype == np.uint8
+        box = (slice(2, 9), slice(0, 5), slice(3, 24))
+        np.testing.assert_array_equal(cohort.image(i, box), image[box])
+        np.testing.assert_array_equal(cohort.label(i, box), label[box])
         source = read_volume(hearts / "images" / f"{case.id}.nii.gz")
         stored = read_labels(hearts / "labels" / f"{case.id}.nii.gz").data
         # The spacing is as wanted, so nothing is resampled: the values are exact.
@@ -167,7 +170,7 @@ def test_manifest_records_parameters_and_sources(hearts: Path, tmp_path: Path) -
     assert source["path"].endswith("heart0.nii.gz") and len(source["sha256"]) == 64
     assert manifest["uses_labels"] is False and manifest["ssl3d"]
     assert sorted(p.name for p in cohort.folder.iterdir() if p.suffix != ".json") == sorted(
-        f"0000{i}-heart{i}.{kind}.npy" for i in range(3) for kind in ("image", "label")
+        f"0000{i}-heart{i}.{kind}.b2nd" for i in range(3) for kind in ("image", "label")
     )
 
 
@@ -191,7 +194,7 @@ def test_progress_is_told_about_every_case(hearts: Path, tmp_path: Path) -> None
 
 
 def written(cohort: PreparedCohort) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in cohort.folder.glob("*.npy")}
+    return {path.name: path.stat().st_mtime_ns for path in cohort.folder.glob("*.b2nd")}
 
 
 def test_a_stored_cohort_is_reused(hearts: Path, tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ def test_a_damaged_or_half_built_cohort_is_not_used_but_completed(
 ) -> None:
     first = build(hearts, tmp_path / "cache")
     expected, times = [first.image(i).copy() for i in range(3)], written(first)
-    array, manifest = first.folder / "00001-heart1.image.npy", first.folder / "manifest.json"
+    array, manifest = first.folder / "00001-heart1.image.b2nd", first.folder / "manifest.json"
     if damage == "array missing":
         array.unlink()
     elif damage == "array cut":
@@ -271,7 +274,36 @@ def test_a_damaged_or_half_built_cohort_is_not_used_but_completed(
     for i in range(3):
         np.testing.assert_array_equal(second.image(i), expected[i])
     again = {name for name, when in written(second).items() if when != times[name]}
-    assert again == ({array.name, "00001-heart1.label.npy"} if damage.startswith("array") else set())
+    assert again == ({array.name, "00001-heart1.label.b2nd"} if damage.startswith("array") else set())
+
+
+def test_a_cache_of_an_earlier_version_is_used_as_it_is(hearts: Path, tmp_path: Path) -> None:
+    """Before Blosc2, arrays were plain ``.npy`` files; what they hold, and the fingerprint, are the same."""
+    first = build(hearts, tmp_path / "cache")
+    expected = [(first.image(i), first.label(i)) for i in range(3)]
+
+    def as_before(value: object) -> object:
+        if isinstance(value, list):
+            return [as_before(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if str(value.get("name")).endswith(".b2nd"):
+            new = first.folder / value["name"]
+            old = new.with_suffix(".npy")
+            np.save(old, read_array(new))
+            return {**value, "name": old.name, "bytes": old.stat().st_size}
+        return {k: as_before(v) for k, v in value.items()}
+
+    for path in first.folder.glob("*.json"):
+        path.write_text(json.dumps(as_before(json.loads(path.read_text()))))
+    for path in list(first.folder.glob("*.b2nd")):
+        path.unlink()
+    again = build(hearts, tmp_path / "cache")
+    assert again.fingerprint == first.fingerprint
+    for i, (image, label) in enumerate(expected):
+        np.testing.assert_array_equal(again.image(i), image)
+        np.testing.assert_array_equal(again.label(i), label)
+    assert not list(first.folder.glob("*.b2nd")), "nothing is built again"
 
 
 BUILD = """
@@ -301,7 +333,7 @@ def test_two_processes_that_build_at_once_do_no_harm(hearts: Path, tmp_path: Pat
     assert not list(folder.glob(".*"))  # nothing temporary is left
     alone = build(hearts, tmp_path / "alone", Preparation(spacing_mm=1.1))
     assert alone.fingerprint == outputs[0][0].strip()
-    for path in alone.folder.glob("*.npy"):
+    for path in alone.folder.glob("*.b2nd"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
@@ -329,7 +361,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_old_temporary_files_of_killed_builds_are_removed(hearts: Path, tmp_path: Path) -> None:
     folder = build(hearts, tmp_path / "cache").folder
-    old, new = folder / ".00000-heart0.image.npy.1-1.tmp", folder / ".00001-heart1.image.npy.2-2.tmp"
+    old, new = folder / ".00000-heart0.image.b2nd.1-1.tmp", folder / ".00001-heart1.image.b2nd.2-2.tmp"
     old.write_bytes(b"x")
     new.write_bytes(b"x")
     os.utime(old, (0, 0))

@@ -144,9 +144,9 @@ def test_prepare_skips_and_records_and_goes_on_where_it_was(bad: Path, tmp_path:
     stored = json.loads(manifest.read_text())
     assert [case["id"] for case in stored["cases"]] == ["h0", "h1"]
     assert {case["id"] for case in stored["skipped"]} == {f"h{i}" for i in range(2, 14)}
-    before = {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.npy")}
+    before = {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.b2nd")}
     assert run(*arguments, "--policy", "skip").exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.npy")} == before
+    assert {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.b2nd")} == before
     links = {path.stat().st_nlink for path in before}
     assert links == {2}, "arrays of the first attempt are taken over, not built and stored again"
 

@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from ssl3d import __version__
 from ssl3d.config import Model
 from ssl3d.data.adapters import image_suffix
+from ssl3d.data.arrays import SUFFIX, Box, Where, read_array, save_array
 from ssl3d.data.cohort import Case, Dataset, Subset
 from ssl3d.data.dicom import SeriesError, series_files
 from ssl3d.data.headers import payload_of
@@ -71,7 +72,6 @@ SPACING_TOLERANCE_MM = 1e-3
 _COARSE_MM = 2.0  # boxes are found on a grid of about this spacing
 _STALE_S = 24 * 3600.0
 
-Box = tuple[slice, slice, slice]
 Policy = Literal["refuse", "skip"]
 """What happens to bad cases: an error that lists all of them, or the others are used without them."""
 
@@ -169,7 +169,7 @@ class PreparedCase:
 
 
 class PreparedCohort:
-    """A cohort of prepared volumes on disk; arrays are memory-mapped and read-only.
+    """A cohort of prepared volumes on disk, compressed (see :mod:`ssl3d.data.arrays`).
 
     Args:
         folder: made by :func:`prepare`.
@@ -231,12 +231,12 @@ class PreparedCohort:
             raise DataError(f'{self.dataset} has no case "{case_id}".{nearest(case_id, self._index)}')
         return self._index[case_id]
 
-    def image(self, i: int) -> np.ndarray:
-        """Return the image of case ``i``: (D, H, W) float32 in [0, 1], memory-mapped."""
-        return np.load(self.folder / self._records[i]["arrays"]["image"]["name"], mmap_mode="r")
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        """Return the image of case ``i``, or a box of it: (D, H, W) float32 in [0, 1]."""
+        return read_array(self.folder / self._records[i]["arrays"]["image"]["name"], where)
 
-    def label(self, i: int) -> np.ndarray:
-        """Return the label of case ``i``: (D, H, W) uint8 in 0..K, memory-mapped.
+    def label(self, i: int, where: Where = ...) -> np.ndarray:
+        """Return the label of case ``i``, or a box of it: (D, H, W) uint8 in 0..K.
 
         Raises:
             DataError: the case has no label.
@@ -245,7 +245,7 @@ class PreparedCohort:
             raise DataError(
                 f"Case {self.cases[i].id} of {self.dataset} has no label ({self.cases[i].source})."
             )
-        return np.load(self.folder / self._records[i]["arrays"]["label"]["name"], mmap_mode="r")
+        return read_array(self.folder / self._records[i]["arrays"]["label"]["name"], where)
 
 
 def prepare(
@@ -426,14 +426,16 @@ def _adopt(
         return
     arrays: dict[str, Any] = {}
     for kind, array in record["arrays"].items():
-        arrays[kind] = array and {**array, "name": f"{stem}.{kind}.npy"}
+        arrays[kind] = None
         if array:
+            name = f"{stem}.{kind}{Path(array['name']).suffix}"
             temporary = folder / f".{stem}.{kind}.{os.getpid()}-{threading.get_ident()}.tmp"
             try:
                 os.link(place / array["name"], temporary)
             except OSError:
                 return  # a file system without hard links: it is built again
-            temporary.replace(folder / f"{stem}.{kind}.npy")
+            temporary.replace(folder / name)
+            arrays[kind] = {**array, "name": name}
     write_json(folder / f"{stem}.json", {**record, "arrays": arrays})
 
 
@@ -669,8 +671,8 @@ def _build_case(
         "label": voxel_digest(label) if label is not None and has_structure else None,
     }
     arrays = {
-        "image": _save_array(folder / f"{stem}.image.npy", data),
-        "label": None if indices is None else _save_array(folder / f"{stem}.label.npy", indices),
+        "image": save_array(folder / f"{stem}.image{SUFFIX}", data),
+        "label": None if indices is None else save_array(folder / f"{stem}.label{SUFFIX}", indices),
     }
     record = {
         "id": case.id, "subject": case.subject, "subset": case.subset, "target": case.target,
@@ -705,20 +707,6 @@ def _map_labels(label: np.ndarray, index: dict[int, int]) -> np.ndarray:
     for value, k in index.items():
         table[value - low] = k
     return table[label - low]
-
-
-def _save_array(path: Path, array: np.ndarray) -> dict[str, Any]:
-    """Write an array atomically; return its name and length."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, np.ascontiguousarray(array))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"name": path.name, "bytes": path.stat().st_size}
 
 
 def _remove_stale(folder: Path) -> None:

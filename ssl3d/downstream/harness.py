@@ -379,15 +379,17 @@ class Segmentation(Problem):
             starts = [
                 int(p * (max(s, e) - e + 1)) for p, s, e in zip(position, size, self.config.crop, strict=True)
             ]
-            box = tuple(slice(a, a + e) for a, e in zip(starts, self.config.crop, strict=True))
+            d, h, w = (slice(a, a + e) for a, e in zip(starts, self.config.crop, strict=True))
             pads = [
                 n for s, e in zip(size[::-1], self.config.crop[::-1], strict=True) for n in (0, max(0, e - s))
             ]
             if self.frozen is not None:
-                x = self.frozen[case][:, :, box[0], box[1], box[2]]  # (1, C, d, h, w)
+                x = self.frozen[case][:, :, d, h, w]  # (1, C, d, h, w)
             else:
-                x = torch.from_numpy(np.array(self.cohort.image(case)[box]))[None, None]  # (1, 1, d, h, w)
-            y = torch.from_numpy(np.array(self.cohort.label(case)[box]))[None, None]
+                x = torch.from_numpy(np.array(self.cohort.image(case, (d, h, w))))[
+                    None, None
+                ]  # (1, 1, d, h, w)
+            y = torch.from_numpy(np.array(self.cohort.label(case, (d, h, w))))[None, None]
             inputs.append(F.pad(x, pads))  # (1, 1 or C, *crop)
             labels.append(F.pad(y, pads))  # (1, 1, *crop)
         x = torch.cat(inputs).to(self.device)

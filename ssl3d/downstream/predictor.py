@@ -20,6 +20,7 @@ from torch import nn
 
 from ssl3d.config import BackboneConfig, DownstreamConfig
 from ssl3d.data.adapters import image_suffix
+from ssl3d.data.arrays import Where
 from ssl3d.data.dicom import is_dicom, series_of
 from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import Intensity, Preparation, PreparedCohort, logits_to_native_grid, prepare_file
@@ -47,8 +48,8 @@ class _OneCase:
     num_classes: int
     target_names: dict[int, str]
 
-    def image(self, i: int) -> np.ndarray:
-        return self.data
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        return self.data[where]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from ssl3d.config import BackboneConfig
+from ssl3d.data.arrays import Where
 from ssl3d.environment import to_device
 from ssl3d.models.factory import build_backbone
 from ssl3d.plugins import registry
@@ -92,8 +93,8 @@ class _Noise:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def image(self, i: int) -> np.ndarray:
-        return self._image
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        return self._image[where]
 
 
 def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) -> StepCost:

@@ -111,10 +111,10 @@ class CropSource:
         return np.stack([self._crop(v, position) for v in volumes])  # (V, 1, D, H, W)
 
     def _crop(self, volume: int, position: np.ndarray) -> np.ndarray:
-        image = self.cohort.image(volume)  # (D, H, W), memory-mapped
-        start = [int(p * (s - e + 1)) for p, s, e in zip(position, image.shape, self.crop, strict=True)]
-        box = tuple(slice(a, a + e) for a, e in zip(start, self.crop, strict=True))
-        return np.ascontiguousarray(image[box], dtype=np.float32)[None]  # (1, D, H, W)
+        size = self.cohort.cases[volume].shape  # (D, H, W)
+        d, h, w = (int(p * (s - e + 1)) for p, s, e in zip(position, size, self.crop, strict=True))
+        box = (slice(d, d + self.crop[0]), slice(h, h + self.crop[1]), slice(w, w + self.crop[2]))
+        return np.ascontiguousarray(self.cohort.image(volume, box), dtype=np.float32)[None]  # (1, *crop)
 
     def fixed_crop(self, volume: int, number: int = 0) -> Tensor:
         """Return crop ``number`` of one volume (1, D, H, W); number 0 is the central one.
