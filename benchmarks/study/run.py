@@ -59,6 +59,8 @@ class Study(Model):
     """Seeds of whole runs."""
     at_steps: tuple[int, ...] = ()
     """Pretraining steps that are evaluated; empty: the last only. Multiples of pretrain.checkpoint_every."""
+    finetune_labels: float = Field(1.0, gt=0, le=1)
+    """Share of the labelled training subjects that fine-tuning sees; linear, k-NN and upper bound see all."""
     lever: Lever | None = None
     """What is varied; None: nothing but the pretraining steps."""
     upper_bound: tuple[str, ...] | None = None
@@ -84,7 +86,7 @@ def load_study(path: Path) -> Study:
 
 def bench_of(
     study: Study, settings: Settings, methods: Sequence[str], modes: Sequence[Mode], seeds: Sequence[int], store: Path,
-    cache: Path | None,
+    cache: Path | None, fraction: float = 1.0,
 ) -> Bench:  # fmt: skip
     """Return the bench of one value of the lever, its data prepared."""
     specs = [resolve_method(name, settings.methods) for name in methods]
@@ -96,7 +98,7 @@ def bench_of(
     unlabelled = pretraining_cohort("phantoms", settings, cache) if needs_data else None
     return Bench(
         specs, columns, list(modes), list(seeds), settings, unlabelled, {}, ResultStore(store), select_device("auto"),
-        at_steps=tuple(study.at_steps) or (None,),
+        at_steps=tuple(study.at_steps) or (None,), label_fractions=(fraction,),
     )  # fmt: skip
 
 
@@ -118,7 +120,11 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
     for value, overrides in (study.lever.values if study.lever else {"": []}).items():
         extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
         settings = load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
-        collect(bench_of(study, settings, study.methods, study.modes, study.seeds, store, cache), value)
+        for mode in study.modes:
+            fraction = study.finetune_labels if mode == "finetune" else 1.0
+            collect(
+                bench_of(study, settings, study.methods, [mode], study.seeds, store, cache, fraction), value
+            )
         if study.upper_bound is not None:
             settings = load_settings(
                 study.preset, [*study.set, *overrides, *study.upper_bound], registry().methods.names()
