@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from ssl3d.bench import Bench, TaskData
 from ssl3d.config import Model, Settings, load_settings, validate
 from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
 from ssl3d.downstream.harness import Mode
+from ssl3d.downstream.representation import correspondences, local_features, make_plan, sampled
 from ssl3d.environment import environment, select_device
 from ssl3d.errors import ConfigError, SSL3DError
+from ssl3d.models.checkpoint import load_backbone
 from ssl3d.plugins import registry
 from ssl3d.pretrain.method import resolve_method
-from ssl3d.results.store import ResultStore
+from ssl3d.results.store import Record, ResultStore
 
 
 class Lever(Model):
@@ -59,6 +62,8 @@ class Study(Model):
     """Seeds of whole runs."""
     at_steps: tuple[int, ...] = ()
     """Pretraining steps that are evaluated; empty: the last only. Multiples of pretrain.checkpoint_every."""
+    correspondence: bool = False
+    """Also measure how often the nearest feature in another subject lies in the same structure (balanced, %)."""
     finetune_labels: float = Field(1.0, gt=0, le=1)
     """Share of the labelled training subjects that fine-tuning sees; linear, k-NN and upper bound see all."""
     lever: Lever | None = None
@@ -102,11 +107,28 @@ def bench_of(
     )  # fmt: skip
 
 
+def correspondence_of(bench: Bench, record: Record) -> float:
+    """Return the balanced correspondence accuracy (%) of the weights behind ``record`` on its test cases."""
+    identity = record["identity"]
+    data = next(data for data in bench.tasks if data.task.name == identity["task"])
+    split = next(split for split in data.splits if split.name == identity["split"])
+    folder = bench.store.run_folder(record)
+    if folder is None:
+        raise SSL3DError(
+            f"The run of {identity['method']} is not in {bench.store.root}; its weights are needed."
+        )
+    plan = make_plan(data.cohort, [data.cohort.index(case) for case in split.test])
+    backbone = load_backbone(folder, expected=bench.settings.backbone, step=identity.get("pretrain_step"))
+    features = local_features(backbone, data.task, data.cohort, bench.settings.downstream, bench.device)
+    pairs = correspondences(sampled(features, plan), plan)
+    return 100 * statistics.fmean(pair.balanced for pair in pairs)
+
+
 def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]]:
     """Run every cell that is not in the store yet, and return one row a cell."""
     rows: list[dict[str, Any]] = []
 
-    def collect(bench: Bench, value: str, method: str | None = None) -> None:
+    def collect(bench: Bench, value: str, method: str | None = None, correspondence: bool = False) -> None:
         for record, computed in bench.run():
             identity = record["identity"]
             row = {
@@ -116,6 +138,8 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
             }  # fmt: skip
             rows.append(row)
             print(f"{row}{'' if computed else '  (already in the store)'}", file=sys.stderr, flush=True)
+            if correspondence:
+                rows.append({**row, "mode": "correspondence", "score": correspondence_of(bench, record)})
 
     for value, overrides in (study.lever.values if study.lever else {"": []}).items():
         extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
@@ -123,7 +147,9 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
         for mode in study.modes:
             fraction = study.finetune_labels if mode == "finetune" else 1.0
             collect(
-                bench_of(study, settings, study.methods, [mode], study.seeds, store, cache, fraction), value
+                bench_of(study, settings, study.methods, [mode], study.seeds, store, cache, fraction),
+                value,
+                correspondence=study.correspondence and mode == "linear",
             )
         if study.upper_bound is not None:
             settings = load_settings(
