@@ -499,11 +499,13 @@ def _print_table(
 def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store import ResultStore, no_garbage_collection
 
     registry().table_formats.get(format_name)
-    records, problems = ResultStore(store).records(lazy=True)
-    _print_table(records, format_name, against, split_names(statistics) if statistics else None, reference)
+    chosen = split_names(statistics) if statistics else None
+    with no_garbage_collection():
+        records, problems = ResultStore(store).records(lazy=True)
+        _print_table(records, format_name, against, chosen, reference)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -83,18 +83,47 @@ def _standard_console() -> Console:
     return console
 
 
+Texts = dict[tuple[int, tuple[str, str]], "Text"]
+"""The cells of a table by (row, key of the column)."""
+
+
 def _blocks(table: Table, console: Console) -> list[RichTable]:
-    block = _block(table, table.groups, 2, console.is_terminal)
-    width = console.measure(block, options=console.options.update(width=10_000)).maximum
-    if width <= console.width:
-        return [block]
-    if width - len(block.columns) <= console.width:
-        return [_block(table, table.groups, 1, console.is_terminal)]
-    return [_block(table, [group], 2, console.is_terminal) for group in table.groups]
+    texts: Texts = {
+        (place, column.key): _rich_cell(row.cells.get(column.key), column, console.is_terminal)
+        for place, row in enumerate(table.rows)
+        for column in table.columns
+    }
+
+    def width(block: RichTable) -> int:
+        return console.measure(block, options=console.options.update(width=10_000)).maximum
+
+    for gap in (2, 1):
+        block = _block(table, texts, table.groups, gap)
+        if width(block) <= console.width:
+            return [block]
+    blocks = [_block(table, texts, [group], 2) for group in table.groups]
+    # Columns of a given width do not shrink, so a terminal too narrow even for one mode gets others.
+    return [
+        block if width(block) <= console.width else _block(table, texts, [group], 2, given_widths=False)
+        for block, group in zip(blocks, table.groups, strict=True)
+    ]
 
 
-def _block(table: Table, groups: Sequence[Sequence[Column]], gap: int, styled: bool) -> RichTable:
+def _block(
+    table: Table, texts: Texts, groups: Sequence[Sequence[Column]], gap: int, given_widths: bool = True
+) -> RichTable:
+    """Return the columns of ``groups``.
+
+    Args:
+        table: the table.
+        texts: its cells.
+        groups: columns by mode.
+        gap: spaces between columns.
+        given_widths: compute the widths of the columns here, which spares rich a search through every
+            cell, twice.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -105,13 +134,17 @@ def _block(table: Table, groups: Sequence[Sequence[Column]], gap: int, styled: b
             header = Text(printable(column.group) if place == 0 else "", style="bold cyan")
             header.append(f"\n{printable(column.title)}\n", style="bold default")
             header.append(f"n = {wording.support(column.support)}", style="dim default not bold")
-            block.add_column(header, no_wrap=True)
+            width = None
+            if given_widths:
+                cells = (texts[row, column.key] for row in range(len(table.rows)))
+                width = max(cell_len(line) for text in (header, *cells) for line in text.plain.split("\n"))
+            block.add_column(header, no_wrap=True, width=width)
         if group is not groups[-1]:
             block.add_column("", width=1)
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
         line: list[Text] = [Text(printable(row.title))]
         for group in groups:
-            line += [_rich_cell(row.cells.get(column.key), column, styled) for column in group]
+            line += [texts[number, column.key] for column in group]
             if group is not groups[-1]:
                 line.append(Text(""))
         block.add_row(*line)

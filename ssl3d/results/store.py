@@ -33,6 +33,7 @@ Record = dict[str, Any]
 
 SCHEMA = 1
 _HASH_KEY = "record_sha256"
+_HASH_DIGITS = 20
 _PREFIX = f'{{"{_HASH_KEY}":"'.encode()
 _POLL_SECONDS = 0.2
 _SAY_AFTER_SECONDS = 2.0
@@ -60,7 +61,7 @@ def identity_hash(identity: Mapping[str, Any]) -> str:
     >>> identity_hash({"task": "shc", "seed": 0}) == identity_hash({"seed": 0, "task": "shc"})
     True
     """
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:20]
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
@@ -116,17 +117,22 @@ class Cases(Sequence[Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
-_CASES, _AFTER_CASES = b'"per_case":[', b'],"preset":'
+_CASES, _AFTER_CASES, _IDENTITY_TEXT = b'"per_case":[', b'],"preset":', '"identity":{'
+_DECODER = json.JSONDecoder()
 
 
-def _decode_without_cases(data: bytes) -> Record | None:
-    """Return the record in ``data`` with :class:`Cases`, or None where that needs a whole look.
+def _decode_without_cases(data: bytes) -> tuple[Record, str] | None:
+    """Return the record in ``data`` with :class:`Cases`, and the hash of its identity; None where that
+    needs a whole look.
 
     The text between the first ``"per_case":[`` and the next ``],"preset":`` is set aside and ``null`` put
     in its place. What is left is JSON with a top-level ``per_case`` of null only if the text set aside
     began as that very value and ended at the top level too: else brackets would not match, or the
     null would stand elsewhere. It holds no ``],"``, so it does not reach over another key. Strings cannot
     deceive, since their quotes are escaped.
+
+    The identity is set aside and checked in the same way; its own text, which is canonical in a file as
+    :func:`encode_record` writes it, gives its hash without being encoded again.
     """
     stored = data[len(_PREFIX) : len(_PREFIX) + 64].decode("ascii", "replace")
     start = data.find(_CASES) + len(_CASES) - 1
@@ -136,27 +142,29 @@ def _decode_without_cases(data: bytes) -> Record | None:
     if not _hash_of_bytes_matches(data, stored):
         return None
     try:
-        record = json.loads(data[:start] + b"null" + data[end:])
+        text = (data[:start] + b"null" + data[end:]).decode()
+        place = text.find(_IDENTITY_TEXT) + len(_IDENTITY_TEXT) - 1
+        identity, after = _DECODER.raw_decode(text, place)
+        record = json.loads(f"{text[:place]}null{text[after:]}")
     except ValueError:
         return None
-    if record.get("per_case", 0) is not None or record.get("schema") != SCHEMA or "scored" not in record:
+    if record.get("per_case", 0) is not None or record.get("identity", 0) is not None:
         return None
-    record["per_case"] = Cases(data[start:end])
-    return record
+    if record.get("schema") != SCHEMA or "scored" not in record:
+        return None
+    record["identity"], record["per_case"] = identity, Cases(data[start:end])
+    return record, hashlib.sha256(text[place:after].encode()).hexdigest()[:_HASH_DIGITS]
 
 
-def decode_record(data: bytes, lazy: bool = False) -> Record:
+def decode_record(data: bytes) -> Record:
     """Return the record in ``data``, checked: its hash, its schema and the fields that tables need.
 
     Args:
         data: of the file.
-        lazy: ``per_case`` may be :class:`Cases`; its entries were checked when the record was written.
 
     Raises:
         DataError: what is wrong and what can be done, without the file's name.
     """
-    if lazy and (found := _decode_without_cases(data)) is not None and _problem(found) is None:
-        return found
     try:
         record = json.loads(data)
     except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
@@ -315,22 +323,31 @@ class ResultStore:
 
         Args:
             path: of the file.
-            lazy: see :func:`decode_record`.
+            lazy: ``per_case`` may be :class:`Cases`; its entries were checked when the record was written.
 
         Raises:
             DataError: the file is missing, damaged, altered, of another schema, or lies under a
                 name that is not its identity's; names the file.
         """
+        return self._read(str(path), lazy)
+
+    def _read(self, path: str, lazy: bool) -> Record:
+        """See :meth:`read`; with text for a path, which thousands of records make worthwhile."""
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                record = decode_record(file.read(), lazy)
+                data = file.read()
+            if lazy and (found := _decode_without_cases(data)) is not None:
+                record, digest = found
+                if path.endswith(f"-{digest}.json") and _problem(record) is None:
+                    return record
+            record = decode_record(data)
         except FileNotFoundError:
             raise DataError(f"{path}: no such record") from None
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        if not path.stem.endswith(f"-{identity_hash(record['identity'])}"):
+        if not Path(path).stem.endswith(f"-{identity_hash(record['identity'])}"):
             raise DataError(
                 f"{path}: its name is not the hash of its identity; delete the copy, or rename it back"
             )
@@ -379,12 +396,13 @@ class ResultStore:
         records, problems = [], []
         with no_garbage_collection():
             # By name: sorting paths and opening them through pathlib takes as long as parsing.
+            folder = str(self.folder)
             names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []  # noqa: PTH208
             for name in names:
                 if not name.endswith(".json") or name.startswith("."):
                     continue
                 try:
-                    records.append(self.read(self.folder / name, lazy))
+                    records.append(self._read(f"{folder}{os.sep}{name}", lazy))
                 except DataError as error:
                     problems.append(str(error))
         if not records:

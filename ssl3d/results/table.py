@@ -8,10 +8,11 @@ or data fingerprint is another table, whose caption says what differs.
 from __future__ import annotations
 
 import csv
+import marshal
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -234,14 +235,33 @@ _OWN = {"method", "method_config", "seed", "pretrain_seed"}
 _OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain", "match"}
 
 
+class _Canonical:
+    """:func:`canonical_json` that encodes what it has seen before only once.
+
+    Thousands of records share a few budgets and backbones. Equal bytes of ``marshal`` (version 2, which
+    has no references) mean equal values, and take a tenth of the time.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, str] = {}
+
+    def __call__(self, value: Any) -> str:
+        key = marshal.dumps(value, 2)
+        if key not in self._seen:
+            self._seen[key] = canonical_json(value)
+        return self._seen[key]
+
+
 def _parts(records: Iterable[Record]) -> list[_Part]:
     parts: dict[tuple[str, ...], _Part] = {}
+    canonical = _Canonical()
+    own = _OWN | _OF_COLUMN
     for record in records:
         identity = record["identity"]
         pretraining = _pretraining(identity)
-        pretrain = canonical_json(pretraining) if pretraining else ""
-        shared = canonical_json({k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN})
-        conditions = _conditions(identity)
+        pretrain = canonical(pretraining) if pretraining else ""
+        shared = canonical({k: v for k, v in identity.items() if k not in own})
+        conditions = _conditions(identity, canonical)
         mode, task, split = identity["mode"], identity["task"], identity["split"]
         key = (pretrain, shared, mode, task, split, *conditions.values())
         if key not in parts:
@@ -262,7 +282,7 @@ def _pretraining(identity: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**pretrain, "budget": budget, "match": match}
 
 
-def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
+def _conditions(identity: Mapping[str, Any], canonical: Callable[[Any], str]) -> dict[str, str]:
     """Return what must be equal wherever two records of one table meet.
 
     The keys say where that is: all records of a task share its data and its kind of split, all of
@@ -273,7 +293,7 @@ def _conditions(identity: Mapping[str, Any]) -> dict[str, str]:
         f"data of {task}": str(identity.get("task_data")),
         f"splits of {task}": "folds" if _FOLD.match(split) else split,
         f"cases of {task} {split}": str(identity.get("split_cases")),
-        f"budget of {mode}": canonical_json(identity.get("budget")),
+        f"budget of {mode}": canonical(identity.get("budget")),
     }
 
 
@@ -356,11 +376,12 @@ def _table(
     heads: dict[tuple[str, str], Record] = {}
     marks = _Marks()
     columns = []
+    canonical = _Canonical()
     for key in sorted(draft.columns, key=_column_order):
         by_row: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in draft.columns[key]:
             identity = record["identity"]
-            row = (identity["method"], canonical_json(identity["method_config"]))
+            row = (identity["method"], canonical(identity["method_config"]))
             by_row[row].append(record)
             heads.setdefault(row, record)
         metrics = {record["metric"] for record in draft.columns[key]}
