@@ -187,7 +187,9 @@ class Bench:
                 },
                 "environment": environment(),
                 "code": code_of(method_modules(spec.cls)),
-                "run": run_of(self.settings, self.data, data.place, self.checkpoints.get(spec.name)),
+                "run": run_of(
+                    self.settings, self.data, data.place, self.checkpoints.get(spec.name), data.task
+                ),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "checkpoint": str(folder),
                 "fingerprint_of_weights": weights,

@@ -395,7 +395,7 @@ def bench(
         cohort = task_cohort(task, places.get(task.name), settings, cache, policy)
         print_skipped(cohort.skipped)
         splits = task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
-        columns.append(TaskData(task, cohort, splits, places.get(task.name)))
+        columns.append(TaskData(task, cohort, splits, places.get(task.name) or task.place))
         for split in splits:
             for fraction in fractions:
                 columns[-1].split_for(split, fraction, settings)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ssl3d.code import PARTS, code_of
 from ssl3d.config import Settings, load_settings, preset_names
+from ssl3d.downstream.tasks import Task
 from ssl3d.errors import SSL3DError
 from ssl3d.results.store import Record, canonical_json
 from ssl3d.results.table import flatten
@@ -24,8 +25,11 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-def run_of(settings: Settings, data: str, task_data: Path | None, checkpoint: Path | None) -> dict[str, Any]:
-    """Return what a record keeps to be computed again: settings, where they left the preset, and places."""
+def run_of(
+    settings: Settings, data: str, task_data: Path | None, checkpoint: Path | None, task: Task
+) -> dict[str, Any]:
+    """Return what a record keeps to be computed again: settings, where they left the preset, places, and
+    the text of a task file."""
     values = settings.model_dump(mode="json")
     changed: dict[str, Any] = {}
     if settings.preset in preset_names():
@@ -37,6 +41,7 @@ def run_of(settings: Settings, data: str, task_data: Path | None, checkpoint: Pa
         "data": data,
         "task_data": task_data and str(task_data),
         "checkpoint": checkpoint and str(checkpoint),
+        **({"task_file": task.source} if task.source else {}),
     }
 
 

@@ -6,7 +6,7 @@ their heads) and hands them to the measures of :mod:`ssl3d.downstream`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from ssl3d.data.sources import task_cohort, task_splits
 from ssl3d.downstream.feature_map import PROJECTIONS, draw, embed
 from ssl3d.downstream.matching import Matcher, evaluate_matching, matching_means
 from ssl3d.downstream.representation import make_plan, measure
+from ssl3d.downstream.task_files import task_of_record
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import environment, to_device
 from ssl3d.errors import ConfigError, DataError
@@ -136,16 +137,6 @@ def _job_of_records(store: ResultStore, records: list[Record], seed: int) -> Job
         identity["task_data"],
         tuple(left_out),
     )
-
-
-def task_of_record(record: Mapping[str, Any]) -> Task:
-    """Return the registered task of a record.
-
-    Raises:
-        PluginError: no such task.
-    """
-    task: Task = registry().tasks.get(record["identity"]["task"]).load()
-    return task
 
 
 def represent(

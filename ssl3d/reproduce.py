@@ -12,9 +12,9 @@ from ssl3d.bench import RELATIVE_COST, Bench, TaskData, check_match
 from ssl3d.config import Settings, validate
 from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
 from ssl3d.downstream.harness import check_mode
+from ssl3d.downstream.task_files import task_of_record
 from ssl3d.errors import DataError
 from ssl3d.files import write_json
-from ssl3d.plugins import registry
 from ssl3d.pretrain.method import resolve_method
 from ssl3d.provenance import stale
 from ssl3d.results.manage import differing_results
@@ -88,7 +88,7 @@ def _again(
         if not folder.is_dir():
             raise DataError(f"The record's checkpoint {folder} is not there.")
         checkpoints[spec.name] = folder
-    task = registry().tasks.get(identity["task"]).load()
+    task = task_of_record(record)
     place = Path(run["task_data"]) if run["task_data"] else None
     cohort = task_cohort(task, place, settings, cache)
     splits = [s for s in task_splits(task, cohort, settings) if s.name == identity["split"]]

@@ -81,6 +81,34 @@ def test_a_number_comes_back_bit_for_bit(folder: Path) -> None:
     assert result.exit_code == 0 and "Reproduced bit for bit" in result.output, result.output
 
 
+def test_a_number_of_a_task_file_comes_back_without_the_file(folder: Path) -> None:
+    file = folder / "blood.yaml"
+    file.write_text(
+        "name: blood\nkind: segmentation\ndataset: mmwhs\nlabels: {500: left ventricle, 600: right ventricle}\n"
+        "ignore_labels: [205, 420, 421, 550, 820, 850]\nsplits: {scheme: random, train: 2, val: 1, test: 2}\n"
+    )
+    arguments = ("--tasks", str(file), "--methods", "gvsl_without_affine", "--store", str(folder / "blood"))
+    result = bench(folder, *arguments)
+    assert result.exit_code == 0, result.output
+    file.unlink()
+    (path,) = (folder / "blood" / "records").glob("*.json")
+    again = run("reproduce", str(path), "--cache", str(folder / "cache"))
+    assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
+
+
+def test_the_place_of_a_task_file_s_data_is_kept(folder: Path) -> None:
+    (folder / "hearts").mkdir()
+    assert run("data", "phantoms", "--out", str(folder / "hearts"), "--preset", "smoke").exit_code == 0
+    file = folder / "own.yaml"
+    file.write_text("name: own\nkind: segmentation\ndataset: mmwhs\ndata: hearts/mmwhs\n")
+    result = bench(folder, "--tasks", str(file), "--methods", "scratch", "--store", str(folder / "own"))
+    assert result.exit_code == 0, result.output
+    (path,) = (folder / "own" / "records").glob("*.json")
+    assert json.loads(path.read_text())["run"]["task_data"] == str(folder / "hearts" / "mmwhs")
+    again = run("reproduce", str(path), "--cache", str(folder / "cache"))
+    assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
+
+
 def test_a_number_that_does_not_come_back_says_so(folder: Path) -> None:
     (record,) = records(folder, method="scratch", label_fraction=1.0)
     forged = json.loads(json.dumps(record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -129,8 +130,37 @@ def load_task(path: Path) -> Task:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Give a task file, or the name of a task (ssl3d tasks).")
+    return parse_task(path.read_text(encoding="utf-8"), path)
+
+
+def task_of_record(record: Mapping[str, Any]) -> Task:
+    """Return the task of a record: that of the file whose text it keeps, else the registered one.
+
+    Raises:
+        ConfigError: this version cannot read the text any more.
+        PluginError: no such task is registered.
+    """
+    name, text = record["identity"]["task"], (record.get("run") or {}).get("task_file")
+    if text:
+        return parse_task(text, Path(f"{name}.yaml"))
+    from ssl3d.plugins import registry
+
+    task: Task = registry().tasks.get(name).load()
+    return task
+
+
+def parse_task(text: str, path: Path) -> Task:
+    """Return the task that the text of a YAML file describes.
+
+    Args:
+        text: of the file.
+        path: of the file, for messages and for a relative place of the data.
+
+    Raises:
+        ConfigError: not YAML, or a key or value that makes no sense; names the key.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -171,6 +201,7 @@ def load_task(path: Path) -> Task:
         facts=facts,
         scheme="cv" if file.splits.folds else _SCHEMES[file.splits.scheme],
         folds=file.splits.folds,
+        source=text,
     )
 
 

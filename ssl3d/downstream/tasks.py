@@ -35,6 +35,7 @@ class Task:
         place: where the data are, unless ``--task-data`` says otherwise; None: the phantoms.
         facts: facts of the dataset that hold for this task, such as ``label_values``.
         scheme, folds: see :func:`ssl3d.data.splits.make_splits`; folds None: the preset's.
+        source: text of the task file that it comes from; empty: it is registered.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     facts: Mapping[str, Any] = field(default_factory=dict)
     scheme: Scheme = "auto"
     folds: int | None = None
+    source: str = ""
 
     def adapt(self, dataset: Dataset) -> Dataset:
         """Return ``dataset`` with the facts of this task."""
