@@ -12,7 +12,7 @@ import pytest
 
 from ssl3d.data.adapters import Folder
 from ssl3d.data.cohort import Case
-from ssl3d.data.dicom import is_dicom, series_of
+from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.data.integrity import check_file
 from ssl3d.data.prepare import Preparation, prepare
 from ssl3d.data.volume import read_volume
@@ -249,10 +249,57 @@ def test_a_prepared_series_depends_on_all_its_slices(tmp_path: Path) -> None:
 def test_a_file_that_stops_gdcms_scan_does_not_hide_the_series(tmp_path: Path) -> None:
     paths = write_series(tmp_path)
     before = series_of(tmp_path)
-    dose = get_testdata_file("rtdose_1frame.dcm", download=False)
-    shutil.copy(dose, tmp_path / "dose.dcm")  # GDCM refuses the whole folder
+    whole = paths[2].read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(shipped("rtdose_1frame.dcm"), tmp_path / "dose.dcm")  # GDCM refuses the whole folder
     assert {uid: series_of(tmp_path)[uid] for uid in before} == before
     (case,) = Folder().cases(tmp_path)
     assert case.image in paths
-    (finding,) = check_file(case.image)
-    assert "may lack a slice: dose.dcm" in finding.problem and "take it out of the folder" in finding.fix
+    assert problem(case.image) == "may lack a slice: cut in its folder is damaged or truncated"
+    assert problem(tmp_path / "cut") == "is damaged or truncated: its DICOM data cannot be parsed"
+
+
+def shipped(name: str) -> Path:
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    return Path(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("rtdose_1frame.dcm", "a radiotherapy dose"),
+        ("rtdose.dcm", "a radiotherapy dose"),
+        ("rtplan.dcm", "a radiotherapy object"),
+        ("reportsi.dcm", "a structured report"),
+        ("test-SR.dcm", "a structured report"),
+        ("waveform_ecg.dcm", "a waveform"),
+        ("liver_1frame.dcm", "a segmentation"),
+        ("DICOMDIR", "the index of a disc"),
+    ],
+)
+def test_what_is_no_scan_is_named_and_does_not_disturb_the_scan(
+    tmp_path: Path, name: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = voxels()
+    paths = write_series(tmp_path / "s", data)
+    shutil.copy(shipped(name), tmp_path / "s" / name)
+    assert problem(tmp_path / "s" / name) == f"is {kind}, not a scan"
+    for path in (tmp_path / "s", paths[0]):
+        assert check_file(path) == []
+        np.testing.assert_array_equal(read_volume(path).data, data[::-1, ::-1].astype(np.float32) - 1024)
+    with caplog.at_level(logging.WARNING):
+        assert len(Folder().cases(tmp_path)) == 1
+    assert f"1 files left out that are not images ({name}: {kind})" in caplog.text
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(shipped(name), alone / name)
+    with pytest.raises(DataError, match=f"some are no scans: {kind}"):
+        Folder().cases(alone)
+
+
+def test_images_are_scans(tmp_path: Path) -> None:
+    for name in ("CT_small.dcm", "MR_small_jp2klossless.dcm", "meta_missing_tsyntax.dcm"):
+        assert not_a_scan(shipped(name)) is None
+    (tmp_path / "short").write_bytes(bytes(128) + b"DICM" + b"\2\0\2\0UI")
+    assert not_a_scan(tmp_path / "short") is None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ssl3d.data.cohort import Case, Dataset, Subset, incomplete_error, layout_error, natural_key, open_root
-from ssl3d.data.dicom import is_dicom, series_of
+from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,12 @@ def image_suffix(path: Path) -> str | None:
     """
     name = path.name.lower()
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
+
+
+def _described(path: Path) -> str:
+    """Return the name of a file that is left out, and what it is where that is known."""
+    kind = not_a_scan(path) if is_dicom(path) else None
+    return f"{path.name}: {kind}" if kind else path.name
 
 
 def _by_id(cases: list[Case]) -> list[Case]:
@@ -255,7 +261,11 @@ class Folder(Dataset):
         if not images and not series:
             endings = sorted({image_suffix(path) or path.suffix or path.name for path in skipped})
             found = f"{len(skipped)} files ending in {', '.join(endings[:8])}" if skipped else "empty folders"
-            hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * (".dcm" in endings)
+            headless = [path for path in skipped if path.suffix.lower() == ".dcm" and not is_dicom(path)]
+            hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * bool(headless)
+            kinds = sorted({kind for path in skipped if is_dicom(path) and (kind := not_a_scan(path))})
+            if kinds:
+                hint += f" Of the DICOM files some are no scans: {', '.join(kinds)}."
             if any(image_suffix(path) for path in skipped):
                 hint += " Hidden files are left out, and ..._seg, ..._label, ..._mask as segmentations."
             fix = f"give a folder with {self.layout}"
@@ -273,7 +283,7 @@ class Folder(Dataset):
         for case_id, path in series.items():
             cases[case_id] = Case(id=case_id, subject=case_id, image=path)
         if skipped:
-            names = ", ".join(path.name for path in skipped[:5]) + ", ..." * (len(skipped) > 5)
+            names = ", ".join(map(_described, skipped[:5])) + ", ..." * (len(skipped) > 5)
             logger.warning("%s: %d files left out that are not images (%s)", root, len(skipped), names)
         return _by_id(list(cases.values()))
 

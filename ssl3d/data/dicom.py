@@ -10,6 +10,7 @@ has it (PS3.3 C.11.1), because PET scanners write another slope into every slice
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,24 @@ TILT_TOLERANCE_DEG = 0.5
 
 STEP_TOLERANCE = 0.05
 """Part of the usual step by which steps between slices may differ (positions are rounded when written)."""
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_NOT_SCANS = {
+    "1.2.840.10008.1.3.10": "the index of a disc",
+    f"{_STORAGE}481.2": "a radiotherapy dose",
+    f"{_STORAGE}481.3": "a radiotherapy structure set",
+    f"{_STORAGE}481": "a radiotherapy object",
+    f"{_STORAGE}66.1": "a registration",
+    f"{_STORAGE}66.3": "a registration",
+    f"{_STORAGE}66.4": "a segmentation",
+    f"{_STORAGE}66.5": "a surface segmentation",
+    f"{_STORAGE}66": "raw data",
+    f"{_STORAGE}88": "a structured report",
+    f"{_STORAGE}11": "a presentation state",
+    f"{_STORAGE}104": "a document",
+    f"{_STORAGE}9": "a waveform",
+}
+"""SOP classes (PS3.6, annex A) that are no image of a patient; a class covers those below it."""
 
 
 class SeriesError(ValueError):
@@ -82,8 +101,37 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def not_a_scan(path: Path) -> str | None:
+    """Return what a DICOM file is, such as "a radiotherapy dose", or None for images and unknown classes.
+
+    Read from the file meta information, which has one encoding in all files (PS3.10, 7.1: explicit VR,
+    little endian), so it is known where GDCM cannot parse the rest.
+    """
+    with path.open("rb") as file:
+        meta = file.read(4096)[132:]  # after preamble and "DICM"
+    while len(meta) >= 8:
+        group, element = struct.unpack("<HH", meta[:4])
+        if group != 2:
+            break
+        wide = meta[4:6] in {b"OB", b"UN"}  # two bytes are reserved, then 32 bits of length
+        start, length = (
+            (12, int.from_bytes(meta[8:12], "little")) if wide else (8, int.from_bytes(meta[6:8], "little"))
+        )
+        if element == 2:
+            uid = meta[start : start + length].decode("ascii", "replace").strip(" \0")
+            while uid:
+                if uid in _NOT_SCANS:
+                    return _NOT_SCANS[uid]
+                uid = uid.rpartition(".")[0]
+        meta = meta[start + length :]
+    return None
+
+
 def series_of(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Return the series whose slices lie in ``folder``: unique id -> files, sorted by name."""
+    """Return the series whose slices lie in ``folder``: unique id -> files, sorted by name.
+
+    What is no scan (:func:`not_a_scan`) is left out.
+    """
     return _series_of(folder.absolute(), folder.stat().st_mtime_ns)
 
 
@@ -96,6 +144,7 @@ def _series_of(folder: Path, changed_ns: int) -> dict[str, tuple[Path, ...]]:
         series = {i: tuple(sorted(Path(name) for name in files)) for i, files in names.items()}
     except RuntimeError:  # one file (a dose of a single frame) can stop GDCM's scan of the whole folder
         series = _series_by_file(folder)
+    series = {uid: files for uid, files in series.items() if not_a_scan(files[0]) is None}
     return dict(sorted(series.items(), key=lambda item: item[1][0]))
 
 
@@ -118,13 +167,10 @@ def _series_by_file(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def unreadable_in(folder: Path) -> list[Path]:
-    """Return the DICOM files in ``folder`` that belong to no series, because GDCM cannot parse them.
-
-    The index of a disc (``DICOMDIR``) is none of them.
-    """
+    """Return the DICOM files in ``folder`` that may be slices but belong to no series: GDCM cannot parse them."""
     known = {file for files in series_of(folder).values() for file in files}
     files = (file for file in sorted(folder.absolute().iterdir()) if file.is_file() and file not in known)
-    return [file for file in files if file.name.upper() != "DICOMDIR" and is_dicom(file)]
+    return [file for file in files if is_dicom(file) and not_a_scan(file) is None]
 
 
 def series_files(path: Path) -> tuple[Path, ...]:
@@ -140,6 +186,11 @@ def series_files(path: Path) -> tuple[Path, ...]:
         for files in series_of(path.parent).values():
             if path.absolute() in files:
                 return files
+        kind = not_a_scan(path) if is_dicom(path) else None
+        if kind is not None:
+            raise SeriesError(
+                f"is {kind}, not a scan", "take it out (one that is meant as a label: convert it to NIfTI)"
+            )
         raise SeriesError("is not a readable image: it is not DICOM", "take it out of the folder")
     series = series_of(path)
     if not series:
@@ -164,6 +215,8 @@ def open_series(path: Path) -> Series:
     """
     again = "export the series again"
     damaged = unreadable_in(path if path.is_dir() else path.parent)
+    if path.absolute() in damaged:
+        raise SeriesError("is damaged or truncated: its DICOM data cannot be parsed", "copy the file again")
     if damaged:
         raise SeriesError(
             f"may lack a slice: {', '.join(file.name for file in damaged[:5])} in its folder is damaged or truncated",
