@@ -71,6 +71,10 @@ class DataConfig(Model):
     """Spacing of single tasks where it differs, for example {ccc: 6.4}."""
     intensity_offset: dict[str, float] = {}
     """Added to stored values of a dataset so that air is near 0; overrides the adapter's."""
+    affine: dict[str, Literal["sform", "qform"]] = {}
+    """Dataset -> which of an sform and a qform that disagree is right; default: such files are refused."""
+    channel: dict[str, int | str] = {}
+    """Dataset -> the channel to read of images with several: its number from 0, or its name."""
     counts: dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]] = {}
     """Cases for (training, validation, test) of single tasks; default: the task's own."""
     folds: int = Field(4, ge=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,21 @@ def test_nnunet_version_2(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_nnunet_version_1_and_several_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nnunet_version_1_and_several_channels(tmp_path: Path) -> None:
     write(
         tmp_path / "dataset.json",
         {"modality": {"0": "FLAIR", "1": "T1"}, "labels": {"0": "background", "1": "a"}},
     )
     touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz")
-    with caplog.at_level(logging.WARNING):
-        dataset, cases = listed(NNUNet(), tmp_path)
-    assert dataset.modality == "mr" and dataset.label_values == {1: "a"} and len(cases) == 1
-    assert "of 2 channels only the first (FLAIR) is read" in caplog.text
+    with pytest.raises(DataError, match=r"2 channels \(0: FLAIR, 1: T1\).*--channel N"):
+        NNUNet().open(tmp_path)
+    with pytest.raises(DataError, match=r"no channel T2. Fix: choose one of 0: FLAIR, 1: T1"):
+        NNUNet().with_facts(channel="T2").open(tmp_path)
+    for choice, name in (("T1", "x_0001.nii.gz"), (1, "x_0001.nii.gz"), ("0", "x_0000.nii.gz")):
+        dataset, cases = listed(NNUNet().with_facts(channel=choice), tmp_path)
+        assert dataset.modality == "mr" and dataset.label_values == {1: "a"}
+        assert [(case.id, case.image.name) for case in cases] == [("x", name)]
+        assert dataset.reading().channel is None, "each file is 3D"
 
 
 def test_nnunet_that_lists_its_files(tmp_path: Path) -> None:

@@ -140,6 +140,11 @@ def policy_option(command: Any) -> Any:
                         help="What to do about bad files: stop, or go on without them.")(command)  # fmt: skip
 
 
+def affine_option(command: Any) -> Any:
+    return click.option("--affine", type=click.Choice(["sform", "qform"]),
+                        help="Which is right in NIfTI files where they disagree [default: refuse].")(command)  # fmt: skip
+
+
 def device_option(command: Any) -> Any:
     return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
                         help="Where to compute.")(command)  # fmt: skip

@@ -10,6 +10,7 @@ import click
 
 from ssl3d.commands.common import (
     Group,
+    affine_option,
     cache_option,
     make_console,
     policy_option,
@@ -51,6 +52,12 @@ def layout_option(command: Any) -> Any:
                         help='Layout of PATH, see "ssl3d datasets".')(command)  # fmt: skip
 
 
+channel_option = click.option(
+    "--channel",
+    metavar="N|NAME",
+    help="Which to read of images with several channels [default: refuse them].",
+)
+
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Threads [default: one a core, 4 at most]."
 )
@@ -63,11 +70,14 @@ workers_option = click.option(
               help="Take label names and modality from a task file.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for mosaic.png, fingerprint.json, findings.json.")  # fmt: skip
+@affine_option
+@channel_option
 @policy_option
 @workers_option
 def verify(
-    path: Path, layout: str, task_file: Path | None, out: Path | None, policy: Policy, workers: int | None
-) -> None:
+    path: Path, layout: str, task_file: Path | None, out: Path | None, affine: str | None, channel: str | None,
+    policy: Policy, workers: int | None,
+) -> None:  # fmt: skip
     """Read every file once and list everything that is wrong; exit with 0 only when nothing is.
 
     Exits with 1 when there are findings. With --policy skip the summary and the picture are made of
@@ -79,12 +89,13 @@ def verify(
     from ssl3d.data.verify import verify as check
     from ssl3d.files import write_json
 
-    if task_file is None:
-        dataset = open_dataset(layout, path)
-    else:
+    facts: dict[str, Any] = {}
+    if task_file is not None:
         from ssl3d.downstream.task_files import load_task
 
-        dataset = load_task(task_file).adapt(open_dataset(layout, path))
+        facts |= load_task(task_file).facts
+    said = {"affine": affine, "channel": channel}
+    dataset = open_dataset(layout, path, facts={**facts, **{k: v for k, v in said.items() if v is not None}})
     with Tracker() as progress:
         report = check(dataset.cases(path), dataset, workers=workers, progress=progress)
     findings = report.findings
@@ -160,12 +171,15 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
 @click.option(
     "--offset", type=float, help="Added to stored CT values so that air is at 0 [default: the layout's]."
 )
+@affine_option
+@channel_option
 @policy_option
 @workers_option
 @cache_option
 def prepare(
     path: Path, layout: str, spacing: float, scaling: str, crop: str, margin: float, center: str | None,
-    masks: Path | None, offset: float | None, policy: Policy, workers: int | None, cache: Path | None,
+    masks: Path | None, offset: float | None, affine: str | None, channel: str | None, policy: Policy,
+    workers: int | None, cache: Path | None,
 ) -> None:  # fmt: skip
     """Prepare a cohort: read, check, crop, resample, scale and store it in the cache.
 
@@ -191,7 +205,7 @@ def prepare(
     options = {"spacing_mm": spacing, "scaling": scaling, "crop": crop, "margin_mm": margin,
                "center_mm": edges, "intensity_offset": offset}  # fmt: skip
     preparation = validate(Preparation, options, "data prepare")
-    dataset = open_dataset(layout, path)
+    dataset = open_dataset(layout, path, facts={"affine": affine, "channel": channel})
     cases = dataset.cases(path)
     if masks is not None:
         cases = with_masks(cases, masks)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssl3d.commands.common import (
+    affine_option,
     cache_option,
     device_option,
     load_tasks,
@@ -89,14 +90,21 @@ def finetune(
 @click.option("--input", "inputs", required=True, multiple=True, type=click.Path(path_type=Path),
               metavar="FILE|DIR", help="A volume, a DICOM series, or a folder of these; may be repeated.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder.")
+@affine_option
+@click.option(
+    "--channel", type=click.IntRange(0), help="Which volume to read of 4D files [default: refuse them]."
+)
 @device_option
-def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) -> None:
+def predict(
+    checkpoint: Path, inputs: tuple[Path, ...], out: Path, affine: Any, channel: int | None, device: str
+) -> None:
     """Predict files: segmentations on the grid of each, or a CSV of probabilities or values.
 
     Exit status: 0 every file was predicted; 1 some could not be read (they are named, the others are
     predicted); 2 nothing was done.
     """
     quiet_libraries()
+    from ssl3d.data.cohort import Reading
     from ssl3d.downstream.predictor import expand_inputs, load_predictor
     from ssl3d.environment import select_device
     from ssl3d.progress import Track
@@ -104,7 +112,8 @@ def predict(checkpoint: Path, inputs: tuple[Path, ...], out: Path, device: str) 
     predictor = load_predictor(checkpoint)
     files = expand_inputs(inputs)
     with Track(f"{predictor.task.title} prediction", len(files), unit="file") as track:
-        findings = predictor.predict_files(files, out, select_device(device), track.update)
+        reading = Reading(affine, channel)
+        findings = predictor.predict_files(files, out, select_device(device), track.update, reading)
     bad = {finding.path for finding in findings}
     click.echo(f"{len(files) - len(bad)} of {len(files)} files predicted: {out}")
     if findings:

@@ -14,13 +14,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
-from ssl3d.errors import DataError
+from ssl3d.errors import ConfigError, DataError
 
 Modality = Literal["ct", "mr", "auto"]
 Subset = Literal["train", "val", "test"]
 
 _NO_VALUES: Mapping[int, str] = MappingProxyType({})
 _NO_ALIASES: Mapping[int, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to take of a file that leaves a choice; without an answer such a file is refused.
+
+    Attributes:
+        affine: of a NIfTI whose sform and qform disagree, the one that is right; where there is one only,
+            or where both agree, it makes no difference.
+        channel: of a 4D NIfTI, the number of the volume that is read, from 0.
+    """
+
+    affine: Literal["sform", "qform"] | None = None
+    channel: int | None = None
+
+
+ANY_READING = Reading()
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,9 @@ class Dataset:
         ignored_label_values: stored values that become background. Any other value is an error.
         target_names: class -> name, for classification.
         empty_labels: whether a label may hold nothing but background (lesions, for example).
+        affine: of files whose sform and qform disagree, the one that is right; None: they are refused.
+        channel: of images with several channels, the one that is read: its number from 0, or its
+            name where the layout has names; None: they are refused.
     """
 
     name: str
@@ -83,6 +103,8 @@ class Dataset:
     ignored_label_values: ClassVar[frozenset[int]] = frozenset()
     target_names: ClassVar[Mapping[int, str]] = _NO_VALUES
     empty_labels: bool = False
+    affine: Literal["sform", "qform"] | None = None
+    channel: int | str | None = None
 
     def open(self, root: Path, labels: bool = True) -> Dataset:
         """Return the adapter for the release below ``root``: itself, unless the facts are in the files.
@@ -115,6 +137,19 @@ class Dataset:
                 and what was found.
         """
         raise NotImplementedError
+
+    def reading(self) -> Reading:
+        """Return what to take of a file that leaves a choice.
+
+        Raises:
+            ConfigError: the channel is a name, and this layout has none.
+        """
+        if self.channel is not None and not str(self.channel).isdigit():
+            raise ConfigError(
+                f'channel "{self.channel}": the layout {self.name} has no names of channels. '
+                "Give a number from 0."
+            )
+        return Reading(self.affine, None if self.channel is None else int(self.channel))
 
     def skipped(self, root: Path) -> list[Path]:
         """Return the files below ``root`` that :meth:`cases` leaves out on purpose."""

@@ -38,7 +38,7 @@ class Header:
         shape: size of every axis as stored, singleton axes after the third left out.
         channels: values a voxel (1 for a scalar image).
         item_bytes: bytes a value; 0 for text.
-        axes_mm: (3, 3), column j is the step in mm along array axis j; None unless 3D.
+        axes_mm: (3, 3), column j is the step in mm along array axis j; None for fewer than 3 axes.
         payload: the file that holds the voxels: the file itself, or another for detached headers.
         offset: byte in ``payload`` at which the (compressed) voxels start; for a compressed
             NIfTI, whose header is compressed too, 0.
@@ -112,14 +112,14 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
     if dtype.kind not in "iuf":
         raise HeaderError(f"its voxels are {dtype}, not numbers")
     axes = affine[:3, :3]
-    if len(shape) == 3 and not image.header["sform_code"]:
+    if not image.header["sform_code"]:
         axes = axes * (_pixdim(start, image.header) != 0)  # nibabel has replaced zero spacings by 1
     return Header(
-        shape, 1, dtype.itemsize, axes if len(shape) == 3 else None, path,
+        shape, 1, dtype.itemsize, axes if len(shape) >= 3 else None, path,
         offset=0 if compressed else int(image.dataobj.offset),
         encoding="deflate" if compressed else "raw",
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
-        xform_gap=_xform_gap(image.header, shape) if len(shape) == 3 else 0.0,
+        xform_gap=_xform_gap(image.header, shape[:3]) if len(shape) >= 3 else 0.0,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
-from ssl3d.data.cohort import Case, Dataset
+from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.headers import Header, HeaderError, read_header
 from ssl3d.errors import DataError
@@ -51,6 +51,14 @@ AIR_RANGE = (-300.0, 300.0)
 
 TISSUE_RANGE = (700.0, 1700.0)
 """Where soft tissue and contrast-filled blood must be in a CT after the offset is added."""
+
+_CHOOSE = (
+    "--{0} {1} for data verify, data prepare and predict, --set data.{0}.LAYOUT={1} for pretrain and bench, "
+    "{0} in a task file"
+)
+CHOOSE_CHANNEL = _CHOOSE.format("channel", "N")
+CHOOSE_AFFINE = _CHOOSE.format("affine", "sform|qform")
+"""How a user says what to take of a file that leaves a choice."""
 
 _CHUNK = 1 << 16
 _COPY_AGAIN = "copy or export the file again; if the source is damaged too, take the case out"
@@ -111,7 +119,7 @@ def _count(number: int, noun: str) -> str:
 # --- one file, before its voxels are read ---------------------------------------------------------
 
 
-def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
+def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY_READING) -> list[Finding]:
     """Check the header of a file, and that all that it promises is there, without allocating its voxels.
 
     The compressed stream is read to its end, so that its checksum and length are verified.
@@ -119,6 +127,7 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
     Args:
         path: a NIfTI, NRRD or MetaImage file, or a DICOM series (see :mod:`ssl3d.data.dicom`).
         max_bytes: largest volume allowed, in bytes as float32.
+        reading: what to take of a file that leaves a choice.
     """
     if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
         return _check_series(path, max_bytes)
@@ -134,7 +143,7 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
     except (HeaderError, OSError) as error:
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
         return [Finding(path, f"is not a readable image: {error}", fix)]
-    findings = _check_header(path, header, max_bytes)
+    findings = _check_header(path, header, max_bytes, reading)
     return findings or _check_payload(path, header)
 
 
@@ -147,7 +156,9 @@ def _check_series(path: Path, max_bytes: int) -> list[Finding]:
     return _check_header(path, header, max_bytes)
 
 
-def _check_header(path: Path, header: Header, max_bytes: int) -> list[Finding]:
+def _check_header(
+    path: Path, header: Header, max_bytes: int, reading: Reading = ANY_READING
+) -> list[Finding]:
     size = " x ".join(map(str, header.shape))
     if min(header.shape, default=0) < 1:
         return [Finding(path, f"has a header that says its size is {size or 'nothing'}", _COPY_AGAIN)]
@@ -156,19 +167,27 @@ def _check_header(path: Path, header: Header, max_bytes: int) -> list[Finding]:
         problem = f"promises {size} voxels, {promised / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)"
         fix = "if the size is right, crop or resample the volume first; else " + _COPY_AGAIN
         return [Finding(path, problem, fix)]
-    if len(header.shape) > 3 or header.channels > 1:
+    if len(header.shape) == 4 and header.channels == 1 and reading.channel is None:
+        last = header.shape[3] - 1
+        fix = f"choose one of its volumes (channel 0 to {last}: {CHOOSE_CHANNEL}), or split it"
+        return [Finding(path, f"is 4D ({size}), not one 3D volume", fix)]
+    if len(header.shape) > 4 or header.channels > 1:
         per_voxel = f" with {header.channels} values a voxel" if header.channels > 1 else ""
         problem = f"is {len(header.shape)}D ({size}{per_voxel}), not one 3D volume"
         fix = "split it and keep one 3D volume, for example one time point or channel"
         return [Finding(path, problem, fix)]
+    volumes = header.shape[3] if len(header.shape) == 4 else 1
+    if reading.channel is not None and reading.channel >= volumes:
+        problem = f"is {len(header.shape)}D ({size}), so it has no channel {reading.channel}"
+        return [Finding(path, problem, f"choose a channel from 0 to {volumes - 1}")]
     if len(header.shape) < 3 or min(header.shape) < 2:
         problem = f"is a single slice ({size}), not a 3D volume"
         return [Finding(path, problem, "stack the slices into one volume")]
-    assert header.axes_mm is not None  # it is 3D
+    assert header.axes_mm is not None  # it has three axes
     findings = _check_geometry(path, header.axes_mm)
-    if not findings and header.xform_gap > XFORM_TOLERANCE:
+    if not findings and header.xform_gap > XFORM_TOLERANCE and reading.affine is None:
         problem = f"has an sform and a qform that disagree, by up to {header.xform_gap:.3g} voxels"
-        fix = "find out which is right (programs differ in which they take) and write it as both (nibabel)"
+        fix = f"find out which is right (programs differ in which they take) and say so ({CHOOSE_AFFINE})"
         findings = [Finding(path, problem, fix)]
     return findings
 
@@ -365,10 +384,12 @@ def inspect_case(
 
     image: Volume | None = None
     label: Volume | None = None
-    findings = check_file(case.image, max_bytes=max_bytes)
+    reading = dataset.reading()
+    of_label = replace(reading, channel=None)
+    findings = check_file(case.image, max_bytes=max_bytes, reading=reading)
     if not findings:
         try:
-            image = volume.read_unchecked(case.image)
+            image = volume.read_unchecked(case.image, reading=reading)
             findings += check_voxels(image)
         except volume.UnreadableError as error:
             findings.append(error.finding)
@@ -378,10 +399,10 @@ def inspect_case(
         elif dataset.modality == "mr":
             findings += check_not_hu(image, dataset)
     if case.label is not None:
-        bad_label = check_file(case.label, max_bytes=max_bytes)
+        bad_label = check_file(case.label, max_bytes=max_bytes, reading=of_label)
         if not bad_label:
             try:
-                label = volume.read_unchecked(case.label, integers=True)
+                label = volume.read_unchecked(case.label, integers=True, reading=of_label)
                 bad_label = check_labels(label, dataset)
             except volume.UnreadableError as error:
                 bad_label = [error.finding]

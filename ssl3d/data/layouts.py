@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,15 +19,15 @@ from ssl3d.data.cohort import (
     Case,
     Dataset,
     Modality,
+    Reading,
     Subset,
     incomplete_error,
     layout_error,
     natural_key,
     open_root,
 )
+from ssl3d.data.integrity import CHOOSE_CHANNEL
 from ssl3d.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def _by_id(cases: Iterable[Case]) -> list[Case]:
@@ -92,10 +91,44 @@ def _labels(stored: Any, path: Path) -> dict[int, str]:
     return dict(sorted(labels.items()))
 
 
+def _channel(dataset: Dataset, channels: Any, path: Path) -> tuple[int, str]:
+    """Return number and name of the channel that the user has chosen, or of the only one.
+
+    Args:
+        dataset: with the user's choice.
+        channels: of a ``dataset.json``: ``{"0": "T1", ...}``, a list of names, or the only name.
+        path: that file.
+
+    Raises:
+        DataError: there are several and none is chosen, or there is no such channel; lists them.
+    """
+    if isinstance(channels, list):
+        channels = dict(enumerate(channels))
+    if not isinstance(channels, dict):
+        channels = {0: channels or ""}
+    names = {int(number): str(name) for number, name in channels.items() if str(number).isdigit()}
+    names = names or {0: ""}
+    there = ", ".join(f"{number}: {name}" for number, name in sorted(names.items()))
+    if dataset.channel is None and len(names) > 1:
+        raise DataError(
+            f"{path} says that images have {len(names)} channels ({there}), and one is read. "
+            f"Fix: choose it by number or name ({CHOOSE_CHANNEL})."
+        )
+    if dataset.channel is None:
+        return min(names.items())
+    wanted = str(dataset.channel)
+    for number, name in names.items():
+        if wanted in (str(number), name):
+            return number, name
+    if len(names) == 1 and wanted.isdigit():  # 4D images whose channels the file does not name
+        return int(wanted), ""
+    raise DataError(f"{path}: there is no channel {wanted}. Fix: choose one of {there}.")
+
+
 class NNUNet(Dataset):
     """nnU-Net raw data, versions 1 and 2 (github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md).
 
-    Of several channels the first (``_0000``) is read. Test cases have labels where there is a
+    Of several channels (``_0000``, ``_0001``, ...) the user chooses one. Test cases have labels where there is a
     ``labelsTs`` folder. Under CT the offset is found from the values.
     """
 
@@ -107,12 +140,12 @@ class NNUNet(Dataset):
         root = open_root(root, self.layout)
         path = root / "dataset.json"
         facts = _read_json(path, self)
-        channels = facts.get("channel_names") or facts.get("modality") or {}
-        first = str(channels.get("0", "")) if isinstance(channels, dict) else ""
-        if len(channels) > 1:
-            logger.warning("%s: of %d channels only the first (%s) is read", root, len(channels), first)
+        number, channel = _channel(self, facts.get("channel_names") or facts.get("modality"), path)
         names = _labels(facts.get("labels"), path) if labels else {}
-        return self.with_facts(label_values=names, modality=_modality(first))
+        return self.with_facts(label_values=names, modality=_modality(channel), channel=number)
+
+    def reading(self) -> Reading:
+        return Reading(self.affine)  # a channel is a file of its own
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
@@ -122,7 +155,9 @@ class NNUNet(Dataset):
         else:
             cases = self._found(root, str(facts.get("file_ending") or ".nii.gz"))
         if not any(case.subset == "train" for case in cases):
-            raise layout_error(root, self, "there is no image ..._0000 in imagesTr/.")
+            raise layout_error(
+                root, self, f"there is no image ..._{int(self.channel or 0):04d} in imagesTr/."
+            )
         return _by_id(cases)
 
     def _listed(self, root: Path, entries: Mapping[str, Any]) -> list[Case]:
@@ -134,8 +169,14 @@ class NNUNet(Dataset):
                 raise DataError(
                     f'{root / "dataset.json"}: the case "{case_id}" has no images. Fix: correct it.'
                 )
+            number = int(self.channel or 0)
+            if number >= len(images):
+                raise DataError(
+                    f'{root / "dataset.json"}: the case "{case_id}" has {len(images)} images, so no channel {number}. '
+                    "Fix: correct it, or choose another channel."
+                )
             cases.append(Case(
-                id=case_id, subject=case_id, image=root / images[0], label=root / label if label else None,
+                id=case_id, subject=case_id, image=root / images[number], label=root / label if label else None,
                 subset="train",
             ))  # fmt: skip
         return cases
@@ -151,8 +192,9 @@ class NNUNet(Dataset):
         for subset, letters in parts:
             labels = root / f"labels{letters}"
             known = set()
-            for image in sorted((root / f"images{letters}").glob(f"[!.]*_0000{ending}")):
-                case_id = image.name.removesuffix(f"_0000{ending}")
+            tail = f"_{int(self.channel or 0):04d}{ending}"
+            for image in sorted((root / f"images{letters}").glob(f"[!.]*{tail}")):
+                case_id = image.name.removesuffix(tail)
                 label = labels / f"{case_id}{ending}"
                 known.add(label.name)
                 if not label.is_file() and (subset == "train" or labels.is_dir()):
@@ -183,10 +225,10 @@ class MSD(Dataset):
         root = open_root(root, self.layout)
         path = root / "dataset.json"
         facts = _read_json(path, self)
-        channels = facts.get("modality") or {}
-        first = str(channels.get("0", "")) if isinstance(channels, dict) else str(channels)
+        number, channel = _channel(self, facts.get("modality"), path)
         names = _labels(facts.get("labels"), path) if labels else {}
-        return self.with_facts(label_values=names, modality=_modality(first))
+        chosen = None if self.channel is None else number  # images with one channel are 3D
+        return self.with_facts(label_values=names, modality=_modality(channel), channel=chosen)
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,7 +31,7 @@ from ssl3d import __version__
 from ssl3d.config import Model
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.arrays import SUFFIX, Box, Where, read_array, save_array
-from ssl3d.data.cohort import Case, Dataset, Subset
+from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading, Subset
 from ssl3d.data.dicom import SeriesError, series_files
 from ssl3d.data.headers import payload_of
 from ssl3d.data.integrity import (
@@ -353,6 +353,7 @@ def _prepare(
             "label_values": list(dataset.label_values), "preparation": preparation.model_dump(mode="json"),
             "target_names": {str(k): name for k, name in dataset.target_names.items()},
             "uses_labels": preparation.uses_labels, "intensity": asdict(intensity), "cases": records,
+            "reading": asdict(dataset.reading()),
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
         _remove_stale(folder)
@@ -534,6 +535,7 @@ def _fingerprint(
         "dataset": [dataset.name, dataset.modality, dataset.intensity_offset],
         "labels": [sorted(dataset.label_index().items()), dataset.label_names()],
         "preparation": preparation.model_dump(mode="json"),
+        **({"reading": asdict(dataset.reading())} if dataset.reading() != ANY_READING else {}),
         "cases": [
             [case.id, case.subject, case.subset, case.target, *(f and f["sha256"] for f in source.values())]
             + [known for known in (case.classes, case.value) if known is not None]
@@ -651,7 +653,7 @@ def _build_case(
     findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
     mask: np.ndarray | None = None
     if image is not None and preparation.crop == "mask":
-        mask_findings, mask = _read_mask(case, image, max_bytes)
+        mask_findings, mask = _read_mask(case, image, replace(dataset.reading(), channel=None), max_bytes)
         findings += mask_findings
     if findings or image is None:
         return findings
@@ -685,16 +687,18 @@ def _build_case(
     return record
 
 
-def _read_mask(case: Case, image: Volume, max_bytes: int) -> tuple[list[Finding], np.ndarray | None]:
+def _read_mask(
+    case: Case, image: Volume, reading: Reading, max_bytes: int
+) -> tuple[list[Finding], np.ndarray | None]:
     """Return what is wrong with the mask of a case, and the mask (D, H, W) bool on the image's grid."""
     if case.mask is None:
         fix = "give one named like the image, or choose another crop"
         return [Finding(case.image, 'has no mask, which crop "mask" needs', fix)], None
-    findings = check_file(case.mask, max_bytes=max_bytes)
+    findings = check_file(case.mask, max_bytes=max_bytes, reading=reading)
     if findings:
         return findings, None
     try:
-        mask = read_unchecked(case.mask, integers=True)
+        mask = read_unchecked(case.mask, integers=True, reading=reading)
     except UnreadableError as error:
         return [error.finding], None
     return check_grids(image, mask), mask.data != 0
@@ -795,7 +799,12 @@ def prepare_arrays(
 
 
 def prepare_file(
-    path: Path, preparation: Preparation, intensity: Intensity, *, max_bytes: int = MAX_BYTES
+    path: Path,
+    preparation: Preparation,
+    intensity: Intensity,
+    *,
+    reading: Reading = ANY_READING,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[Volume, np.ndarray, np.ndarray] | list[Finding]:
     """Check, read and prepare one image that belongs to no cohort, as those of the training were.
 
@@ -803,6 +812,7 @@ def prepare_file(
         path: the image file.
         preparation: the parameters; crop "label" cannot be repeated without a label.
         intensity: scaling and offset of the cohort.
+        reading: what to take of a file that leaves a choice.
         max_bytes: largest volume allowed, in bytes as float32.
 
     Returns:
@@ -813,7 +823,8 @@ def prepare_file(
 
     offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
     case = Case(path.name, path.name, path)
-    findings, image, _ = inspect_case(case, Folder(), offset=offset, max_bytes=max_bytes)
+    dataset = Folder().with_facts(**asdict(reading))
+    findings, image, _ = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
     if findings or image is None:
         return findings
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,14 +52,30 @@ def phantom_root(config: PhantomConfig, cache: Path | None) -> Path:
     return root
 
 
-def open_dataset(name: str, root: Path, labels: bool = True) -> Dataset:
-    """Return the adapter called ``name`` for the data at ``root``; ``labels``: whether they will be read.
+def open_dataset(
+    name: str, root: Path, labels: bool = True, facts: Mapping[str, Any] | None = None
+) -> Dataset:
+    """Return the adapter called ``name`` for the data at ``root``.
+
+    Args:
+        name: of the layout.
+        root: the folder.
+        labels: whether they will be read.
+        facts: what the user or a task says of the data; more than the data's own files say.
 
     Raises:
         PluginError: no such layout.
         DataError: the folder lacks what the layout must have.
     """
-    return registry().datasets.get(name).load().open(root, labels)
+    dataset: Dataset = registry().datasets.get(name).load()
+    chosen = {key: value for key, value in (facts or {}).items() if value is not None}
+    before = {key: chosen.pop(key) for key in ("affine", "channel") if key in chosen}
+    return dataset.with_facts(**before).open(root, labels).with_facts(**chosen)
+
+
+def _reading_facts(name: str, settings: Settings) -> dict[str, Any]:
+    """Return what the settings say of files that leave a choice."""
+    return {"affine": settings.data.affine.get(name), "channel": settings.data.channel.get(name)}
 
 
 def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
@@ -100,18 +116,16 @@ def pretraining_cohort(
     """
     name, equals, place = data.partition("=")
     if data == PHANTOMS:
-        dataset, root = (
-            registry().datasets.get("folder").load(),
-            phantom_root(settings.phantoms, cache) / "pretrain",
-        )
+        name, root = "folder", phantom_root(settings.phantoms, cache) / "pretrain"
     elif equals:
-        dataset, root = open_dataset(name, Path(place), labels=False), Path(place)
+        root = Path(place)
     else:
-        dataset, root = registry().datasets.get("folder").load(), Path(data)
+        name, root = "folder", Path(data)
         if not root.exists():
             raise DataError(
                 f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".'
             )
+    dataset = open_dataset(name, root, labels=False, facts=_reading_facts(name, settings))
     options: dict[str, Any] = {"spacing_mm": settings.data.spacing_mm}
     cases = [Case(id=case.id, subject=case.subject, image=case.image) for case in dataset.cases(root)]
     return _prepared(dataset, cases, options, settings, cache, policy)
@@ -144,7 +158,8 @@ def task_cohort(
     else:
         name, equals, rest = str(place).partition("=")
         layout, root = (name, Path(rest)) if equals and name in registry().datasets else (layout, place)
-    dataset = task.adapt(open_dataset(layout, root))
+    said = {key: value for key, value in _reading_facts(layout, settings).items() if value is not None}
+    dataset = open_dataset(layout, root, facts={**task.facts, **said})
     default = task.preparation.get("spacing_mm", settings.data.spacing_mm)
     spacing = settings.data.task_spacing_mm.get(task.name, default)
     cases = [_truth_only(case, task) for case in dataset.cases(root)]

@@ -8,6 +8,7 @@ indices to RAS+ millimetres, as in nibabel; NRRD and MetaImage (LPS+) are conver
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ssl3d.data import dicom
 from ssl3d.data.adapters import image_suffix
+from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.headers import reason
 from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, raise_findings
 from ssl3d.errors import DataError
@@ -53,18 +55,19 @@ class Volume:
         return float(d), float(h), float(w)
 
 
-def read_volume(path: Path, *, max_bytes: int = MAX_BYTES) -> Volume:
+def read_volume(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY_READING) -> Volume:
     """Read an image as float32, in the stored units (NIfTI slope and intercept applied).
 
     Args:
         path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file, or a DICOM
             series: its folder or one of its slices.
         max_bytes: largest volume allowed, in bytes as float32.
+        reading: what to take of a file that leaves a choice.
 
     Raises:
         DataError: the file is missing, damaged, not 3D, or too large (see ``integrity.check_file``).
     """
-    return _read(Path(path), False, max_bytes)
+    return _read(Path(path), False, max_bytes, reading)
 
 
 def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Volume:
@@ -73,24 +76,25 @@ def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Volume:
     Raises:
         DataError: as :func:`read_volume`, or a value that is not an integer.
     """
-    return _read(Path(path), True, max_bytes)
+    return _read(Path(path), True, max_bytes, ANY_READING)
 
 
-def _read(path: Path, integers: bool, max_bytes: int) -> Volume:
-    raise_findings(check_file(path, max_bytes=max_bytes))
+def _read(path: Path, integers: bool, max_bytes: int, reading: Reading) -> Volume:
+    raise_findings(check_file(path, max_bytes=max_bytes, reading=reading))
     try:
-        return read_unchecked(path, integers=integers)
+        return read_unchecked(path, integers=integers, reading=reading)
     except UnreadableError as error:
         raise_findings([error.finding])
         raise  # never reached: there is a finding
 
 
-def read_unchecked(path: Path, *, integers: bool = False) -> Volume:
+def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY_READING) -> Volume:
     """Read a file that ``integrity.check_file`` has passed.
 
     Args:
         path: the file.
         integers: return int32 and refuse fractions, instead of float32.
+        reading: what to take of a file that leaves a choice.
 
     Raises:
         UnreadableError: the reader refuses the file, or a label is not integral.
@@ -103,7 +107,8 @@ def read_unchecked(path: Path, *, integers: bool = False) -> Volume:
             series = dicom.open_series(path)
             data, affine = dicom.read_voxels(series), series.affine
         else:
-            data, affine = _read_nifti(path, integers) if suffix in {".nii", ".nii.gz"} else _read_itk(path)
+            nifti = suffix in {".nii", ".nii.gz"}
+            data, affine = _read_nifti(path, integers, reading) if nifti else _read_itk(path)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
         raise UnreadableError(Finding(path, f"is not a readable image: {reason(error)}", fix)) from error
@@ -136,14 +141,21 @@ def _to_integers(data: np.ndarray, path: Path) -> np.ndarray:
     return data.astype(np.int32)
 
 
-def _read_nifti(path: Path, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path, exact: bool, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Return voxels and affine (RAS+) as stored; ``exact``: scale in float64, if there is a scale."""
     import nibabel
 
     image = nibabel.load(path)
-    data = np.asanyarray(image.dataobj, dtype=None if exact else np.float32)
+    dtype = None if exact else np.float32
+    if math.prod(image.shape[3:]) > 1:  # (x, y, z, channels)
+        data = np.asanyarray(image.dataobj[:, :, :, reading.channel], dtype=dtype)
+    else:
+        data = np.asanyarray(image.dataobj, dtype=dtype)
     data = data.reshape(data.shape[:3])  # (x, y, z, 1, ...) -> (x, y, z)
-    return data, np.asarray(image.affine, dtype=np.float64)
+    affine = image.affine
+    if reading.affine == "qform" and image.header["qform_code"]:
+        affine = image.header.get_qform()
+    return data, np.asarray(affine, dtype=np.float64)
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from torch import nn
 from ssl3d.config import BackboneConfig, DownstreamConfig
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.arrays import Where
+from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.dicom import is_dicom, series_of
 from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import Intensity, Preparation, PreparedCohort, logits_to_native_grid, prepare_file
@@ -91,6 +92,7 @@ class Predictor:
         out: Path,
         device: torch.device,
         progress: Callable[[int], None] | None = None,
+        reading: Reading = ANY_READING,
     ) -> list[Finding]:
         """Predict every file that can be read, and return what is wrong with the others.
 
@@ -108,7 +110,7 @@ class Predictor:
         rows: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         for number, file in enumerate(files):
-            prepared = prepare_file(file, self.preparation, self.intensity)
+            prepared = prepare_file(file, self.preparation, self.intensity, reading=reading)
             if isinstance(prepared, list):
                 findings += prepared
             else:

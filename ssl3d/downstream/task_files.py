@@ -73,6 +73,10 @@ class TaskFile(Model):
     """Default: what the data say."""
     intensity_offset: float | Literal["auto"] | None = None
     """Added to stored CT values so that air is near 0 and water near 1000; default: what the data say."""
+    affine: Literal["sform", "qform"] | None = None
+    """Which of the two is right in files where they disagree; default: such files are refused."""
+    channel: int | str | None = None
+    """The channel of images with several: its number from 0, or its name where the layout has names."""
     preparation: dict[str, Any] = Field(default_factory=dict)
     """Options of the preparation: spacing_mm, scaling, crop, margin_mm, center_mm."""
     splits: Splits = Splits()
@@ -183,6 +187,7 @@ def parse_task(text: str, path: Path) -> Task:
         facts["modality"] = file.modality
     if file.intensity_offset is not None:
         facts["intensity_offset"] = file.intensity_offset
+    facts |= {key: getattr(file, key) for key in ("affine", "channel") if getattr(file, key) is not None}
     many = file.labels is not None and len(file.labels) > 2
     metric = file.metric or (
         "macro_auc" if file.kind == "classification" and many else _METRICS[file.kind][0]

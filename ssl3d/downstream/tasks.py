@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ssl3d.data.cohort import Dataset
+    pass
 
 Kind = Literal["segmentation", "classification", "multilabel", "regression"]
 Metric = Literal["dsc", "auc", "macro_auc", "mae"]
@@ -51,10 +51,6 @@ class Task:
     scheme: Scheme = "auto"
     folds: int | None = None
     source: str = ""
-
-    def adapt(self, dataset: Dataset) -> Dataset:
-        """Return ``dataset`` with the facts of this task."""
-        return dataset.with_facts(**self.facts) if self.facts else dataset
 
 
 # He et al., CVPR 2023, supplementary material, table 2.
