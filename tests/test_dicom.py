@@ -14,7 +14,8 @@ from ssl3d.data.adapters import Folder
 from ssl3d.data.cohort import Case
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.data.integrity import check_file
-from ssl3d.data.prepare import Preparation, prepare
+from ssl3d.data.prepare import prepare
+from ssl3d.data.steps import Preparation
 from ssl3d.data.volume import read_volume
 from ssl3d.errors import DataError
 

@@ -14,8 +14,9 @@ from ssl3d.bench import TaskData
 from ssl3d.data import overlap
 from ssl3d.data.adapters import Folder
 from ssl3d.data.overlap import _Spectra, check_overlap, find_overlap
-from ssl3d.data.prepare import Preparation, PreparedCohort, prepare
+from ssl3d.data.prepare import PreparedCohort, prepare
 from ssl3d.data.splits import Split
+from ssl3d.data.steps import Preparation
 from ssl3d.data.volume import read_volume
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import DataError

@@ -20,8 +20,9 @@ from torch import nn
 from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
 from ssl3d.data.arrays import Where
-from ssl3d.data.prepare import Intensity, Preparation, logits_to_native_grid, prepare_arrays
+from ssl3d.data.grids import logits_to_native_grid
 from ssl3d.data.splits import Split
+from ssl3d.data.steps import Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import read_volume, write_like
 from ssl3d.downstream.harness import evaluate
 from ssl3d.downstream.predictor import Predictor, expand_inputs, load_predictor, save_predictor

@@ -22,17 +22,9 @@ from pydantic import ValidationError
 from ssl3d.data.adapters import STOIC, Folder
 from ssl3d.data.arrays import read_array
 from ssl3d.data.cohort import Case, Dataset
-from ssl3d.data.prepare import (
-    Intensity,
-    Preparation,
-    PreparedCohort,
-    isotropic_grid,
-    lungs_mask,
-    prepare,
-    prepare_arrays,
-    resample,
-    to_native_grid,
-)
+from ssl3d.data.grids import isotropic_grid, resample, to_native_grid
+from ssl3d.data.prepare import PreparedCohort, prepare
+from ssl3d.data.steps import Intensity, Preparation, lungs_mask, prepare_arrays
 from ssl3d.data.volume import Volume, read_labels, read_volume, write_volume
 from ssl3d.errors import ConfigError, DataError
 

@@ -14,8 +14,9 @@ from ssl3d.cli import main
 from ssl3d.config import load_settings
 from ssl3d.data.adapters import Folder
 from ssl3d.data.cohort import Reading
-from ssl3d.data.prepare import Intensity, Preparation, prepare, prepare_file
+from ssl3d.data.prepare import prepare, prepare_file
 from ssl3d.data.sources import pretraining_cohort, task_cohort
+from ssl3d.data.steps import Intensity, Preparation
 from ssl3d.data.volume import read_volume
 from ssl3d.downstream.task_files import load_task
 from ssl3d.errors import ConfigError, DataError

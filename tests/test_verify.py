@@ -15,7 +15,8 @@ from ssl3d.data.adapters import Folder
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.integrity import check_file
 from ssl3d.data.layouts import NNUNet
-from ssl3d.data.prepare import Preparation, prepare
+from ssl3d.data.prepare import prepare
+from ssl3d.data.steps import Preparation
 from ssl3d.data.verify import verify
 from ssl3d.errors import DataError
 

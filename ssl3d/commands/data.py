@@ -188,9 +188,9 @@ def prepare(
     """
     quiet_libraries()
     from ssl3d.config import validate
-    from ssl3d.data.prepare import Preparation
     from ssl3d.data.prepare import prepare as build
     from ssl3d.data.sources import Tracker, cache_folder, open_dataset, with_masks
+    from ssl3d.data.steps import Preparation
 
     if (crop == "mask") != (masks is not None):
         raise ConfigError("--crop mask and --masks belong together: give both or none.")

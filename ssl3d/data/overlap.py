@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl3d.data.grids import resample
 from ssl3d.data.integrity import Progress, run_parallel
-from ssl3d.data.prepare import PreparedCohort, resample
+from ssl3d.data.prepare import PreparedCohort
 from ssl3d.errors import DataError
 from ssl3d.files import write_bytes, write_json
 

@@ -20,17 +20,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from ssl3d import __version__
-from ssl3d.config import Model
 from ssl3d.data.adapters import image_suffix
-from ssl3d.data.arrays import SUFFIX, Box, Where, read_array, save_array
+from ssl3d.data.arrays import SUFFIX, Where, read_array, save_array
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading, Subset
 from ssl3d.data.dicom import SeriesError, series_files
 from ssl3d.data.headers import payload_of
@@ -51,6 +48,7 @@ from ssl3d.data.integrity import (
     subsample,
     voxel_digest,
 )
+from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_json
@@ -58,80 +56,12 @@ from ssl3d.files import write_json
 logger = logging.getLogger(__name__)
 
 PREPARATION_VERSION = 1
-"""Part of every fingerprint; raised when a change of this module changes prepared voxels."""
+"""Part of every fingerprint; raised when a change of the code changes prepared voxels."""
 
-CT_RANGE = 2048.0
-"""CT is clipped to [0, 2048] after the offset, and divided by 2048 (spec, table 2)."""
-
-BODY_LEVEL = 724.0
-"""Between air and body in a CT after the offset: -300 HU."""
-
-SPACING_TOLERANCE_MM = 1e-3
-"""Volumes whose spacing is as wanted within this are not resampled."""
-
-_COARSE_MM = 2.0  # boxes are found on a grid of about this spacing
 _STALE_S = 24 * 3600.0
 
 Policy = Literal["refuse", "skip"]
 """What happens to bad cases: an error that lists all of them, or the others are used without them."""
-
-Z_RANGE = 5.0
-"""Deviations from the mean that become 0 and 1 under z-score scaling."""
-
-
-class Preparation(Model):
-    """The parameters of the preparation; part of the fingerprint of the data."""
-
-    spacing_mm: float = Field(default=1.0, gt=0)
-    """Isotropic spacing, in mm. Equal spacing (within 1e-3 mm) is not resampled."""
-    scaling: Literal["auto", "ct", "minmax", "zscore"] = "auto"
-    """`ct`: add the offset, clip to [0, 2048], divide by 2048. `minmax`: each volume from its minimum
-    to its maximum. `zscore`: mean and deviation of each volume's foreground (above Otsu's level); five
-    deviations below the mean become 0 and five above it 1. `auto`: by the data set's modality."""
-    intensity_offset: float | None = None
-    """Added to the stored values of CT so that air is near 0, instead of the data set's own constant.
-    Given here it is trusted: the check that air and tissue are where they belong is left out."""
-    crop: Literal["none", "foreground", "lungs", "center", "label", "mask"] = "none"
-    """`foreground`: box of the body (CT: largest component above -300 HU; else above Otsu's level).
-    `lungs`: box of the air inside the body (CT only). `center`: central box of `center_mm`, padded with
-    zeros. `label`: box of the labelled structures (uses labels: results are marked). `mask`: box of a
-    mask that the user supplies for every image."""
-    margin_mm: float = Field(default=10.0, ge=0)
-    """Added on each side of a foreground, lungs, label or mask box, in mm."""
-    center_mm: tuple[float, float, float] | None = None
-    """Edges (D, H, W) of the central box, in mm."""
-
-    @model_validator(mode="after")
-    def _center_needs_size(self) -> Self:
-        if (self.crop == "center") != (self.center_mm is not None):
-            raise ValueError('crop "center" and center_mm belong together: give both or none')
-        if self.center_mm is not None and min(self.center_mm) <= 0:
-            raise ValueError(f"center_mm must be positive, not {self.center_mm}")
-        if self.crop == "lungs" and self.scaling in {"minmax", "zscore"}:
-            raise ValueError('crop "lungs" needs CT, so scaling must be "ct" or "auto"')
-        return self
-
-    @property
-    def uses_labels(self) -> bool:
-        """Whether a prepared image depends on its label."""
-        return self.crop == "label"
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """How the values of a cohort become [0, 1].
-
-    Attributes:
-        scaling: "ct", "minmax" or "zscore".
-        offset: added to stored values (CT).
-        checked: whether the offset is compared with every volume.
-        rule: how this was decided, for the manifest.
-    """
-
-    scaling: Literal["ct", "minmax", "zscore"]
-    offset: float
-    checked: bool
-    rule: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -629,10 +559,6 @@ def _resolve_intensity(
 # --- one case -------------------------------------------------------------------------------------
 
 
-class _CaseError(Exception):
-    """A case that cannot be prepared with these parameters: (problem, fix)."""
-
-
 def _build_case(
     case: Case,
     source: dict[str, Any],
@@ -660,7 +586,7 @@ def _build_case(
     try:
         indices = None if label is None else _map_labels(label.data, dataset.label_index())
         data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask)
-    except _CaseError as error:
+    except CaseError as error:
         return [Finding(case.image, *error.args)]
     for file in filter(None, source.values()):
         if _stat(Path(file["path"])) != (file["size"], file["mtime_ns"]):
@@ -740,64 +666,6 @@ def _too_small(
     return [Finding(Path(record["sources"]["image"]["path"]), problem, fix)]
 
 
-def prepare_arrays(
-    image: Volume,
-    label: np.ndarray | None,
-    preparation: Preparation,
-    intensity: Intensity,
-    mask: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Prepare one volume that is in memory; the same for training and prediction.
-
-    Args:
-        image: as :func:`ssl3d.data.volume.read_volume` returns it.
-        label: (D, H, W) uint8 0..K on the image's grid, or None.
-        preparation: the parameters.
-        intensity: scaling and offset of the cohort.
-        mask: (D, H, W) bool on the image's grid, for crop "mask".
-
-    Returns:
-        The image (D', H', W') float32 in [0, 1], the label uint8 on the same grid or None, and the
-        affine (4, 4) of that grid, voxel index -> RAS+ mm.
-    """
-    data, affine = image.data, image.affine
-    if intensity.scaling == "ct":
-        data = np.clip(data + np.float32(intensity.offset), 0, CT_RANGE, dtype=np.float32)
-    if preparation.crop not in {"none", "center"}:
-        box = _find_box(data, label, mask, image.spacing_mm, preparation, intensity.scaling)
-        data, affine = data[box], _shift(affine, [s.start for s in box])  # (D, H, W) -> the box
-        label = None if label is None else label[box]
-    labels_affine = affine
-    data, affine = resample(data, affine, preparation.spacing_mm)  # -> (D', H', W') isotropic
-    if label is not None:
-        label, _ = resample(label, labels_affine, preparation.spacing_mm, labels=True)
-    if intensity.scaling == "ct":
-        data = data / np.float32(CT_RANGE)
-    if preparation.center_mm is not None:
-        edges = [max(1, round(edge / preparation.spacing_mm)) for edge in preparation.center_mm]
-        start = [(have - want) // 2 for have, want in zip(data.shape, edges, strict=True)]
-        label = None if label is None else _window(label, start, edges)
-        inside = _window(np.ones(data.shape, dtype=bool), start, edges)
-        data, affine = _window(data, start, edges), _shift(affine, start)  # -> edges, zeros outside
-    else:
-        inside = None
-    if intensity.scaling in {"minmax", "zscore"}:
-        values = data if inside is None else data[inside]
-        low, high = float(values.min()), float(values.max())
-        if intensity.scaling == "zscore" and low < high:
-            from skimage.filters import threshold_otsu
-
-            bright = values[values > threshold_otsu(values)]
-            mean, reach = float(bright.mean()), Z_RANGE * float(bright.std())
-            low, high = mean - reach, mean + reach  # the wider range of volumes with bright outliers is cut
-        if low == high:
-            raise _CaseError("is constant inside its crop", "choose another crop, or take the case out")
-        data = (data - np.float32(low)) / np.float32(high - low)
-        if inside is not None:
-            data[~inside] = 0
-    return np.clip(data, 0, 1, dtype=np.float32), label, affine
-
-
 def prepare_file(
     path: Path,
     preparation: Preparation,
@@ -829,233 +697,6 @@ def prepare_file(
         return findings
     try:
         data, _, affine = prepare_arrays(image, None, preparation, intensity)
-    except _CaseError as error:
+    except CaseError as error:
         return [Finding(path, *error.args)]
     return image, data, affine
-
-
-def _shift(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
-    """Return the affine of an array that begins at voxel ``start`` of the old one."""
-    shifted = affine.copy()
-    shifted[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=float)
-    return shifted
-
-
-def _window(data: np.ndarray, start: Sequence[int], edges: Sequence[int]) -> np.ndarray:
-    """Cut ``edges`` voxels from ``start`` (which may be negative), zero where there is nothing."""
-    result = np.zeros(edges, dtype=data.dtype)
-    # First and last + 1 voxel of the old array.
-    spans = [(max(0, s), min(n, s + e)) for s, e, n in zip(start, edges, data.shape, strict=True)]
-    source = tuple(slice(low, high) for low, high in spans)
-    target = tuple(slice(low - s, high - s) for (low, high), s in zip(spans, start, strict=True))
-    result[target] = data[source]
-    return result
-
-
-# --- boxes ----------------------------------------------------------------------------------------
-
-
-def _find_box(
-    data: np.ndarray,
-    label: np.ndarray | None,
-    given: np.ndarray | None,
-    spacing_mm: tuple[float, float, float],
-    preparation: Preparation,
-    scaling: str,
-) -> Box:
-    """Return the box of the crop, with its margin, clipped to the volume."""
-    if preparation.crop == "label":
-        if label is None:
-            fix = "give its label, or choose a crop that needs none"
-            raise _CaseError('has no label, which crop "label" needs', fix)
-        mask, steps = label > 0, (1, 1, 1)
-        missing = "no labelled structure"
-    elif preparation.crop == "mask":
-        if given is None:
-            raise _CaseError('has no mask, which crop "mask" needs', "give one, or choose another crop")
-        mask, steps, missing = given, (1, 1, 1), "an empty mask"
-    else:
-        # Every second millimetre is enough to find a box to which a margin is added.
-        d, h, w = (max(1, int(_COARSE_MM / s)) for s in spacing_mm)
-        coarse, steps = data[::d, ::h, ::w], (d, h, w)
-        if preparation.crop == "lungs":
-            if scaling != "ct":
-                raise _CaseError('is not CT, which crop "lungs" needs', 'choose crop "foreground" or "none"')
-            mask, missing = lungs_mask(coarse), "no air inside the body"
-        else:
-            mask, missing = foreground_mask(coarse, scaling), "no foreground"
-    if not mask.any():
-        raise _CaseError(f'has {missing}, which crop "{preparation.crop}" needs', "choose another crop")
-    box = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = int(np.ceil(preparation.margin_mm / spacing_mm[axis]))
-        low, high = along[0] * steps[axis], along[-1] * steps[axis] + steps[axis]
-        box.append(slice(max(0, int(low) - margin), min(data.shape[axis], int(high) + margin)))
-    return box[0], box[1], box[2]
-
-
-def foreground_mask(data: np.ndarray, scaling: str) -> np.ndarray:
-    """Return the body: the largest connected component above a level: (D, H, W) bool.
-
-    The level is -300 HU for CT (after the offset), else Otsu's threshold.
-    """
-    from scipy import ndimage
-    from skimage.filters import threshold_otsu
-
-    parts, count = ndimage.label(data > (BODY_LEVEL if scaling == "ct" else threshold_otsu(data)))
-    if count == 0:
-        return np.zeros(data.shape, dtype=bool)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return parts == sizes.argmax()
-
-
-def lungs_mask(data: np.ndarray) -> np.ndarray:
-    """Return the lungs of a CT after the offset: (D, H, W) bool.
-
-    Air (below -300 HU) inside the body: components that touch a face of the volume to the left,
-    right, front or back are the room. Faces above and below do not count, for a scan may end within
-    the lungs. The largest component is kept, and the second if it is a fifth of the first or more
-    (both lungs are one component where the airways join them). Components below 0.5 % of the volume
-    are no lungs.
-    """
-    from scipy import ndimage
-
-    parts, count = ndimage.label(data < BODY_LEVEL)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    room = np.unique(np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()]))
-    sizes[0] = 0
-    sizes[room] = 0
-    order = np.argsort(sizes)[::-1][:2]
-    kept = [part for part in order if sizes[part] >= max(0.005 * data.size, 0.2 * sizes[order[0]])]
-    return np.isin(parts, kept) if kept else np.zeros(data.shape, dtype=bool)
-
-
-# --- grids ----------------------------------------------------------------------------------------
-
-
-def isotropic_grid(
-    affine: np.ndarray, shape: Sequence[int], spacing_mm: float
-) -> tuple[np.ndarray, tuple[int, int, int]] | None:
-    """Return affine and shape of the isotropic grid that covers a volume, or None if it has one.
-
-    The grid keeps the orientation of the volume (an oblique scan stays oblique; of a sheared one the
-    nearest rotation is kept) and starts at the centre of its first voxel, so whole ratios of spacings
-    sample voxel centres.
-
-    Args:
-        affine: (4, 4), voxel index -> mm.
-        shape: (D, H, W).
-        spacing_mm: of the new grid.
-    """
-    axes = affine[:3, :3]
-    left, _, right = np.linalg.svd(axes / np.linalg.norm(axes, axis=0))
-    rotation = left @ right  # nearest orthogonal matrix (polar decomposition)
-    steps = rotation.T @ axes  # diagonal unless sheared
-    if np.abs(steps - spacing_mm * np.eye(3)).max() <= SPACING_TOLERANCE_MM:
-        return None
-    corners = (
-        np.array(list(product(*((0, edge - 1) for edge in shape)))) @ steps.T
-    )  # (8, 3) mm, along the new axes
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    d, h, w = (int(edge) for edge in np.rint((high - low) / spacing_mm) + 1)
-    grid = np.eye(4)
-    grid[:3, :3] = rotation * spacing_mm
-    grid[:3, 3] = affine[:3, 3] + rotation @ low
-    return grid, (d, h, w)
-
-
-def resample(
-    data: np.ndarray, affine: np.ndarray, spacing_mm: float, *, labels: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resample to isotropic spacing; a volume that has it already is returned as it is.
-
-    Images: trilinear, after a Gaussian of sigma = (ratio - 1) / 2 voxels along every axis that is
-    made coarser by more than 1.2 (no aliasing). Labels: nearest neighbour, because interpolation of
-    one-hot labels followed by the largest vote deletes whatever is thinner than half a new voxel,
-    coronary arteries first. scipy does both: the inverse (:func:`to_native_grid`) is the same
-    function with the inverse matrix.
-
-    Args:
-        data: (D, H, W), float32 or an integer type.
-        affine: (4, 4), voxel index -> mm.
-        spacing_mm: of the result.
-        labels: whether the values are names, not amounts.
-
-    Returns:
-        The resampled array (D', H', W') of the same type, and its affine.
-    """
-    from scipy import ndimage
-
-    grid = isotropic_grid(affine, data.shape, spacing_mm)
-    if grid is None:
-        return data, affine
-    new_affine, shape = grid
-    if labels:
-        return _sample(data, np.linalg.inv(affine) @ new_affine, shape, order=0), new_affine
-    ratios = spacing_mm / np.linalg.norm(affine[:3, :3], axis=0)
-    sigmas = [(ratio - 1) / 2 if ratio > 1.2 else 0.0 for ratio in ratios]
-    if any(sigmas):
-        data = ndimage.gaussian_filter(data, sigmas, mode="nearest")
-    return _sample(data, np.linalg.inv(affine) @ new_affine, shape, order=1), new_affine
-
-
-def to_native_grid(
-    labels: np.ndarray, prepared_affine: np.ndarray, native_affine: np.ndarray, native_shape: Sequence[int]
-) -> np.ndarray:
-    """Put a segmentation of a prepared volume on the grid of the file it came from.
-
-    Args:
-        labels: (D, H, W) integers on the prepared grid.
-        prepared_affine: (4, 4) of the prepared grid (``PreparedCase.affine``).
-        native_affine: (4, 4) of the file as stored (``PreparedCase.native_affine``): any orientation.
-        native_shape: shape of the file as stored.
-
-    Returns:
-        Array of ``native_shape`` and the type of ``labels``: nearest neighbour, 0 outside the crop.
-    """
-    return _sample(labels, np.linalg.inv(prepared_affine) @ native_affine, native_shape, order=0)
-
-
-def logits_to_native_grid(
-    logits: np.ndarray, prepared_affine: np.ndarray, native_affine: np.ndarray, native_shape: Sequence[int]
-) -> np.ndarray:
-    """Return the likeliest class at every voxel of the file that a prepared volume came from.
-
-    Logits are interpolated linearly before the classes are compared, so that borders on a fine native
-    grid do not show the steps of a coarse prepared one. Class by class: two native volumes in memory.
-
-    Args:
-        logits: (K + 1, D, H, W) float on the prepared grid; class 0 is background.
-        prepared_affine: (4, 4) of the prepared grid.
-        native_affine: (4, 4) of the file as stored: any orientation.
-        native_shape: shape of the file as stored.
-
-    Returns:
-        Array of ``native_shape``, uint8 0..K, 0 outside the prepared grid.
-    """
-    matrix = np.linalg.inv(prepared_affine) @ native_affine
-    best = _sample(logits[0], matrix, native_shape, order=1)
-    result = np.zeros(best.shape, dtype=np.uint8)
-    for k in range(1, len(logits)):
-        values = _sample(logits[k], matrix, native_shape, order=1)
-        larger = values > best
-        result[larger] = k
-        best[larger] = values[larger]
-    inside = _sample(np.ones(logits.shape[1:], dtype=np.uint8), matrix, native_shape, order=0)
-    return result * inside
-
-
-def _sample(data: np.ndarray, matrix: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
-    """Sample ``data`` at ``matrix`` @ index: order 0 with zeros outside, order 1 with the edge repeated."""
-    from scipy import ndimage
-
-    linear: np.ndarray = matrix[:3, :3]
-    diagonal = np.diagonal(linear)
-    if np.abs(linear - np.diag(diagonal)).max() < 1e-9:
-        linear = diagonal  # scipy then works axis by axis, which is faster
-    return ndimage.affine_transform(
-        data, linear, matrix[:3, 3], output_shape=tuple(shape), order=order,
-        mode="nearest" if order else "grid-constant", prefilter=False,
-    )  # fmt: skip

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ssl3d.config import PhantomConfig, Settings, validate
 from ssl3d.data.adapters import IMAGE_SUFFIXES
 from ssl3d.data.cohort import Case, Dataset
-from ssl3d.data.prepare import Policy, Preparation, PreparedCohort, prepare
+from ssl3d.data.prepare import Policy, PreparedCohort, prepare
 from ssl3d.data.splits import Split, make_splits, save_splits
+from ssl3d.data.steps import Preparation
 from ssl3d.errors import DataError
 from ssl3d.plugins import registry
 from ssl3d.progress import Track

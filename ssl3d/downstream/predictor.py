@@ -23,8 +23,10 @@ from ssl3d.data.adapters import image_suffix
 from ssl3d.data.arrays import Where
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.dicom import is_dicom, series_of
+from ssl3d.data.grids import logits_to_native_grid
 from ssl3d.data.integrity import Finding
-from ssl3d.data.prepare import Intensity, Preparation, PreparedCohort, logits_to_native_grid, prepare_file
+from ssl3d.data.prepare import PreparedCohort, prepare_file
+from ssl3d.data.steps import Intensity, Preparation
 from ssl3d.data.volume import Volume, write_like, write_volume
 from ssl3d.downstream.harness import Mode, Standardize, make_problem
 from ssl3d.downstream.tasks import Task

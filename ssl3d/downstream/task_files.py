@@ -212,6 +212,6 @@ def parse_task(text: str, path: Path) -> Task:
 
 def _check_preparation(file: TaskFile, path: Path) -> None:
     """Raise ConfigError for an option that the preparation does not have."""
-    from ssl3d.data.prepare import Preparation
+    from ssl3d.data.steps import Preparation
 
     validate(Preparation, file.preparation, f"{path}: preparation")

@@ -29,7 +29,7 @@ class Task:
             (mean of one class against the rest) or ``mae`` (mean absolute error).
         counts: cases for (training, validation, test) where the release has enough; None: three fifths,
             one fifth and one fifth of all.
-        preparation: options of :class:`ssl3d.data.prepare.Preparation`; the preset gives the spacing
+        preparation: options of :class:`ssl3d.data.steps.Preparation`; the preset gives the spacing
             where none is given here.
         summary: one line for the listing.
         place: where the data are, unless ``--task-data`` says otherwise; None: the phantoms.
