@@ -287,7 +287,7 @@ def pretrain(
     help="Columns: names, or task files (.yaml).",
 )  # fmt: skip
 @click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
-@click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="One seed covers a whole run.")
+@click.option("--seeds", metavar="0,1,2", help="One seed covers a whole run [default: the preset's].")
 @preset_option
 @click.option(
     "--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining."
@@ -336,7 +336,7 @@ def pretrain(
 @device_option
 @cache_option
 def bench(
-    method_names: str, task_names: str, modes: str, seeds: str, preset: str, overrides: tuple[str, ...], data: str,
+    method_names: str, task_names: str, modes: str, seeds: str | None, preset: str, overrides: tuple[str, ...], data: str,
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
     store: Path, allow_overlap: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
     keep_predictions: int,
@@ -355,7 +355,7 @@ def bench(
         found.methods.get(name)
     tasks = load_tasks(chosen_tasks)
     chosen_tasks = [task.name for task in tasks]
-    chosen_seeds = [_seed(text) for text in split_names(seeds)]
+    chosen_seeds = list(settings.seeds) if seeds is None else [_seed(text) for text in split_names(seeds)]
     fractions = tuple(_fraction(text) for text in split_names(label_fractions))
     places = split_pairs(task_data, "--task-data")
     checkpoints = split_pairs(checkpoint, "--checkpoint")

@@ -199,6 +199,8 @@ class Settings(Model):
 
     preset: str = "custom"
     """Name shown in tables."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Seeds of `ssl3d bench`, unless `--seeds` names others; one seed covers a whole run."""
     phantoms: PhantomConfig = PhantomConfig()
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -232,6 +234,15 @@ def load_settings(
     Raises:
         ConfigError: unknown preset, key or value out of range; names the key and the nearest one.
     """
+    values = _read_preset(preset)
+    values.setdefault("preset", Path(preset).stem)
+    for override in overrides:
+        _apply(values, override, methods or [])
+    return validate(Settings, values, f"preset {Path(preset).stem}")
+
+
+def _read_preset(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a preset, over those of the one that it ``extends``."""
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_folder() / f"{preset}.yaml"
     if not path.is_file():
         raise ConfigError(
@@ -243,10 +254,22 @@ def load_settings(
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}.")
-    values.setdefault("preset", path.stem)
-    for override in overrides:
-        _apply(values, override, methods or [])
-    return validate(Settings, values, f"preset {path.stem}")
+    if "extends" not in values:
+        return values
+    base = str(values.pop("extends"))
+    if base in (*above, preset):
+        raise ConfigError(f"{path}: extends = {base} leads back to itself. Name another preset.")
+    return _merged(_read_preset(base, (*above, preset)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``values`` over it, section by section."""
+    both = {
+        key: _merged(base[key], value)
+        for key, value in values.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | values | both
 
 
 def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:

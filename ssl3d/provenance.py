@@ -20,7 +20,7 @@ from ssl3d.results.table import flatten
 _WORDS = {"pretrain": "pretraining", "downstream": "evaluation"}
 # Options that change how fast a run is or what it keeps, but never a number.
 _WITHOUT_EFFECT = {
-    "pretrain.workers", "pretrain.checkpoint_every", "pretrain.keep_checkpoints", "pretrain.monitor_every",
+    "seeds", "pretrain.workers", "pretrain.checkpoint_every", "pretrain.keep_checkpoints", "pretrain.monitor_every",
     "pretrain.log_every", "downstream.feature_budget_mib", "downstream.feature_disk_mib",
 }  # fmt: skip
 

@@ -90,6 +90,15 @@ def test_a_finished_run_can_be_benched_by_its_folder(store: tuple[Path, Result],
     refused(wider, "another architecture", str(checkpoint))
 
 
+def test_the_seeds_of_the_preset_are_run(store: tuple[Path, Result], tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("extends: smoke\nseeds: [0, 3]\n")
+    result = run(
+        "bench", "--preset", str(tmp_path / "two.yaml"), "--methods", "scratch", "--tasks", "shc", "--modes", "linear",
+        "--cache", str(store[0].parent / "cache"), "--store", str(tmp_path / "s"),
+    )  # fmt: skip
+    assert result.exit_code == 0 and "seeds 0, 3" in result.output, result.output
+
+
 def test_tables_in_every_format(store: tuple[Path, Result]) -> None:
     folder, _ = store
     markdown = run("table", "--store", str(folder), "--format", "markdown", "--against", "paper")

@@ -48,6 +48,25 @@ def test_overrides() -> None:
     assert s.methods == {"gvsl": {"ncc_weight": 0.5}} and s.data.task_spacing_mm["shc"] == 2
 
 
+def test_a_preset_extends_another(tmp_path: Path) -> None:
+    quick, study = load_settings("quick"), load_settings("study")
+    assert (quick.seeds, study.seeds, study.preset) == ((0,), (0, 1, 2), "study")
+    assert quick.model_dump(exclude={"seeds", "preset"}) == study.model_dump(exclude={"seeds", "preset"})
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: quick\npretrain: {steps: 5}\nmethods: {byol: {base_momentum: 0.9}}\n")
+    mine = load_settings(str(own), ["pretrain.lr=1"])
+    assert (mine.preset, mine.pretrain.steps, mine.pretrain.lr) == ("own", 5, 1)
+    assert mine.pretrain.batch_size == quick.pretrain.batch_size and mine.downstream == quick.downstream
+    assert mine.methods == {"byol": {"base_momentum": 0.9}}
+    for text, words in (
+        ("extends: quik", 'Did you mean "quick"'),
+        (f"extends: {own}", "leads back to itself"),
+    ):
+        own.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_settings(str(own))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
