@@ -168,6 +168,8 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
 @click.option("--center", metavar="D,H,W", help="Edges of the central box in mm, for --crop center.")
 @click.option("--masks", type=click.Path(file_okay=False, path_type=Path),
               help="Folder of masks named <case id>.nii.gz, for --crop mask.")  # fmt: skip
+@click.option("--lungmask", type=click.Path(path_type=Path), metavar="FILE",
+              help="Weights of the package lungmask, for --crop lungs [default: air inside the body].")  # fmt: skip
 @click.option(
     "--offset", type=float, help="Added to stored CT values so that air is at 0 [default: the layout's]."
 )
@@ -178,8 +180,8 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
 @cache_option
 def prepare(
     path: Path, layout: str, spacing: float, scaling: str, crop: str, margin: float, center: str | None,
-    masks: Path | None, offset: float | None, affine: str | None, channel: str | None, policy: Policy,
-    workers: int | None, cache: Path | None,
+    masks: Path | None, lungmask: Path | None, offset: float | None, affine: str | None, channel: str | None,
+    policy: Policy, workers: int | None, cache: Path | None,
 ) -> None:  # fmt: skip
     """Prepare a cohort: read, check, crop, resample, scale and store it in the cache.
 
@@ -203,7 +205,8 @@ def prepare(
                 f'--center "{center}" is not three numbers; write --center 160,160,128.'
             ) from None
     options = {"spacing_mm": spacing, "scaling": scaling, "crop": crop, "margin_mm": margin,
-               "center_mm": edges, "intensity_offset": offset}  # fmt: skip
+               "center_mm": edges, "intensity_offset": offset,
+               "lungmask": lungmask and lungmask.absolute()}  # fmt: skip
     preparation = validate(Preparation, options, "data prepare")
     dataset = open_dataset(layout, path, facts={"affine": affine, "channel": channel})
     cases = dataset.cases(path)

@@ -48,6 +48,7 @@ from ssl3d.data.integrity import (
     subsample,
     voxel_digest,
 )
+from ssl3d.data.lungs import load_lungmask, weights_digest
 from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, nearest
@@ -263,6 +264,8 @@ def _prepare(
     manifest = _read_manifest(folder)
     if manifest is None:
         intensity = _resolve_intensity(cases, dataset, preparation, workers, progress, max_bytes)
+        if preparation.lungmask is not None:
+            load_lungmask(preparation.lungmask)  # what is wrong with it is wrong for every case
         folder.mkdir(parents=True, exist_ok=True)
 
         def build(position: int) -> dict[str, Any] | list[Finding]:
@@ -460,11 +463,14 @@ def _digest(path: Path) -> str:
 def _fingerprint(
     cases: Sequence[Case], sources: Sequence[dict[str, Any]], dataset: Dataset, preparation: Preparation
 ) -> str:
+    parameters = preparation.model_dump(mode="json")
+    if preparation.lungmask is not None:
+        parameters["lungmask"] = weights_digest(preparation.lungmask)  # wherever the file lies
     identity = {
         "format": PREPARATION_VERSION,
         "dataset": [dataset.name, dataset.modality, dataset.intensity_offset],
         "labels": [sorted(dataset.label_index().items()), dataset.label_names()],
-        "preparation": preparation.model_dump(mode="json"),
+        "preparation": parameters,
         **({"reading": asdict(dataset.reading())} if dataset.reading() != ANY_READING else {}),
         "cases": [
             [case.id, case.subject, case.subset, case.target, *(f and f["sha256"] for f in source.values())]

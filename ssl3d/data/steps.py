@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ssl3d.config import Model
 from ssl3d.data.arrays import Box
 from ssl3d.data.grids import resample
+from ssl3d.data.lungs import lungs_by_network
 from ssl3d.data.volume import Volume
 
 CT_RANGE = 2048.0
@@ -50,6 +52,17 @@ class Preparation(Model):
     """Added on each side of a foreground, lungs, label or mask box, in mm."""
     center_mm: tuple[float, float, float] | None = None
     """Edges (D, H, W) of the central box, in mm."""
+    lungmask: Path | None = None
+    """A file of weights of the package lungmask: crop `lungs` is then the box of the lungs that its
+    network finds, consolidated parts included."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_lungmask(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where it is not used: fingerprints of earlier versions stay as they are."""
+        content: dict[str, Any] = handler(self)
+        if self.lungmask is None:
+            content.pop("lungmask", None)
+        return content
 
     @model_validator(mode="after")
     def _center_needs_size(self) -> Self:
@@ -59,6 +72,8 @@ class Preparation(Model):
             raise ValueError(f"center_mm must be positive, not {self.center_mm}")
         if self.crop == "lungs" and self.scaling in {"minmax", "zscore"}:
             raise ValueError('crop "lungs" needs CT, so scaling must be "ct" or "auto"')
+        if self.lungmask is not None and self.crop != "lungs":
+            raise ValueError(f'lungmask belongs to crop "lungs", not to crop "{self.crop}"')
         return self
 
     @property
@@ -190,9 +205,12 @@ def _find_box(
         # Every second millimetre is enough to find a box to which a margin is added.
         d, h, w = (max(1, int(_COARSE_MM / s)) for s in spacing_mm)
         coarse, steps = data[::d, ::h, ::w], (d, h, w)
-        if preparation.crop == "lungs":
-            if scaling != "ct":
-                raise CaseError('is not CT, which crop "lungs" needs', 'choose crop "foreground" or "none"')
+        if preparation.crop == "lungs" and scaling != "ct":
+            raise CaseError('is not CT, which crop "lungs" needs', 'choose crop "foreground" or "none"')
+        if preparation.lungmask is not None:
+            mask, steps = lungs_by_network(data[:, :, ::w], preparation.lungmask), (1, 1, w)  # whole slices
+            missing = "no lungs that lungmask finds"
+        elif preparation.crop == "lungs":
             mask, missing = lungs_mask(coarse), "no air inside the body"
         else:
             mask, missing = foreground_mask(coarse, scaling), "no foreground"

@@ -78,7 +78,7 @@ class TaskFile(Model):
     channel: int | str | None = None
     """The channel of images with several: its number from 0, or its name where the layout has names."""
     preparation: dict[str, Any] = Field(default_factory=dict)
-    """Options of the preparation: spacing_mm, scaling, crop, margin_mm, center_mm."""
+    """Options of the preparation: spacing_mm, scaling, crop, margin_mm, center_mm, lungmask."""
     splits: Splits = Splits()
     """How the cases are divided."""
     metric: Metric | None = None
@@ -173,6 +173,9 @@ def parse_task(text: str, path: Path) -> Task:
         )
     file = validate(TaskFile, content, str(path))
     _check_preparation(file, path)
+    preparation = dict(file.preparation)
+    if preparation.get("lungmask") is not None:  # relative to the file, as `data` is
+        preparation["lungmask"] = path.parent.absolute() / Path(preparation["lungmask"]).expanduser()
     facts: dict[str, Any] = {}
     if file.labels is not None:
         names = {value: name for value, name in file.labels.items() if value or file.kind != "segmentation"}
@@ -200,7 +203,7 @@ def parse_task(text: str, path: Path) -> Task:
         dataset=file.dataset,
         metric=metric,
         counts=None if None in counts else counts,  # type: ignore[arg-type]
-        preparation=file.preparation,
+        preparation=preparation,
         summary=file.summary,
         place=None if file.data is None else path.parent.absolute() / file.data.expanduser(),
         facts=facts,
