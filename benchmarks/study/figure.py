@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -31,33 +33,39 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
     tasks, modes = list(dict.fromkeys(frame.task)), [m for m in TITLES if (compared["mode"] == m).any()]
     # With curves over steps, each value of the lever is a row of panels; else it is the x-axis.
     values = list(dict.fromkeys(frame.value)) if over_steps else [""]
-    rows = [(task, value) for task in tasks for value in values]
+    # Tasks below each other, modes beside each other; with one mode there is room for the tasks side by side.
+    if len(modes) == 1:
+        grid = [[(task, value, modes[0]) for task in tasks] for value in values]
+    else:
+        grid = [[(task, value, mode) for mode in modes] for task in tasks for value in values]
+    width = max(3.6 * len(grid[0]) + 0.4, 4.6)
     figure, axes = plt.subplots(
-        len(rows), len(modes), figsize=(3.6 * len(modes) + 0.4, 2.9 * len(rows) + 0.6), squeeze=False, sharey="row",
-        layout="constrained",
+        len(grid), len(grid[0]), figsize=(width, 2.9 * len(grid) + 0.6), squeeze=False, layout="constrained",
+        sharey="row" if len(modes) > 1 else False,
     )  # fmt: skip
     methods = [m for m in dict.fromkeys(frame.method) if m not in BASELINES]
-    for (task, value), line in zip(rows, axes, strict=True):
-        for mode, axis in zip(modes, line, strict=True):
-            # The supervised upper bound is one number a task, drawn beside every evaluation.
-            part = pd.concat([compared[compared["mode"] == mode], ceiling])
-            part = part[part.task == task]
-            if over_steps:
-                part = part[part.value == value]
-                _over_steps(axis, part, methods)
-            else:
-                _over_lever(axis, part, methods)
-            title = f"{task.upper()}, {TITLES[mode]}" + (f", {lever} {value}" if over_steps and value else "")
-            axis.set_title(title, fontsize=9)
-            axis.set_xlabel("pretraining steps" if over_steps else lever or "", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.spines[["top", "right"]].set_visible(False)
+    for (task, value, mode), axis in zip(chain.from_iterable(grid), axes.ravel(), strict=True):
+        part = compared[compared["mode"] == mode]
+        if mode != "correspondence":  # the supervised upper bound is a score, drawn beside every evaluation
+            part = pd.concat([part, ceiling])
+        part = part[part.task == task]
+        if over_steps:
+            part = part[part.value == value]
+            _over_steps(axis, part, methods)
+        else:
+            _over_lever(axis, part, methods)
+        title = f"{task.upper()}, {TITLES[mode]}" + (f", {lever} {value}" if over_steps and value else "")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("pretraining steps" if over_steps else lever or "", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    for line in axes:
         line[0].set_ylabel("score (%)", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False
     )
-    figure.suptitle(question, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(question, int(13 * width))), fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
