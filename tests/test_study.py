@@ -1,5 +1,6 @@
 """A study runs from its YAML, resumes from the store, and draws its figure."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -54,3 +55,22 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, text: str, words: str) ->
     path.write_text(text)
     result = study(path, "--store", tmp_path / "store")
     assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_separation_finds_what_was_put_in() -> None:
+    """Scratch at 40, others at 40.2, 50 and 60; cases differ by 4, seeds of a case by 2."""
+    from test_statistics import made_up_model
+
+    spec = importlib.util.spec_from_file_location("separation", STUDY / "separation.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    frame = module.separation(made_up_model(cases=30, modes=("linear",)).tables[0]).set_index("Column")
+    dice = frame.loc["Linear SHC DSC"]
+    apart, low, high = (float(part.strip("[],")) for part in dice["Difference [95 %]"].split())
+    assert dice["Best"].startswith("c ") and dice["Seeds"] == 3 and dice["Methods"] == 4
+    assert 18.5 < apart < 21.5 and low < apart < high and high - low < 3
+    assert float(dice["p"]) < 1e-6
+    same = made_up_model(cases=30, modes=("linear",)).tables[0]
+    cell = same.rows[0].cells["linear", "shc"]
+    assert module.difference(cell, cell, "dsc")[0] == 0
