@@ -17,6 +17,7 @@ from ssl3d import code, provenance
 from ssl3d.cli import main
 from ssl3d.config import load_settings
 from ssl3d.errors import ConfigError, DataError
+from ssl3d.plugins import registry
 from ssl3d.provenance import run_of, stale, stale_records
 from ssl3d.results.manage import export, find, merge
 from ssl3d.results.store import ResultStore, identity_hash
@@ -144,7 +145,8 @@ def telling(**changes: Any) -> dict[str, Any]:
     record = made_up_record()
     record["identity"] |= {"split_cases": "s", "pretrain": {"data": "d", "budget": {"steps": 8}}}
     record["code"] = code.code_of(["made_up_method"])
-    record["run"] = run_of(load_settings("smoke", ["downstream.linear.lr=0.5"]), "phantoms", None, None)
+    settings = load_settings("smoke", ["downstream.linear.lr=0.5"])
+    record["run"] = run_of(settings, "phantoms", None, None, registry().tasks.get("shc").load())
     record["created"] = "2026-01-01"
     record["identity"] |= changes
     return record
