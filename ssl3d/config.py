@@ -352,4 +352,5 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
             owner = owner.model_fields[part].annotation
         prefix = ".".join([*path[:-1], ""])
         return f'unknown key "{key}".{nearest(key, [prefix + name for name in owner.model_fields])}'
-    return f"{key} = {problem['input']!r}: {problem['msg']}."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message}." if key else f"{message}."  # of several keys together

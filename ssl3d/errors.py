@@ -33,6 +33,15 @@ class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "case"), count(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``' Did you mean "x"?'`` for the closest of ``choices``, else the whole list.
 

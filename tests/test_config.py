@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl3d.config import Settings, load_settings, option_paths, preset_names
+from ssl3d.config import Settings, load_settings, option_paths, preset_names, validate
+from ssl3d.data.steps import Preparation
 from ssl3d.errors import ConfigError
 
 
@@ -106,3 +107,9 @@ def test_unknown_preset_and_broken_file(tmp_path: Path) -> None:
 def test_every_option_is_documented() -> None:
     undocumented = [path for path, text in option_paths(Settings).items() if not text and "." in path]
     assert undocumented == []
+
+
+def test_what_is_wrong_with_several_keys_together_is_said_in_one_line() -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(Preparation, {"crop": "center"}, "data prepare")
+    assert str(error.value) == 'data prepare: crop "center" and center_mm belong together: give both or none.'

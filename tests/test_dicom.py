@@ -160,7 +160,7 @@ def test_a_missing_slice_is_reported_and_simpleitk_ignores_it(tmp_path: Path) ->
 
     write_series(tmp_path / "s", keep=[0, 1, 3, 4])
     text = problem(tmp_path / "s")
-    assert text.startswith("misses about 1 slices: 5 mm between IM0000 and IM0002, elsewhere 2.5 mm")
+    assert text.startswith("misses about 1 slice: 5 mm between IM0000 and IM0002, elsewhere 2.5 mm")
     sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "s")))  # no error: our reason
 
 
@@ -271,7 +271,7 @@ def shipped(name: str) -> Path:
     [
         ("rtdose_1frame.dcm", "a radiotherapy dose"),
         ("rtdose.dcm", "a radiotherapy dose"),
-        ("rtplan.dcm", "a radiotherapy object"),
+        ("rtplan.dcm", "a radiotherapy plan"),
         ("reportsi.dcm", "a structured report"),
         ("test-SR.dcm", "a structured report"),
         ("waveform_ecg.dcm", "a waveform"),

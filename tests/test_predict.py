@@ -514,5 +514,5 @@ def test_several_series_of_a_folder_are_told_apart_and_a_bad_one_is_named(tmp_pa
     (tmp_path / "cut" / "IM0007").unlink()
     files = expand_inputs([folder, tmp_path / "cut"])
     (finding,) = predictor().predict_files(files, out, CPU)
-    assert "misses about 1 slices" in str(finding) and finding.path == files[-1]
+    assert "misses about 1 slice" in str(finding) and finding.path == files[-1]
     assert {p.name for p in out.iterdir()} == {"scan-series1.nii.gz", "scan-series2.nii.gz"}

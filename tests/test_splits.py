@@ -138,7 +138,7 @@ def test_unlabelled_cases_are_left_out() -> None:
     [
         (cohort(2), {}, "2 labelled subjects cannot be split .* at least 3"),
         (cohort(5, labelled=False), {}, "None of the 5 cases has a label"),
-        (cohort(5), {"scheme": "official"}, "No case of the official test subset has a label"),
+        (cohort(5), {"scheme": "official"}, "There is no test case with a label or a class"),
         (cohort(3), {"scheme": "cv", "folds": 4}, "4 folds needs at least 4 labelled subjects.*there are 3"),
         (cohort(1, "train") + cohort(5, "test", start=9), {}, "1 labelled subjects cannot be split"),
         (classified([0] * 9), {}, "Every labelled case is of class 0"),
@@ -148,6 +148,14 @@ def test_unlabelled_cases_are_left_out() -> None:
 def test_impossible_splits_are_refused(cases: list[Case], options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_splits(cases, **options)
+
+
+def test_messages_name_the_classes() -> None:
+    names = {0: "healthy", 1: "ill"}
+    with pytest.raises(DataError, match='Every labelled case is of class "ill"'):
+        make_splits(classified([1] * 9), names=names)
+    with pytest.raises(DataError, match='hold no case of class "ill"'):
+        make_splits(classified([0] * 20 + [1]), (10, 5, 5), names=names)
 
 
 def test_splits_are_stored(tmp_path: Path) -> None:

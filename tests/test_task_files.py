@@ -45,7 +45,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         "intensity_offset: 0\npreparation: {crop: foreground, spacing_mm: 2}\nsplits: {train: 6, val: 2, test: 3}\n"
     )))  # fmt: skip
     assert (task.name, task.title, task.metric, task.counts) == ("ball", "BALL", "dsc", (6, 2, 3))
-    assert task.place == tmp_path.absolute() / "../scans" and task.preparation["crop"] == "foreground"
+    assert task.place == tmp_path.parent.resolve() / "scans" and task.preparation["crop"] == "foreground"
     assert task.facts == {
         "label_values": {5: "liver", 7: "tumour"}, "label_aliases": {}, "ignored_label_values": frozenset({9}),
         "empty_labels": True, "modality": "ct", "intensity_offset": 0.0,
@@ -333,6 +333,37 @@ def test_a_checkpoint_is_held_against_the_volumes_that_it_was_pretrained_on(
     assert "volumes for pretraining are not there to look for test images" in " ".join(
         elsewhere.output.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["class,split", *["big,train"] * 8, *["big,test"] * 4], 'every labelled case is of class "big"'),
+        (
+            ["class,split", *["big,train", "small,train"] * 4, *["big,test"] * 4],
+            'for test hold no case of class "small"',
+        ),
+        (
+            ["class,split", *["big,train", "small,train"] * 4, *["big,val", "small,val"] * 2],
+            "there is no test case",
+        ),
+        (["class,split", *["big,train", "small,test"] * 6], "for train hold no case"),
+    ],
+)
+def test_a_part_that_is_empty_or_lacks_a_class_is_refused(
+    own: Path, tmp_path: Path, columns: list[str], message: str
+) -> None:
+    rows = [f"p{i},{own / f'i{i}.nii.gz'},{row}" for i, row in enumerate(columns[1:])]
+    write(tmp_path / "t.csv", "\n".join([f"subject,image,{columns[0]}", *rows]) + "\n")
+    write(
+        tmp_path / "kind.yaml",
+        "name: kind\nkind: classification\ndataset: csv\ndata: t.csv\nsplits: {scheme: given}\n"
+        "preparation: {spacing_mm: 4, scaling: minmax}\n",
+    )
+    result = run("bench", "--preset", "smoke", "--methods", "scratch", "--tasks", tmp_path / "kind.yaml",
+                 "--cache", own / "cache", "--store", tmp_path / "store")  # fmt: skip
+    assert result.exit_code == 2 and "task kind: " in result.output.lower(), result.output
+    assert message.lower() in result.output.lower() and "Traceback" not in result.output
 
 
 def test_mistakes_on_the_command_line(own: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_all_faults_are_found_at_once_in_the_same_words_everywhere(bad: Path, tm
 
 def test_exit_code_and_policy(bad: Path, tmp_path: Path) -> None:
     result = run("data", "verify", bad, "--as", "nnunet", "--out", tmp_path / "out")
-    assert result.exit_code == 1 and "12 of 14 cases are bad" in result.output, result.output
+    assert result.exit_code == 1 and "12 of 14 cases bad" in result.output, result.output
     assert "Fingerprint" not in result.output and not (tmp_path / "out" / "mosaic.png").exists()
     skipping = run("data", "verify", bad, "--as", "nnunet", "--out", tmp_path / "out", "--policy", "skip")
     assert skipping.exit_code == 1 and "2 cases of 2 subjects, 2 labelled" in skipping.output

@@ -20,7 +20,7 @@ from ssl3d.commands.common import (
     settings_of,
     text_table,
 )  # fmt: skip
-from ssl3d.errors import ConfigError
+from ssl3d.errors import ConfigError, count
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import Policy
@@ -120,7 +120,7 @@ def _print_findings(report: Report) -> None:
     cases, findings = len(report.examined), report.findings
     console = make_console()
     if not findings:
-        console.print(f"[green]{cases} case{'s' * (cases != 1)}, nothing wrong.[/]")
+        console.print(f"[green]{count(cases, 'case')}, nothing wrong.[/]")
         return
     table = text_table("File", "What is wrong", "What to do")
     table.columns[0].no_wrap = False
@@ -128,7 +128,7 @@ def _print_findings(report: Report) -> None:
         table.add_row(*(escape(text) for text in (str(finding.path), finding.problem, finding.fix)))
     console.print(table)
     bad = sum(bool(one.findings) for one in report.examined)
-    console.print(f"[red]{len(findings)} findings; {bad} of {cases} cases are bad.[/]")
+    console.print(f"[red]{count(len(findings), 'finding')}; {bad} of {count(cases, 'case')} bad.[/]")
 
 
 def _print_fingerprint(summary: dict[str, Any]) -> None:
@@ -143,14 +143,15 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
         "size (mm)": summary["size_mm"],
     }
     rows |= {f"intensity: {name}": values for name, values in summary["intensity"].items()}
-    rows |= {f"{name} (ml, {v['cases']} cases)": v for name, v in summary["volume_ml"].items()}
+    rows |= {f"{name} (ml, {count(v['cases'], 'case')})": v for name, v in summary["volume_ml"].items()}
     if summary["value"]:
         rows["value"] = summary["value"]
     for name, row in rows.items():
         table.add_row(name, *(text(row[key]) for key in ("min", "median", "max")))
     console = make_console()
     console.print(table)
-    counts = [f"{summary['cases']} cases of {summary['subjects']} subjects, {summary['labelled']} labelled"]
+    cases, subjects = count(summary["cases"], "case"), count(summary["subjects"], "subject")
+    counts = [f"{cases} of {subjects}, {summary['labelled']} labelled"]
     counts += [f"{n} {part}" for part, n in summary["subsets"].items()]
     counts += [f"class {name}: {n}" for name, n in summary["classes"].items()]
     console.print("; ".join(counts) + ".")
@@ -218,4 +219,6 @@ def prepare(
             progress=progress, policy=policy,
         )  # fmt: skip
     print_skipped(cohort.skipped)
-    click.echo(f"{len(cohort)} cases, {cohort.intensity.scaling} ({cohort.intensity.rule}): {cohort.folder}")
+    click.echo(
+        f"{count(len(cohort), 'case')}, {cohort.intensity.scaling} ({cohort.intensity.rule}): {cohort.folder}"
+    )

@@ -29,6 +29,7 @@ _NOT_SCANS = {
     "1.2.840.10008.1.3.10": "the index of a disc",
     f"{_STORAGE}481.2": "a radiotherapy dose",
     f"{_STORAGE}481.3": "a radiotherapy structure set",
+    f"{_STORAGE}481.5": "a radiotherapy plan",
     f"{_STORAGE}481": "a radiotherapy object",
     f"{_STORAGE}66.1": "a registration",
     f"{_STORAGE}66.3": "a registration",
@@ -267,7 +268,7 @@ def open_series(path: Path) -> Series:
         missing = int(sum(max(1, round(steps[g] / usual) - 1) for g in gaps))
         g = int(gaps[0])
         raise SeriesError(
-            f"misses about {missing} slices: {steps[g]:.4g} mm between {slices[g].path.name} and "
+            f"misses about {missing} slice{'s' * (missing > 1)}: {steps[g]:.4g} mm between {slices[g].path.name} and "
             f"{slices[g + 1].path.name}, elsewhere {usual:.4g} mm",
             "copy the missing slices",
         )

@@ -22,7 +22,7 @@ from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.headers import Header, HeaderError, read_header
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 
 if TYPE_CHECKING:
     from ssl3d.data.volume import Volume
@@ -104,16 +104,12 @@ def raise_findings(findings: Sequence[Finding], limit: int | None = 20) -> None:
         return
     files = len({finding.path for finding in unique})
     shown = unique if limit is None else unique[:limit]
-    lines = [f"{_count(len(unique), 'problem')} in {_count(files, 'file')}:"]
+    lines = [f"{count(len(unique), 'problem')} in {count(files, 'file')}:"]
     lines += [f"  {finding}" for finding in shown]
     rest = list(dict.fromkeys(str(finding.path) for finding in unique[len(shown) :]))
     if rest:
         lines += [f"  and {len(unique) - len(shown)} more, in:", *(f"    {path}" for path in rest)]
     raise DataError("\n".join(lines))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 # --- one file, before its voxels are read ---------------------------------------------------------
@@ -303,7 +299,11 @@ def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding
         f"{air:.0f}, expected {AIR_RANGE[0]:.0f} to {AIR_RANGE[1]:.0f}, and {tissue:.0%} of the voxels are "
         f"soft tissue ({TISSUE_RANGE[0]:.0f} to {TISSUE_RANGE[1]:.0f})"
     )
-    fix = f"set data.intensity_offset.{dataset.name} to the constant that brings air to 0 and water to 1000"
+    fix = (
+        "take it out if it is no CT; else give the constant that brings air to 0 and water to 1000: --offset N for "
+        f"data prepare, --set data.intensity_offset.{dataset.name}=N for pretrain and bench, intensity_offset in a "
+        "task file"
+    )
     likely = [known for known in (0, 1024) if AIR_RANGE[0] <= air - offset + known <= AIR_RANGE[1]]
     hint = f" (here it seems to be {likely[0]})" if likely else ""
     return [Finding(image.path, problem, fix + hint)]

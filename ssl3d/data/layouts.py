@@ -427,7 +427,7 @@ class Table(Dataset):
             ))  # fmt: skip
         if problems:
             raise DataError(
-                f"{table}: {len(problems)} problems:\n" + "\n".join(f"  {p}" for p in problems)
+                f"{table}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n" + "\n".join(f"  {p}" for p in problems)
                 + "\nFix: correct these rows, or take them out."
             )  # fmt: skip
         return _by_id(cases)

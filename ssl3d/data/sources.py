@@ -206,9 +206,13 @@ def task_splits(
 ) -> list[Split]:
     """Return the splits of ``task``, the same for every method and seed; also written to ``record``."""
     counts = settings.data.counts.get(task.name, task.counts)
-    splits = make_splits(
-        cohort.cases, counts, settings.data.split_seed, task.scheme, task.folds or settings.data.folds
-    )
+    try:
+        splits = make_splits(
+            cohort.cases, counts, settings.data.split_seed, task.scheme, task.folds or settings.data.folds,
+            cohort.target_names,
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(f"Task {task.name}: {error}") from None
     if record is not None:
         save_splits(record, splits)
     return splits

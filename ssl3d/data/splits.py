@@ -60,6 +60,7 @@ def make_splits(
     seed: int = 0,
     scheme: Scheme = "auto",
     folds: int = 4,
+    names: Mapping[int, str] | None = None,
 ) -> list[Split]:
     """Split the labelled cases of a cohort.
 
@@ -83,6 +84,7 @@ def make_splits(
         seed: the same seed gives the same splits on every machine.
         scheme: see above.
         folds: of the cross-validation.
+        names: of the classes, for messages.
 
     Returns:
         One split, or one a fold.
@@ -100,7 +102,10 @@ def make_splits(
         hidden = any(case.subset == "test" and not case.labelled for case in cases)
         scheme = "official" if test else "cv" if hidden else "random"
     if scheme == "official" and not test:
-        raise DataError('No case of the official test subset has a label. Fix: use the scheme "cv".')
+        raise DataError(
+            "There is no test case with a label or a class. Fix: mark some as test cases, or let cases be drawn "
+            "(in a task file splits: {folds: 4}, or no splits)."
+        )
     if scheme == "official":
         splits = [_official(labelled, counts, seed)]
     elif scheme == "cv":
@@ -108,7 +113,7 @@ def make_splits(
     else:
         splits = [_random(labelled, counts, seed)]
     for split in splits:
-        _check_classes(split, labelled)
+        _check_classes(split, labelled, names)
     return splits
 
 
@@ -267,8 +272,12 @@ def _note(wanted: Sequence[int], got: Sequence[int], available: int) -> str:
     return text if tuple(wanted) == tuple(got) else f"{text} (wanted: {_text(wanted)})"
 
 
-def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
+def _check_classes(split: Split, cases: Sequence[SplitCase], names: Mapping[int, str] | None = None) -> None:
     """Refuse a part that lacks a class: its score would mean nothing."""
+
+    def name(number: int) -> str:
+        return f'"{names[number]}"' if names and number in names else str(number)
+
     several = {case.id: set(case.classes) for case in cases if case.classes is not None}
     for number in sorted(set().union(*several.values())):
         for part in PARTS:
@@ -276,7 +285,7 @@ def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
             if not any(having) or all(having):
                 lack = "no case of" if not any(having) else "no case without"
                 raise DataError(
-                    f"{split.name}: the {len(having)} cases for {part} hold {lack} class {number} "
+                    f"{split.name}: the {len(having)} cases for {part} hold {lack} class {name(number)} "
                     f"({split.note}). Fix: add such cases, use fewer folds, or leave the class out."
                 )
     targets = {case.id: case.target for case in cases if case.target is not None}
@@ -284,13 +293,15 @@ def _check_classes(split: Split, cases: Sequence[SplitCase]) -> None:
     if not classes:
         return
     if len(classes) == 1:
-        raise DataError(f"Every labelled case is of class {classes.pop()}. Fix: add cases of another class.")
+        raise DataError(
+            f"Every labelled case is of class {name(classes.pop())}. Fix: add cases of another class."
+        )
     for part in PARTS:
         ids = getattr(split, part)
         absent = sorted(classes - {targets[case_id] for case_id in ids if case_id in targets})
         if absent:
             raise DataError(
-                f"{split.name}: the {len(ids)} cases for {part} hold no case of class {absent[0]} "
+                f"{split.name}: the {len(ids)} cases for {part} hold no case of class {name(absent[0])} "
                 f"({split.note}). Fix: add cases of that class, or use fewer folds."
             )
 

@@ -175,7 +175,7 @@ def parse_task(text: str, path: Path) -> Task:
     _check_preparation(file, path)
     preparation = dict(file.preparation)
     if preparation.get("lungmask") is not None:  # relative to the file, as `data` is
-        preparation["lungmask"] = path.parent.absolute() / Path(preparation["lungmask"]).expanduser()
+        preparation["lungmask"] = (path.parent / Path(preparation["lungmask"]).expanduser()).resolve()
     facts: dict[str, Any] = {}
     if file.labels is not None:
         names = {value: name for value, name in file.labels.items() if value or file.kind != "segmentation"}
@@ -205,7 +205,7 @@ def parse_task(text: str, path: Path) -> Task:
         counts=None if None in counts else counts,  # type: ignore[arg-type]
         preparation=preparation,
         summary=file.summary,
-        place=None if file.data is None else path.parent.absolute() / file.data.expanduser(),
+        place=None if file.data is None else (path.parent / file.data.expanduser()).resolve(),
         facts=facts,
         scheme="cv" if file.splits.folds else _SCHEMES[file.splits.scheme],
         folds=file.splits.folds,
