@@ -267,11 +267,12 @@ def pretrain(
     check_run(spec, settings, seed)
     cohort = pretraining_cohort(data, settings, cache, policy) if spec.cls.trains != "none" else None
     if cohort is not None and cohort.skipped:
+        print_skipped(cohort.skipped)
+    run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
+    if cohort is not None and cohort.skipped:
         from ssl3d.files import write_json
 
-        print_skipped(cohort.skipped)
         write_json(out / "skipped.json", cohort.skipped)
-    run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
     losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
     click.echo(
         f"{spec.name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}"

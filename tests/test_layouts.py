@@ -67,6 +67,31 @@ def test_nnunet_version_1_and_several_channels(tmp_path: Path) -> None:
         assert dataset.reading().channel is None, "each file is 3D"
 
 
+def test_a_decathlon_is_no_nnunet(tmp_path: Path) -> None:
+    """Its images have no ``_0000``: that is said, not that every label lacks its image."""
+    write(tmp_path / "dataset.json", {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a"}})
+    touch(tmp_path, "imagesTr/x.nii.gz", "labelsTr/x.nii.gz")
+    with pytest.raises(DataError, match=r"layout of nnunet: there is no image \.\.\._0000 in imagesTr"):
+        NNUNet().cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image;subject;class\na.nii;b;c\n", 'no column "image".*Fix: .*separated by commas'),
+        ("image,subject\na.nii,Müller\n".encode("cp1252"), "not a table in UTF-8 .*CSV UTF-8"),
+        (bytes([0x1F, 0x8B, 0x80, 0]) * 9, "not a table in UTF-8"),
+        (b"", "its columns are none"),
+        (b"image\n", "has no rows"),
+    ],
+    ids=["semicolons", "windows", "binary", "empty", "header only"],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Table().open(tmp_path / "t.csv")
+
+
 def test_nnunet_that_lists_its_files(tmp_path: Path) -> None:
     files = {"k": {"images": ["../x/k.nii.gz"], "label": "../y/k.nii.gz"}}
     write(tmp_path / "dataset.json", V2 | {"dataset": files})

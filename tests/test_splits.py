@@ -127,6 +127,17 @@ def test_classes_are_spread_evenly(seed: int, scheme: str) -> None:
             assert abs(positive - 0.3 * len(ids)) <= 1.5
 
 
+def test_classes_that_do_not_exclude_each_other_are_spread_evenly() -> None:
+    kinds = ((), (0,), (0, 1))
+    cases = [Case(f"c{i}", f"s{i}", Path("x.mha"), classes=kinds[i % 3]) for i in range(30)]
+    for seed in range(5):
+        (split,) = make_splits(cases, (18, 6, 6), seed)
+        known = {case.id: case.classes for case in cases}
+        assert [Counter(known[i] for i in ids) for ids in (split.train, split.val, split.test)] == [
+            dict.fromkeys(kinds, n) for n in (6, 2, 2)
+        ]
+
+
 def test_unlabelled_cases_are_left_out() -> None:
     cases = cohort(9) + cohort(9, labelled=False, start=50)
     (split,) = make_splits(cases, (3, 3, 3))
@@ -140,7 +151,7 @@ def test_unlabelled_cases_are_left_out() -> None:
         (cohort(5, labelled=False), {}, "None of the 5 cases has a label"),
         (cohort(5), {"scheme": "official"}, "There is no test case with a label or a class"),
         (cohort(3), {"scheme": "cv", "folds": 4}, "4 folds needs at least 4 labelled subjects.*there are 3"),
-        (cohort(1, "train") + cohort(5, "test", start=9), {}, "1 labelled subjects cannot be split"),
+        (cohort(1, "train") + cohort(5, "test", start=9), {}, "1 labelled subject cannot be split"),
         (classified([0] * 9), {}, "Every labelled case is of class 0"),
         (classified([0] * 20 + [1]), {"counts": (10, 5, 5)}, "hold no case of class 1"),
     ],

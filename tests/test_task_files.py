@@ -280,6 +280,12 @@ def test_bad_files_are_refused_or_left_out_and_recorded(own: Path, tmp_path: Pat
     arguments = ["bench", "--preset", "smoke", "--methods", "scratch,denoising", "--modes", "linear",
                  "--tasks", own / "size.yaml", "--task-data", f"size={own / 'with_bad.csv'}", "--data", scans,
                  "--cache", own / "cache", "--set", "data.spacing_mm=4", "--store", tmp_path / "store"]  # fmt: skip
+    pretrain = ["pretrain", "--preset", "smoke", "--method", "denoising", "--data", scans, "--set", "data.spacing_mm=4",
+                "--set", "pretrain.steps=1", "--cache", own / "cache", "--out", tmp_path / "run"]  # fmt: skip
+    assert run(*pretrain).exit_code == 2 and not (tmp_path / "run").exists()
+    made = run(*pretrain, "--policy", "skip")
+    assert made.exit_code == 0 and "Left out: " in made.output, made.output
+    assert [case["id"] for case in json.loads((tmp_path / "run" / "skipped.json").read_text())] == ["cut"]
     refused = run(*arguments)
     assert refused.exit_code == 2 and "cut.nii.gz is truncated" in refused.output, refused.output
     result = run(*arguments, "--policy", "skip")

@@ -5,14 +5,22 @@ The phantom cohorts are written in these very layouts, so that they take the roa
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from ssl3d.data.cohort import Case, Dataset, Subset, incomplete_error, layout_error, natural_key, open_root
+from ssl3d.data.cohort import (
+    Case,
+    Dataset,
+    Subset,
+    incomplete_error,
+    layout_error,
+    natural_key,
+    open_root,
+    read_table,
+)
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.errors import DataError
 
@@ -218,21 +226,20 @@ class STOIC(Dataset):
             DataError: a missing column, a value that is not 0 or 1, or a patient listed twice.
         """
         targets: dict[str, int] = {}
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = {"PatientID", "probCOVID"} - set(rows.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{table} has no column {' and '.join(sorted(missing))}; "
-                    f"its columns are {', '.join(rows.fieldnames or ())}. Fix: use the release's own file."
-                )
-            for line, row in enumerate(rows, start=2):
-                patient, text = (row["PatientID"] or "").strip(), (row["probCOVID"] or "").strip()
-                if text not in {"0", "1", "0.0", "1.0"}:
-                    raise DataError(f"{table}, line {line}: probCOVID is {text!r}. Fix: write 0 or 1.")
-                if patient in targets:
-                    raise DataError(f"{table}, line {line}: {patient} is listed twice. Fix: keep one row.")
-                targets[patient] = int(float(text))
+        columns, rows = read_table(table)
+        missing = {"PatientID", "probCOVID"} - set(columns)
+        if missing:
+            raise DataError(
+                f"{table} has no column {' and '.join(sorted(missing))}; "
+                f"its columns are {', '.join(columns)}. Fix: use the release's own file."
+            )
+        for line, row in enumerate(rows, start=2):
+            patient, text = (row["PatientID"] or "").strip(), (row["probCOVID"] or "").strip()
+            if text not in {"0", "1", "0.0", "1.0"}:
+                raise DataError(f"{table}, line {line}: probCOVID is {text!r}. Fix: write 0 or 1.")
+            if patient in targets:
+                raise DataError(f"{table}, line {line}: {patient} is listed twice. Fix: keep one row.")
+            targets[patient] = int(float(text))
         return targets
 
 

@@ -7,6 +7,7 @@ opens them; reading, checking and preparing are the framework's, the same for ev
 from __future__ import annotations
 
 import copy
+import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -206,6 +207,22 @@ def layout_error(root: Path, dataset: Dataset, problem: str) -> DataError:
         f"  found:    {', '.join(found[:8])}{more}\n"
         "Fix: give the folder that holds these files, or name the data set that it is."
     )
+
+
+def read_table(path: Path, delimiter: str = ",") -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of a table and its rows, line 2 first.
+
+    Raises:
+        DataError: not text in UTF-8, or nothing that can be a table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            return list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f'{path} is not a table in UTF-8 ({error}). Fix: save it as such (in Excel: "CSV UTF-8").'
+        ) from error
 
 
 def incomplete_error(dataset: Dataset, problems: Iterable[str], fix: str) -> DataError:

@@ -6,7 +6,6 @@ itself, so :meth:`Dataset.open` reads them first.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from ssl3d.data.cohort import (
     layout_error,
     natural_key,
     open_root,
+    read_table,
 )
 from ssl3d.data.integrity import CHOOSE_CHANNEL
 from ssl3d.errors import DataError
@@ -205,7 +205,7 @@ class NNUNet(Dataset):
                 ))  # fmt: skip
             orphans = [path for path in sorted(labels.glob(f"[!.]*{ending}")) if path.name not in known]
             problems += [f"{path} has no image in images{letters}" for path in orphans]
-        if problems:
+        if cases and problems:
             raise incomplete_error(self, problems, "copy the missing files, or remove the ones left alone.")
         return cases
 
@@ -280,13 +280,12 @@ class BIDS(Dataset):
         if not tables or not labels:
             return self
         names: dict[int, str] = {}
-        with tables[0].open(newline="", encoding="utf-8-sig") as file:
-            for line, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
-                try:
-                    names[int(row["index"])] = row["name"]
-                except (KeyError, TypeError, ValueError):
-                    fix = "give the columns index (whole number) and name"
-                    raise DataError(f"{tables[0]}, line {line}: no index or name. Fix: {fix}.") from None
+        for line, row in enumerate(read_table(tables[0], "\t")[1], start=2):
+            try:
+                names[int(row["index"])] = row["name"]
+            except (KeyError, TypeError, ValueError):
+                fix = "give the columns index (whole number) and name"
+                raise DataError(f"{tables[0]}, line {line}: no index or name. Fix: {fix}.") from None
         names.pop(0, None)
         return self.with_facts(label_values=dict(sorted(names.items())))
 
@@ -455,16 +454,24 @@ class Table(Dataset):
             path = tables[0]
         if not path.is_file():
             raise DataError(f"{path} does not exist. Give {self.layout}.")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            if "image" not in columns:
-                raise DataError(f'{path} has no column "image"; its columns are {", ".join(columns) or "none"}. '
-                                f"Fix: give {self.layout}.")  # fmt: skip
-            rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
-        if not rows:
+        columns, stored = read_table(path)
+        columns = [name.strip().lower() for name in columns]
+        if "image" not in columns:
+            commas = ", separated by commas" * (len(columns) == 1)
+            raise DataError(
+                f'{path} has no column "image"; its columns are {", ".join(columns) or "none"}. '
+                f"Fix: give {self.layout}{commas}."
+            )
+        if not stored:
             raise DataError(f"{path} has no rows. Fix: give one an image.")
+        rows = [
+            {
+                name.strip().lower(): (value or "").strip()
+                for name, value in row.items()
+                if isinstance(name, str)
+            }
+            for row in stored
+        ]
         return path, rows
 
 

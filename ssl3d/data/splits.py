@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 from ssl3d.files import write_json
 
 Counts = tuple[int, int, int]
 Scheme = Literal["auto", "official", "random", "cv"]
 PARTS = ("train", "val", "test")
+_Target = int | tuple[int, ...] | None  # a class, or those that do not exclude each other
 
 
 class SplitCase(Protocol):
@@ -199,17 +200,26 @@ def _cross_validation(
     return splits
 
 
-def _subject_targets(cases: Sequence[SplitCase]) -> dict[str, int | None]:
-    """Return subject -> class, sorted by subject; of several the highest (a patient once positive)."""
-    targets: dict[str, int | None] = {}
+def _subject_targets(cases: Sequence[SplitCase]) -> dict[str, _Target]:
+    """Return subject -> class or classes, sorted by subject.
+
+    Of several images the highest class (a patient once positive), and all classes that do not exclude
+    each other.
+    """
+    targets: dict[str, _Target] = {}
     for case in sorted(cases, key=lambda case: (case.subject, case.id)):
         known = targets.get(case.subject)
-        both = [target for target in (known, case.target) if target is not None]
-        targets[case.subject] = max(both) if both else None
+        if case.classes is not None:
+            targets[case.subject] = tuple(
+                sorted({*case.classes, *(known if isinstance(known, tuple) else ())})
+            )
+        else:
+            both = [target for target in (known, case.target) if isinstance(target, int)]
+            targets[case.subject] = max(both) if both else known
     return targets
 
 
-def _spread(targets: Mapping[str, int | None], seed: int, *keys: int | str) -> list[str]:
+def _spread(targets: Mapping[str, _Target], seed: int, *keys: int | str) -> list[str]:
     """Return the subjects in random order with the classes evenly spread.
 
     Any stretch of the result holds every class in the proportion of the whole, give or take one: the
@@ -219,7 +229,7 @@ def _spread(targets: Mapping[str, int | None], seed: int, *keys: int | str) -> l
 
     # Sorted by hash, not shuffled by a generator: the order is the same under every version of NumPy.
     draw = {subject: derive_seed(seed, "split", *keys, subject) for subject in targets}
-    groups: dict[int | None, list[str]] = {}
+    groups: dict[_Target, list[str]] = {}
     for subject in sorted(targets, key=lambda subject: draw[subject]):
         groups.setdefault(targets[subject], []).append(subject)
     places = [
@@ -243,7 +253,7 @@ def _scale(counts: Sequence[int], available: int, fill: bool = False) -> list[in
     """
     if available < len(counts):
         raise DataError(
-            f"{available} labelled subjects cannot be split into {' and '.join(PARTS[: len(counts)])} "
+            f"{count(available, 'labelled subject')} cannot be split into {' and '.join(PARTS[: len(counts)])} "
             f"({_text(counts)} wanted): there must be at least {len(counts)}. Fix: add cases."
         )
     if sum(counts) <= available and not fill:

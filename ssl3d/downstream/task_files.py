@@ -134,7 +134,11 @@ def load_task(path: Path) -> Task:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Give a task file, or the name of a task (ssl3d tasks).")
-    return parse_task(path.read_text(encoding="utf-8"), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}). Fix: save it as such.") from error
+    return parse_task(text, path)
 
 
 def task_of_record(record: Mapping[str, Any]) -> Task:
