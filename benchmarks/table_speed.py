@@ -1,6 +1,6 @@
 """How long does a table of 10,000 records take? Made-up records in a temporary store.
 
-    python benchmarks/table_speed.py --records 10000
+    python benchmarks/table_speed.py --records 10000 --out benchmarks/results/table_speed.json
 
 Prints the time for reading the store (every record's hash checked), for arranging the table, and
 for each format.
@@ -9,19 +9,24 @@ for each format.
 from __future__ import annotations
 
 import argparse
+import platform
 import random
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ssl3d.files import write_json
 from ssl3d.results.formats import BUILTIN_FORMATS
 from ssl3d.results.store import ResultStore, encode_record
 from ssl3d.results.table import build_table
 
 TASKS = {"shc": 7, "sac": 1, "ccc": 0, "sbm": 28}
 """Structures of each task; 0 is a classification."""
+SECONDS: dict[str, dict[str, float]] = {}
+"""Wall and processor time of what was timed."""
 
 
 def made_up_records(count: int, cases: int) -> Iterator[dict[str, Any]]:
@@ -79,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--cases", type=int, default=12, help="test cases of each record")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = ResultStore(folder)
@@ -98,6 +104,11 @@ def main() -> None:
     for table_format in BUILTIN_FORMATS:
         with timed(table_format.name):
             table_format.render(model)
+    if options.out:
+        what = {"records": options.records, "cases": options.cases, "mib": round(size / 2**20)}
+        write_json(
+            options.out, {**what, "processor": platform.processor() or platform.machine(), "seconds": SECONDS}
+        )
 
 
 @contextmanager
@@ -105,6 +116,7 @@ def timed(what: str) -> Iterator[None]:
     wall, processor = time.perf_counter(), time.process_time()
     yield
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    SECONDS[what] = {"wall": round(wall, 3), "processor": round(processor, 3)}
     print(f"{what:>16} {wall:6.2f} s, {processor:5.2f} s of processor time")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from ssl3d.results.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segments
     from rich.table import Table as RichTable
-    from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -83,87 +83,122 @@ def _standard_console() -> Console:
     return console
 
 
-Texts = dict[tuple[int, tuple[str, str]], "Text"]
-"""The cells of a table by (row, key of the column)."""
+Lines = list[list[tuple[str, str]]]
+"""A cell of a terminal's table: lines of (text, style)."""
 
 
-def _blocks(table: Table, console: Console) -> list[RichTable]:
-    texts: Texts = {
-        (place, column.key): _rich_cell(row.cells.get(column.key), column, console.is_terminal)
-        for place, row in enumerate(table.rows)
+def _blocks(table: Table, console: Console) -> list[Segments | RichTable]:
+    cells = {
+        column.key: [_rich_cell(row.cells.get(column.key), column, console.is_terminal) for row in table.rows]
         for column in table.columns
     }
+    for gap in (3, 2):
+        columns = _columns(table, cells, table.groups)
+        if _width(columns, gap) <= console.width:
+            return [_block(columns, gap, console)]
+    blocks: list[Segments | RichTable] = []
+    for group in table.groups:
+        columns = _columns(table, cells, [group])
+        narrow = _width(columns, 3) > console.width
+        blocks.append(_shrinking_block(columns) if narrow else _block(columns, 3, console))
+    return blocks
 
-    def width(block: RichTable) -> int:
-        return console.measure(block, options=console.options.update(width=10_000)).maximum
 
-    for gap in (2, 1):
-        block = _block(table, texts, table.groups, gap)
-        if width(block) <= console.width:
-            return [block]
-    blocks = [_block(table, texts, [group], 2) for group in table.groups]
-    # Columns of a given width do not shrink, so a terminal too narrow even for one mode gets others.
-    return [
-        block if width(block) <= console.width else _block(table, texts, [group], 2, given_widths=False)
-        for block, group in zip(blocks, table.groups, strict=True)
+def _columns(
+    table: Table, cells: Mapping[tuple[str, str], list[Lines]], groups: Sequence[Sequence[Column]]
+) -> list[list[Lines]]:
+    """Return the columns of ``groups`` behind that of the methods, each with its header in front."""
+    bold = "bold default"
+    columns: list[list[Lines]] = [
+        [[[], [], [("Method", bold)]], *([[(printable(row.title), "")]] for row in table.rows)]
     ]
+    for group in groups:
+        if group is not groups[0]:
+            columns.append([[[(" ", "")]]] + [[] for _ in table.rows])
+        for place, column in enumerate(group):
+            header = [
+                [(printable(column.group) if place == 0 else "", "bold cyan")],
+                [(printable(column.title), bold)],
+                [(f"n = {wording.support(column.support)}", "dim default")],
+            ]
+            columns.append([header, *cells[column.key]])
+    return columns
 
 
-def _block(
-    table: Table, texts: Texts, groups: Sequence[Sequence[Column]], gap: int, given_widths: bool = True
-) -> RichTable:
-    """Return the columns of ``groups``.
-
-    Args:
-        table: the table.
-        texts: its cells.
-        groups: columns by mode.
-        gap: spaces between columns.
-        given_widths: compute the widths of the columns here, which spares rich a search through every
-            cell, twice.
-    """
-    from rich.box import SIMPLE_HEAD
+def _line_width(line: Sequence[tuple[str, str]]) -> int:
     from rich.cells import cell_len
+
+    return sum(cell_len(text) for text, _ in line)
+
+
+def _widths(columns: Sequence[Sequence[Lines]]) -> list[int]:
+    return [max(_line_width(line) for cell in column for line in cell) for column in columns]
+
+
+def _width(columns: Sequence[Sequence[Lines]], gap: int) -> int:
+    return sum(_widths(columns)) + gap * (len(columns) - 1)
+
+
+def _block(columns: Sequence[Sequence[Lines]], gap: int, console: Console) -> Segments:
+    """Lay the columns out side by side, ``gap`` spaces between them; a rule below the headers.
+
+    rich's own tables measure, wrap and crop every cell, which takes seconds for thousands of records.
+    """
+    from rich.segment import Segment, Segments
+
+    widths = _widths(columns)
+    styles = {
+        style: console.get_style(style)
+        for style in {s for c in columns for cell in c for ln in cell for _, s in ln}
+    }
+    segments = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        for place in range(max(map(len, row))):
+            behind = 0  # spaces that are due before the next text
+            for cell, width in zip(row, widths, strict=True):
+                line = cell[place] if place < len(cell) else []
+                for text, style in line:
+                    if text:
+                        segments += [Segment(" " * behind), Segment(text, styles[style])]
+                        behind = 0
+                behind += width - _line_width(line) + gap
+            segments.append(Segment.line())
+        if number == 0:
+            segments += [Segment("─" * _width(columns, gap)), Segment.line()]
+    return Segments(segments)
+
+
+def _shrinking_block(columns: Sequence[Sequence[Lines]]) -> RichTable:
+    """Lay the columns out for a terminal that is too narrow for them."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    block = RichTable(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
-    block.add_column(Text("\n\nMethod"), overflow="fold")
-    for group in groups:
-        for place, column in enumerate(group):
-            header = Text(printable(column.group) if place == 0 else "", style="bold cyan")
-            header.append(f"\n{printable(column.title)}\n", style="bold default")
-            header.append(f"n = {wording.support(column.support)}", style="dim default not bold")
-            width = None
-            if given_widths:
-                cells = (texts[row, column.key] for row in range(len(table.rows)))
-                width = max(cell_len(line) for text in (header, *cells) for line in text.plain.split("\n"))
-            block.add_column(header, no_wrap=True, width=width)
-        if group is not groups[-1]:
-            block.add_column("", width=1)
-    for number, row in enumerate(table.rows):
-        line: list[Text] = [Text(printable(row.title))]
-        for group in groups:
-            line += [texts[number, column.key] for column in group]
-            if group is not groups[-1]:
-                line.append(Text(""))
-        block.add_row(*line)
+    def text(cell: Lines) -> Text:
+        return Text("\n").join(Text.assemble(*line) for line in cell)
+
+    block = RichTable(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="")
+    for place, (header, *_) in enumerate(columns):
+        block.add_column(text(header), no_wrap=place > 0, overflow="ellipsis" if place else "fold")
+    for place in range(1, len(columns[0])):
+        block.add_row(*(text(column[place]) for column in columns))
     return block
 
 
-def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Text:
-    from rich.text import Text
-
+def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Lines:
     if cell is None:
-        return Text("    –", style="dim")
+        return [[("    –", "dim")]]
     # Five characters before the deviation, signs included, put the decimal points in one line.
-    text = Text(" " * (5 - len(wording.mean(cell))))
-    text.append(wording.mean(cell), style="bold" if cell.best else "underline" if cell.second else "")
+    mean = wording.mean(cell)
+    first = [
+        (" " * (5 - len(mean)), ""),
+        (mean, "bold" if cell.best else "underline" if cell.second else ""),
+    ]
     if not styled:
-        text.append("*" if cell.best else " ")
+        first.append(("*" if cell.best else " ", ""))
     if cell.sd is not None:
-        text.append(f" {wording.sd(cell)}", style="dim")
-    text.append(cell.marks)
+        first.append((f" {wording.sd(cell)}", "dim"))
+    lines = [[*first, (cell.marks, "")]]
     for detail in wording.details(cell, column):
         line, style = detail.text, "" if detail.strong else _RICH_STYLES.get(detail.kind, "dim")
         if detail.kind == "delta":
@@ -171,8 +206,8 @@ def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Text:
             line, style = f"{line:>5}", "green" if shown > 0 else "red" if shown < 0 else "dim"
         elif detail.kind == "paper":
             line = f"{cell.paper:5.1f} paper"  # its decimal point below that of the mean
-        text.append(f"\n{line}", style=style)
-    return text
+        lines += [[(part, style)] for part in line.split("\n")]
+    return lines
 
 
 _RICH_STYLES = {"paper": "dim italic", "support": "yellow"}
