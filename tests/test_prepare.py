@@ -520,7 +520,9 @@ def test_wrong_offset_is_an_error_and_the_option_it_names_repairs_it(hearts: Pat
 
     with pytest.raises(DataError, match="3 problems in 3 files") as caught:
         build(hearts, tmp_path / "cache", dataset=Wrong())
-    assert "--offset N for data prepare, --set data.intensity_offset.hearts=N for pretrain" in str(caught.value)
+    assert "--offset N for data prepare, --set data.intensity_offset.hearts=N for pretrain" in str(
+        caught.value
+    )
     assert "(here it seems to be 1024)" in str(caught.value)
     repaired = build(hearts, tmp_path / "cache", CT.model_copy(update={"intensity_offset": 1024.0}), Wrong())
     np.testing.assert_array_equal(repaired.image(0), build(hearts, tmp_path / "cache").image(0))
