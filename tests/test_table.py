@@ -232,6 +232,18 @@ def test_scratch_is_repeated_beside_every_pretraining_budget() -> None:
     assert [cell(table, "gvsl").delta for table in model.tables] == [10.0, 15.0]
 
 
+def test_scratch_stands_beside_weights_kept_on_the_way() -> None:
+    records = [made_up("scratch", 20.0), made_up("gvsl", 40.0)]
+    records += [made_up("gvsl", 25.0 + step / 60, pretrain_step=step) for step in (60, 120)]
+    whole, *kept = build_table(records).tables
+    assert cell(whole, "gvsl").delta == 20.0
+    assert [cell(table, "gvsl").delta for table in kept] == [6.0, 7.0]
+    assert [table.caption.split("; ")[1][:26] for table in kept] == [
+        "pretraining 60 of 360 step",
+        "pretraining 120 of 360 ste",
+    ]
+
+
 def test_a_changed_budget_keeps_its_columns_together() -> None:
     """Columns of the old and the new linear budget must not be mixed in one table."""
     old = [made_up(task=task, mode=mode) for task in ("shc", "sac") for mode in ("linear", "finetune")]

@@ -232,7 +232,9 @@ class _Part:
 
 _FOLD = re.compile(r"fold-?\d+$")
 _OWN = {"method", "method_config", "seed", "pretrain_seed"}
-_OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget", "pretrain", "match"}
+_OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget"}
+_OF_PRETRAINING = {"pretrain", "match", "pretrain_step"}
+_NOT_SHARED = _OWN | _OF_COLUMN | _OF_PRETRAINING
 
 
 class _Canonical:
@@ -255,12 +257,11 @@ class _Canonical:
 def _parts(records: Iterable[Record]) -> list[_Part]:
     parts: dict[tuple[str, ...], _Part] = {}
     canonical = _Canonical()
-    own = _OWN | _OF_COLUMN
     for record in records:
         identity = record["identity"]
         pretraining = _pretraining(identity)
         pretrain = canonical(pretraining) if pretraining else ""
-        shared = canonical({k: v for k, v in identity.items() if k not in own})
+        shared = canonical({k: v for k, v in identity.items() if k not in _NOT_SHARED})
         conditions = _conditions(identity, canonical)
         mode, task, split = identity["mode"], identity["task"], identity["split"]
         key = (pretrain, shared, mode, task, split, *conditions.values())
@@ -274,12 +275,17 @@ def _pretraining(identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the conditions of pretraining that the rows of a table share.
 
     Methods that were matched in voxels or time have other steps each, and share what was matched.
+    Weights kept on the way share the step that they were kept at.
     """
     pretrain, match = identity.get("pretrain"), identity.get("match")
-    if not (pretrain and match):
-        return pretrain or None
-    budget = {k: v for k, v in pretrain["budget"].items() if k != "steps"}
-    return {**pretrain, "budget": budget, "match": match}
+    if not pretrain:
+        return None
+    if "pretrain_step" in identity:
+        pretrain = {**pretrain, "kept_at_step": identity["pretrain_step"]}
+    if match:
+        budget = {k: v for k, v in pretrain["budget"].items() if k != "steps"}
+        pretrain = {**pretrain, "budget": budget, "match": match}
+    return pretrain
 
 
 def _conditions(identity: Mapping[str, Any], canonical: Callable[[Any], str]) -> dict[str, str]:
@@ -329,7 +335,7 @@ class _Draft:
             data[identity["task"]]["cases"][identity["split"]] = identity.get("split_cases")
         identity = self.records[0]["identity"]
         pretrain = next((p for r in self.records if (p := _pretraining(r["identity"]))), None)
-        shared = {k: v for k, v in identity.items() if k not in _OWN | _OF_COLUMN}
+        shared = {k: v for k, v in identity.items() if k not in _NOT_SHARED}
         presets = sorted({str(record.get("preset", "?")) for record in self.records})
         return {"preset": ", ".join(presets), "pretrain": pretrain, **shared, **budgets, "data": data}
 
@@ -588,6 +594,8 @@ def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
         if "pretrain.match.by" in flat:
             reference = f"{flat['pretrain.match.steps']} supervised steps"
             budget = f" matched in {flat['pretrain.match.by']} to {reference}"
+        if "pretrain.kept_at_step" in flat:
+            budget = f" {flat['pretrain.kept_at_step']} of{budget}"
         parts.append(f"pretraining{budget} on data {flat['pretrain.data'][:8]}")
     parts += [
         f"{title.lower()} {flat[f'{mode}.steps']} steps"
