@@ -39,7 +39,7 @@ realdata: .venv/.installed
 	$(BIN)/ssl3d bench --preset benchmarks/realdata/realdata.yaml --methods scratch,gvsl --tasks $(REALDATA)/mni.yaml \
 		--data $(REALDATA)/pretrain --store $(STORE)/realdata
 	mkdir -p benchmarks/results
-	$(BIN)/ssl3d table --store $(STORE)/realdata --format markdown > benchmarks/results/realdata.md
+	$(BIN)/ssl3d table --store $(STORE)/realdata --format markdown --with ci > benchmarks/results/realdata.md
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
