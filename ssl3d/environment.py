@@ -107,8 +107,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def device_name(device: torch.device) -> str:
     """Return the name of the processor behind ``device``."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_cpu_name()} ({torch.get_num_threads()} threads)"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()} ({threads} thread{'s' if threads > 1 else ''})"

@@ -264,7 +264,9 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(
         file.write_bytes(pickle.dumps({"a": Malicious(harm)}))
     else:
         torch.save({"a": Malicious(harm)}, file)
-    with pytest.raises(CheckpointError, match="Nothing of it was run"):
+    with pytest.raises(
+        CheckpointError, match="(which is code|more than tensors .*)[.] Nothing of it was run"
+    ):
         ssl3d.create_model(tmp_path / "out")
     assert not harm.exists()
     torch.load(file, weights_only=False) if writer == "torch" else pickle.loads(file.read_bytes())

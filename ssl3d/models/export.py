@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +109,24 @@ def load_pickled(path: Path, key: str | None = None) -> dict[str, torch.Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many classes for a file that it refuses
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors: {str(error).splitlines()[0]} Nothing of it was run."
+            f"{path} cannot be read as plain tensors: {_why(error)}. Nothing of it was run. Fix: load it where you trust "
+            "it and save its state dict alone, or get the file again."
         ) from error
     if key is not None and isinstance(found, dict) and isinstance(found.get(key), dict):
         found = found[key]
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise CheckpointError(f"{path} holds no state dict (names and tensors).")
     return found
+
+
+def _why(error: Exception) -> str:
+    """Return what torch found in a file, without its advice to switch the safety off."""
+    text = str(error)
+    if named := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it names {named[1]}, which is code"
+    if unknown := re.search(r"Unsupported \w+ \d+", text):
+        return f"it is a pickle of more than tensors ({unknown[0].lower()})"
+    return text.splitlines()[0].rstrip(".")
 
 
 def _safetensors(backbone: Backbone, out: Path) -> list[Path]:
