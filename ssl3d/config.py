@@ -139,9 +139,10 @@ class ModeConfig(Model):
     """Steps between two validations; the best of them is tested."""
     loss: Literal["dice", "dice_ce"] = "dice"
     """Segmentation loss: soft Dice (released code), or its sum with cross-entropy."""
-    standardize: bool = False
-    """Linear mode: centre and scale each frozen feature over the training set. An affine map, so
-    the probe stays linear; it only makes methods with features of other scales comparable."""
+    standardize: bool | Literal["whiten"] = False
+    """Linear mode: `true` centres and scales each frozen feature over the training set; `whiten` also removes the
+    correlations of f^l (f^g, one vector a case, has too few for that, and is scaled). Affine maps, so the probe stays
+    linear; they keep it from comparing how fast an optimizer gets along with features of other scales."""
 
 
 class NeighboursConfig(Model):

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from cohorts import MemoryCohort, sphere_cohort
 
 from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
 from ssl3d.data.splits import Split
 from ssl3d.downstream.features import FeatureStore
-from ssl3d.downstream.harness import Outcome, Standardize, evaluate
+from ssl3d.downstream.harness import Outcome, Standardize, Whiten, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import TrainingError
 from ssl3d.models.checkpoint import weights_fingerprint
@@ -29,6 +30,10 @@ def config(mode_steps: int = 40, lr: float = 0.01, **options: object) -> Downstr
         steps=mode_steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce", standardize=True
     )
     return DownstreamConfig.model_validate({"crop": 12, "linear": mode, "finetune": mode, **options})
+
+
+def standardized(cfg: DownstreamConfig, value: bool | str) -> DownstreamConfig:
+    return cfg.model_copy(update={"linear": cfg.linear.model_copy(update={"standardize": value})})
 
 
 def backbone(seed: int = 0) -> Backbone:
@@ -139,6 +144,51 @@ def test_standardize_is_affine_and_exact() -> None:
     y = Standardize(flat.mean(dim=1), flat.std(dim=1, correction=0))(x).transpose(0, 1).flatten(1)
     torch.testing.assert_close(y.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.std(dim=1, correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_whiten_is_affine_and_removes_correlations() -> None:
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(4, 4))
+    flat = mix @ rng.normal(size=(4, 500)) + rng.normal(size=(4, 1))  # (C, N) float64
+    covariance = np.cov(flat, bias=True)
+    whiten = Whiten(torch.tensor(flat.mean(axis=1)).float(), torch.tensor(covariance))
+    y = whiten(torch.tensor(flat).float().reshape(1, 4, 5, 10, 10))[0].flatten(1).numpy()
+    expected = np.linalg.inv(scipy.linalg.sqrtm(covariance)) @ (flat - flat.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(y, expected, atol=0.02)
+    np.testing.assert_allclose(np.cov(y, bias=True), np.eye(4), atol=0.01)
+
+
+def test_whiten_leaves_dead_channels_small() -> None:
+    """A channel that is constant up to rounding must not become noise of unit size."""
+    flat = torch.cat([torch.randn(2, 1000), 1e-6 * torch.randn(1, 1000)]).double()
+    y = Whiten(flat.mean(dim=1).float(), torch.cov(flat, correction=0))(flat.float()[None])[0]
+    assert y[2].std() < 0.01
+    assert bool((y[:2].std(dim=1) > 0.9).all())
+
+
+def test_a_whitened_probe_learns_from_features_that_hardly_differ() -> None:
+    """Two channels that share a large common part: the standardised probe crawls along their difference."""
+
+    class Correlated(torch.nn.Module):
+        local_channels = 2
+
+        def forward(self, x: torch.Tensor) -> tuple[None, torch.Tensor]:
+            common = torch.sin(7.0 * torch.arange(x.shape[-1])).expand_as(x)
+            return None, torch.cat([common + 0.02 * x, common - 0.02 * x], dim=1)  # (B, 2, D, H, W)
+
+    scores = {}
+    for value in (True, "whiten"):
+        cfg = standardized(config(40, lr=0.1), value)
+        scores[value] = evaluate(
+            Correlated(), SEG, sphere_cohort(8), split((4, 2, 2)), "linear", cfg, 0, CPU
+        ).score  # type: ignore[arg-type]
+    assert scores["whiten"] > scores[True] + 10
+
+
+def test_volumes_have_too_few_vectors_to_whiten() -> None:
+    cohort = sphere_cohort(24, edge=12)
+    scores = [run(CLS, "linear", cohort, standardized(config(5), v)).per_case for v in (True, "whiten")]
+    assert scores[0] == scores[1]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:

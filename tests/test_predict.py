@@ -223,12 +223,14 @@ class Cohort:
         return self.labels[i][where]
 
 
-def trained(tmp_path: Path, task: Task, mode: str) -> tuple[Path, Cohort, list[dict]]:  # type: ignore[type-arg]
+def trained(
+    tmp_path: Path, task: Task, mode: str, standardize: bool | str = True
+) -> tuple[Path, Cohort, list[dict]]:  # type: ignore[type-arg]
     (tmp_path / "in").mkdir()
     cohort, folder = Cohort(tmp_path / "in", 6), tmp_path / "predictor"
     ids = [c.id for c in cohort.cases]
     split = Split("one", tuple(ids[:2]), tuple(ids[2:4]), tuple(ids[4:]))
-    budget = ModeConfig(steps=6, lr=0.02, validate_every=3, loss="dice_ce", standardize=True)
+    budget = ModeConfig(steps=6, lr=0.02, validate_every=3, loss="dice_ce", standardize=standardize)  # type: ignore[arg-type]
     config = DownstreamConfig(crop=12, linear=budget, finetune=budget)  # type: ignore[arg-type]
     backbone = build_backbone(CONFIG, 0)
     outcome = evaluate(
@@ -245,9 +247,13 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "140"})
 
 
-@pytest.mark.parametrize("mode", ["linear", "finetune"])
-def test_a_kept_predictor_repeats_what_the_harness_tested(tmp_path: Path, mode: str) -> None:
-    folder, cohort, per_case = trained(tmp_path, SEG, mode)
+@pytest.mark.parametrize(
+    ("mode", "standardize"), [("linear", True), ("linear", "whiten"), ("linear", False), ("finetune", False)]
+)
+def test_a_kept_predictor_repeats_what_the_harness_tested(
+    tmp_path: Path, mode: str, standardize: bool | str
+) -> None:
+    folder, cohort, per_case = trained(tmp_path, SEG, mode, standardize)
     model = load_predictor(folder)
     for record in per_case:
         i = cohort.index(record["case"])

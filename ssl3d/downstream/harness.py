@@ -71,6 +71,29 @@ class Standardize(nn.Module):
         return (x - self.mean.view(shape)) / self.scale.view(shape)
 
 
+class Whiten(nn.Module):
+    """Fixed centring and decorrelation of the channels: (x - mean) C^(-1/2), C the covariance. An affine map.
+
+    The root is the symmetric one, so that each channel stays as near to itself as it can be. ``RIDGE`` of the
+    largest eigenvalue is added to all: channels that say nothing are not blown up.
+    """
+
+    RIDGE = 1e-5
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__()
+        values, vectors = torch.linalg.eigh(covariance.double())  # (C,) ascending, (C, C)
+        scale = (values.clamp_min(0) + self.RIDGE * values[-1].clamp_min(1e-12)).rsqrt()
+        self.register_buffer("mean", mean)  # (C,)
+        self.register_buffer("matrix", (vectors * scale @ vectors.T).float())  # (C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return torch.einsum("kc,bc...->bk...", self.matrix, x - self.mean.view(shape))
+
+
 class LogOdds(nn.Module):
     """Logarithms of two classes' shares (B, 2) -> log odds of the second (B, 1)."""
 
@@ -215,6 +238,8 @@ class Problem:
 
     scale = 100.0
     modes: tuple[Mode, ...] = MODES
+    whitens = False
+    """Whether there are enough feature vectors to measure a covariance."""
 
     on_prediction: OnPrediction | None = None
 
@@ -244,12 +269,13 @@ class Problem:
         """Return the head: its layer, after a standardisation where the budget says so."""
         return self.standardized(self.layer(), train)
 
-    def empty_head(self, standardized: bool) -> nn.Module:
+    def empty_head(self, standardized: bool | Literal["whiten"]) -> nn.Module:
         """Return a head of the names and shapes that :meth:`make_head` gives, to load a stored one into."""
         if not standardized:
             return self.layer()
-        channels = self.feature_channels
-        return nn.Sequential(Standardize(torch.zeros(channels), torch.ones(channels)), self.layer())
+        zeros, ones = torch.zeros(self.feature_channels), torch.ones(self.feature_channels)
+        scale = Whiten(zeros, torch.diag(ones)) if standardized == "whiten" else Standardize(zeros, ones)
+        return nn.Sequential(scale, self.layer())
 
     @property
     def feature_channels(self) -> int:
@@ -291,7 +317,8 @@ class Problem:
         """Put a fixed standardisation, measured on the training cases, before ``head``."""
         if self.frozen is None or not self.budget.standardize:
             return head
-        return nn.Sequential(self._standardize(train), head)
+        whiten = self.budget.standardize == "whiten" and self.whitens
+        return nn.Sequential(self._whiten(train) if whiten else self._standardize(train), head)
 
     def _neighbours(self, bank: Tensor, classes: Tensor, num_classes: int, train: list[int]) -> nn.Module:
         """Return a classifier by the neighbours in ``bank`` (N, C), standardised where the budget says so."""
@@ -305,6 +332,20 @@ class Problem:
 
     def _standardize(self, train: list[int]) -> Standardize:
         """Measure centre and scale of each feature on the training cases."""
+        mean, square = self._moments(train, lambda f: f.square().sum(dim=1))  # (C,), (C,)
+        std = (square - mean.square()).clamp_min(0).sqrt()
+        return Standardize(mean.float(), std.float())
+
+    def _whiten(self, train: list[int]) -> Whiten:
+        """Measure centre and covariance of the features on the training cases."""
+        mean, square = self._moments(train, lambda f: f @ f.T)  # (C,), (C, C)
+        return Whiten(mean.float(), square - torch.outer(mean, mean))
+
+    def _moments(self, train: list[int], second: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the means of features and of their products over the training cases, in float64.
+
+        ``second`` adds the products of features (C, N) up.
+        """
         assert self.frozen is not None
         total: Tensor | None = None
         square: Tensor | None = None
@@ -314,15 +355,15 @@ class Problem:
             f = f.reshape(f.shape[1], -1)  # (C, voxels)
             count += f.shape[1]
             total = f.sum(dim=1) if total is None else total + f.sum(dim=1)
-            square = f.square().sum(dim=1) if square is None else square + f.square().sum(dim=1)
+            square = second(f) if square is None else square + second(f)
         assert total is not None and square is not None
-        mean = total / count
-        std = (square / count - mean.square()).clamp_min(0).sqrt()
-        return Standardize(mean.float(), std.float())
+        return total / count, square / count
 
 
 class Segmentation(Problem):
     """A softmax over structures at every voxel, from the local feature f^l."""
+
+    whitens = True
 
     @property
     def classes(self) -> int:

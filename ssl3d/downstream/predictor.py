@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import PreparedCohort, prepare_file
 from ssl3d.data.steps import Intensity, Preparation
 from ssl3d.data.volume import Volume, write_like, write_volume
-from ssl3d.downstream.harness import Mode, Standardize, make_problem
+from ssl3d.downstream.harness import Mode, Standardize, Whiten, make_problem
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
 from ssl3d.errors import CheckpointError, ConfigError
@@ -233,13 +233,20 @@ def save_predictor(
         "preparation": cohort.preparation.model_dump(mode="json"),
         "intensity": asdict(cohort.intensity),
         "backbone": backbone_config.model_dump(mode="json"),
-        "standardized": any(isinstance(module, Standardize) for module in head.modules()),
+        "standardized": _standardized(head),
         "downstream": config.model_dump(mode="json"),
         "data": cohort.fingerprint,
         "split": asdict(split),
         "source": source,
     }
     write_json(folder / FACTS, facts)
+
+
+def _standardized(head: nn.Module) -> bool | Literal["whiten"]:
+    modules = list(head.modules())
+    if any(isinstance(module, Whiten) for module in modules):
+        return "whiten"
+    return any(isinstance(module, Standardize) for module in modules)
 
 
 def load_predictor(folder: Path) -> Predictor:

@@ -6,7 +6,7 @@ loss and the metric; budget, features and validation are the same.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ class Regression(SeveralOutputs):
         self.mean, self.deviation = float(np.mean(values)), float(np.std(values)) or 1.0
         return Deviations(super().make_head(train), self.mean, self.deviation)
 
-    def empty_head(self, standardized: bool) -> nn.Module:
+    def empty_head(self, standardized: bool | Literal["whiten"]) -> nn.Module:
         return Deviations(super().empty_head(standardized), 0.0, 1.0)
 
     @torch.no_grad()
