@@ -87,7 +87,12 @@ def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
         positions = np.array([float(v) for v in values])
     except ValueError:
         positions = np.arange(len(values), dtype=float)
-        axis.set_xticks(positions, values)
+    else:
+        if positions.min() > 0 and positions.max() / positions.min() >= 4:  # such values were chosen by factors
+            axis.set_xscale("log")
+            axis.minorticks_off()
+    long = max(map(len, values)) > 10
+    axis.set_xticks(positions, values, **({"rotation": 25, "ha": "right"} if long else {}))
     for name, colour in [*((n, c) for n, (c, _) in BASELINES.items()), *zip(methods, COLOURS, strict=False)]:
         own = part[part.method == name]
         if len(own):
