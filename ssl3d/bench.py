@@ -219,6 +219,10 @@ class Bench:
         protocol = downstream.model_dump(
             mode="json", exclude={*MODES, "feature_budget_mib", "feature_disk_mib"}
         )
+        budget = getattr(downstream, mode).model_dump(mode="json")
+        # Options younger than the first records are not in the identity while they are off: those stay valid.
+        if budget.get("augment") is False:
+            del budget["augment"]
         identity = {
             "method": spec.name,
             "method_config": spec.identity()["config"],
@@ -233,9 +237,8 @@ class Bench:
             "mode": mode,
             "seed": seed,
             "label_fraction": float(fraction),
-            "budget": {**protocol, **getattr(downstream, mode).model_dump(mode="json")},
+            "budget": {**protocol, **budget},
         }
-        # Neither is in the identity of the ordinary case, whose records are older than the options.
         if step is not None:
             identity["pretrain_step"] = step
         if (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ssl3d.errors import ConfigError, nearest
 
@@ -143,6 +143,8 @@ class ModeConfig(Model):
     """Linear mode: `true` centres and scales each frozen feature over the training set; `whiten` also removes the
     correlations of f^l (f^g, one vector a case, has too few for that, and is scaled). Affine maps, so the probe stays
     linear; they keep it from comparing how fast an optimizer gets along with features of other scales."""
+    augment: bool = False
+    """Fine-tuning: random deformation and appearance of the training crops, the same for every method."""
 
 
 class NeighboursConfig(Model):
@@ -181,6 +183,15 @@ class DownstreamConfig(Model):
     """Fine-tuning: every parameter trained."""
     knn: NeighboursConfig = NeighboursConfig()
     """Nearest neighbours: nothing trained at all."""
+
+    @field_validator("linear")
+    @classmethod
+    def _frozen_features_stay(cls, linear: ModeConfig) -> ModeConfig:
+        if linear.augment:
+            raise ValueError(
+                "augment=true, but frozen features are computed once. Augment with downstream.finetune.augment=true."
+            )
+        return linear
 
 
 class BackboneConfig(Model):

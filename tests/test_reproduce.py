@@ -69,6 +69,7 @@ def test_the_identity_of_an_ordinary_cell_is_what_it_always_was(folder: Path) ->
         "method", "method_config", "backbone", "pretrain", "pretrain_seed", "task", "task_data", "split",
         "split_cases", "mode", "seed", "label_fraction", "budget",
     }  # fmt: skip
+    assert "augment" not in record["identity"]["budget"]  # only where it is on
     assert record["run"]["settings"]["preset"] == "smoke" and record["run"]["overrides"] == {
         "phantoms.asoca": 3, "phantoms.candi": 3, "phantoms.stoic": 6,
     }  # fmt: skip

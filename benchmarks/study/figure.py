@@ -88,7 +88,9 @@ def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
     except ValueError:
         positions = np.arange(len(values), dtype=float)
     else:
-        if positions.min() > 0 and positions.max() / positions.min() >= 4:  # such values were chosen by factors
+        if (
+            positions.min() > 0 and positions.max() / positions.min() >= 4
+        ):  # such values were chosen by factors
             axis.set_xscale("log")
             axis.minorticks_off()
     long = max(map(len, values)) > 10

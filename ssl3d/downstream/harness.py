@@ -29,7 +29,8 @@ from ssl3d.errors import ConfigError, TrainingError
 from ssl3d.models.factory import Backbone, seeded
 from ssl3d.optim import make_optimizer
 from ssl3d.progress import Track
-from ssl3d.rng import numpy_rng
+from ssl3d.rng import BatchRng, derive_seed, numpy_rng
+from ssl3d.transforms.supervised import Augmentation
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import PreparedCohort
@@ -313,6 +314,11 @@ class Problem:
         """Return one prepared volume (1, 1, D, H, W)."""
         return torch.from_numpy(np.array(self.cohort.image(case)))[None, None].to(self.device)
 
+    def augmentation(self, x: Tensor, step: int, seed: int) -> Augmentation:
+        """Return how a batch ``x`` (B, 1, D, H, W) is augmented."""
+        rng = BatchRng(seed, step, range(len(x)), self.device, ("downstream augmentation",))
+        return Augmentation(x.shape[2:], rng)
+
     def standardized(self, head: nn.Module, train: list[int]) -> nn.Module:
         """Put a fixed standardisation, measured on the training cases, before ``head``."""
         if self.frozen is None or not self.budget.standardize:
@@ -435,6 +441,9 @@ class Segmentation(Problem):
             labels.append(F.pad(y, pads))  # (1, 1, *crop)
         x = torch.cat(inputs).to(self.device)
         y = torch.cat(labels).long().to(self.device)
+        if self.budget.augment:
+            augmentation = self.augmentation(x, step, seed)
+            x, y = augmentation.image(x), augmentation.labels(y)
         with self.autocast():
             logits = head(x if self.frozen is not None else self.backbone(x)[1])  # (B, K + 1, *crop)
         return self._criterion(logits.float(), y)
@@ -509,13 +518,26 @@ class Classification(Problem):
             self.frozen[case].to(self.device) if self.frozen is not None else self._pooled(self.volume(case))
         )
 
+    def pooled_views(self, cases: list[int], step: int, seed: int) -> list[Tensor]:
+        """Return what a training step sees of ``cases``: pooled features (1, C) each, augmented where the budget says so.
+
+        Volumes differ in size, so they pass one by one; GroupNorm makes that the same as a batch.
+        """
+        if not self.budget.augment:
+            return [self.pooled(case) for case in cases]
+        volumes = [self.volume(case) for case in cases]
+        return [
+            self._pooled(self.augmentation(x, step, derive_seed(seed, place)).image(x))
+            for place, x in enumerate(volumes)
+        ]
+
     def logit(self, head: nn.Module, case: int) -> Tensor:
         """Return the logit (1,) of one case."""
         return head(self.pooled(case))[:, 0].float()
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
-        # Volumes differ in size, so they pass one by one; GroupNorm makes that the same as a batch.
-        logits = torch.cat([self.logit(head, case) for case in cases])  # (B,)
+        views = self.pooled_views(cases, step, seed)
+        logits = torch.cat([head(view)[:, 0].float() for view in views])  # (B,)
         targets = torch.tensor([float(self._target(case)) for case in cases], device=self.device)
         return F.binary_cross_entropy_with_logits(logits, targets)
 

@@ -40,7 +40,9 @@ class SeveralOutputs(Classification):
         raise NotImplementedError
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
-        return self.criterion(self.raw(head, cases), self.targets(cases).to(self.device))
+        views = self.pooled_views(cases, step, seed)
+        raw = torch.cat([head(view).float() for view in views])  # (B, K)
+        return self.criterion(raw, self.targets(cases).to(self.device))
 
 
 class _ByClass(SeveralOutputs):
