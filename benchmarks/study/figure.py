@@ -38,7 +38,8 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
         grid = [[(task, value, modes[0]) for task in tasks] for value in values]
     else:
         grid = [[(task, value, mode) for mode in modes] for task in tasks for value in values]
-    width = max(3.6 * len(grid[0]) + 0.4, 4.6)
+    panel = max(3.6, 0.5 * len(set(compared.value)))  # inches; a label a value
+    width = max(panel * len(grid[0]) + 0.4, 4.6)
     figure, axes = plt.subplots(
         len(grid), len(grid[0]), figsize=(width, 2.9 * len(grid) + 0.6), squeeze=False, layout="constrained",
         sharey="row" if len(modes) > 1 else False,
@@ -84,26 +85,28 @@ def _over_steps(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
 def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
     values = list(dict.fromkeys(part.value))
     try:
-        positions = np.array([float(v) for v in values])
+        positions, numbers = np.array([float(v) for v in values]), True
     except ValueError:
-        positions = np.arange(len(values), dtype=float)
-    else:
-        if (
-            positions.min() > 0 and positions.max() / positions.min() >= 4
-        ):  # such values were chosen by factors
-            axis.set_xscale("log")
-            axis.minorticks_off()
+        positions, numbers = np.arange(len(values), dtype=float), False
+    # Values over a wide range were chosen by factors.
+    if numbers and positions.min() > 0 and positions.max() / positions.min() >= 4:
+        axis.set_xscale("log")
+        axis.minorticks_off()
     long = max(map(len, values)) > 10
     axis.set_xticks(positions, values, **({"rotation": 25, "ha": "right"} if long else {}))
     for name, colour in [*((n, c) for n, (c, _) in BASELINES.items()), *zip(methods, COLOURS, strict=False)]:
         own = part[part.method == name]
         if len(own):
             by_value = own.groupby("value")["score"].agg(["mean", "min", "max"]).reindex(values)
-            _curve(axis, positions, by_value, colour, name, BASELINES.get(name, ("", "-"))[1])
+            dashes = BASELINES.get(name, ("", "-"))[1] if numbers else ""  # nothing lies between two names
+            _curve(axis, positions, by_value, colour, name, dashes)
 
 
 def _curve(
     axis: plt.Axes, x: np.ndarray, by: pd.DataFrame, colour: str, label: str, dashes: str = "-"
 ) -> None:
     axis.plot(x, by["mean"], color=colour, linestyle=dashes, marker="o", markersize=3, label=label)
-    axis.fill_between(x, by["min"], by["max"], color=colour, alpha=0.15, linewidth=0)
+    if dashes:
+        axis.fill_between(x, by["min"], by["max"], color=colour, alpha=0.15, linewidth=0)
+    else:
+        axis.vlines(x, by["min"], by["max"], color=colour, alpha=0.4)
