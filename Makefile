@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results-store
 REALDATA ?= runs/realdata
+STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/study/studies/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: bench bench-all ablations smoke realdata test lint phantom-pictures clean
+.PHONY: bench bench-all study levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -24,6 +25,22 @@ bench-all: .venv/.installed
 	$(BIN)/ssl3d table --store $(STORE) --format markdown --against paper > benchmarks/results/table1-quick.md
 	$(BIN)/ssl3d table --store $(STORE) --format csv --against paper > benchmarks/results/table1-quick.csv
 	$(BIN)/python benchmarks/order.py benchmarks/results/table1-quick.csv > benchmarks/results/order-quick.md
+
+# Every row with three seeds and a converged linear probe: docs/study.md. A night on two cores.
+study: .venv/.installed
+	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --store $(STORE)/study
+	mkdir -p benchmarks/results/studies
+	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,rank --against paper > benchmarks/results/table1-study.md
+	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md
+
+# One figure a lever, on the development cohort.
+levers: .venv/.installed
+	$(BIN)/python benchmarks/study/run.py $(STUDIES) --store $(STORE)/levers --out benchmarks/results/studies
+
+# What differences in appearance do, on the benchmark cohort.
+appearance: .venv/.installed
+	$(BIN)/python benchmarks/study/run.py benchmarks/study/studies/appearance.yaml --store $(STORE)/study \
+		--out benchmarks/results/studies
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)
