@@ -28,7 +28,8 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
         lever: title of the lever; None: the x-axis is the pretraining step.
         path: PNG to write.
     """
-    over_steps = frame.loc[~frame.method.isin(BASELINES), "step"].nunique() > 1
+    steps = frame[~frame.method.isin(BASELINES)].groupby("value")["step"].nunique()
+    over_steps = bool((steps > 1).any())  # within one value: the lever may be the number of steps
     ceiling, compared = frame[frame.method == "supervised"], frame[frame.method != "supervised"]
     tasks, modes = list(dict.fromkeys(frame.task)), [m for m in TITLES if (compared["mode"] == m).any()]
     # With curves over steps, each value of the lever is a row of panels; else it is the x-axis.
