@@ -150,7 +150,7 @@ class Bench:
 
             weights = weights_fingerprint(backbone)  # before fine-tuning changes them
             outcome = evaluate(
-                backbone, data.task, data.cohort, split, mode, self.settings.downstream, seed, self.device,
+                backbone, data.task, data.cohort, split, mode, self.settings.downstream.for_mode(mode), seed, self.device,
                 label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}{labels}",
                 on_prediction=keep,
             )  # fmt: skip
@@ -215,11 +215,11 @@ class Bench:
             pretraining = source["identity"] if source.get("status") == "finished" else None
         else:
             pretraining = self._pretrain_identity(spec, seed)
-        downstream = self.settings.downstream
+        downstream = self.settings.downstream.for_mode(mode)
         protocol = downstream.model_dump(
             mode="json", exclude={*MODES, "feature_budget_mib", "feature_disk_mib"}
         )
-        budget = getattr(downstream, mode).model_dump(mode="json")
+        budget = getattr(downstream, mode).model_dump(mode="json", exclude={"crop"})  # the protocol has it
         # Options younger than the first records are not in the identity while they are off: those stay valid.
         if budget.get("augment") is False:
             del budget["augment"]
@@ -251,15 +251,16 @@ class Bench:
         return identity
 
     def settings_for(self, spec: MethodSpec) -> Settings:
-        """Return the settings with the pretraining steps that ``match`` gives the method."""
+        """Return the settings with the method's learning rate and the pretraining steps that ``match`` gives it."""
+        settings = self.settings.for_method(spec.name)
         if self.match == "steps" or spec.cls.trains == "none":
-            return self.settings
+            return settings
         cost = float(spec.cls.volumes_per_item)
         if self.match == "time":
             cost *= self._relative_cost(spec)
-        steps = max(1, round(self.settings.pretrain.steps / cost))
-        pretraining = self.settings.pretrain.model_copy(update={"steps": steps})
-        return self.settings.model_copy(update={"pretrain": pretraining})
+        steps = max(1, round(settings.pretrain.steps / cost))
+        pretraining = settings.pretrain.model_copy(update={"steps": steps})
+        return settings.model_copy(update={"pretrain": pretraining})
 
     def _relative_cost(self, spec: MethodSpec) -> float:
         """Return a step's time by that of a supervised step on as many crops.

@@ -13,6 +13,7 @@ from ssl3d.commands.common import (
     Group,
     cache_option,
     device_option,
+    keep_freed_memory,
     load_tasks,
     make_console,
     policy_option,
@@ -252,7 +253,8 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
-    settings = settings_of(preset, overrides)
+    keep_freed_memory()
+    settings = settings_of(preset, overrides).for_method(method_name)
     from ssl3d.plugins import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
@@ -344,6 +346,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table."""
     quiet_libraries()
+    keep_freed_memory()
     from ssl3d.plugins import registry
 
     found = registry()

@@ -145,6 +145,8 @@ class ModeConfig(Model):
     linear; they keep it from comparing how fast an optimizer gets along with features of other scales."""
     augment: bool = False
     """Fine-tuning: random deformation and appearance of the training crops, the same for every method."""
+    crop: Shape | None = None
+    """Crop and window of this mode in place of `downstream.crop`."""
 
 
 class NeighboursConfig(Model):
@@ -193,6 +195,13 @@ class DownstreamConfig(Model):
             )
         return linear
 
+    def for_mode(self, mode: str) -> DownstreamConfig:
+        """Return what evaluation in ``mode`` is run with: if the mode has a crop of its own, it is ``crop``."""
+        own = getattr(self, mode)
+        if getattr(own, "crop", None) is None:
+            return self
+        return self.model_copy(update={"crop": own.crop, mode: own.model_copy(update={"crop": None})})
+
 
 class BackboneConfig(Model):
     """The backbone; every key but `name` is an option of that backbone."""
@@ -218,8 +227,15 @@ class Settings(Model):
     backbone: BackboneConfig = BackboneConfig()
     pretrain: PretrainConfig = PretrainConfig()
     downstream: DownstreamConfig = DownstreamConfig()
+    method_lr: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Learning rates of single rows in place of `pretrain.lr`, for example {byol: 3.0e-3}; a variant is its own row."""
     methods: dict[str, dict[str, Any]] = {}
     """Options of single methods, for example {byol: {base_momentum: 0.99}}."""
+
+    def for_method(self, name: str) -> Settings:
+        """Return the settings that method ``name`` is pretrained with: its learning rate is ``pretrain.lr``."""
+        pretraining = self.pretrain.model_copy(update={"lr": self.method_lr.get(name, self.pretrain.lr)})
+        return self.model_copy(update={"pretrain": pretraining, "method_lr": {}})
 
 
 def presets_folder() -> Path:
@@ -240,7 +256,8 @@ def load_settings(
 
     Args:
         preset: a name (``smoke``, ``quick``, ``study``, ``paper``) or the path of a YAML file.
-        overrides: ``section.option=value`` or ``method.option=value``; values are YAML.
+        overrides: ``section.option=value`` or ``method.option=value``; values are YAML. ``pretrain.lr`` takes the
+            place of the preset's ``method_lr`` too, ``downstream.crop`` that of its crops of single modes.
         methods: names that may stand in the place of a section; default: none.
 
     Raises:
@@ -248,6 +265,13 @@ def load_settings(
     """
     values = _read_preset(preset)
     values.setdefault("preset", Path(preset).stem)
+    named = {override.partition("=")[0].strip() for override in overrides}
+    if "pretrain.lr" in named:  # who names one rate means it for every method,
+        values["method_lr"] = {}
+    if "downstream.crop" in named:  # and who names one crop for every mode
+        for mode in values.get("downstream", {}).values():
+            if isinstance(mode, dict):
+                mode.pop("crop", None)
     for override in overrides:
         _apply(values, override, methods or [])
     return validate(Settings, values, f"preset {Path(preset).stem}")
@@ -297,6 +321,8 @@ def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f'--set {key}: "{text}" is not a value: {error}') from error
     parts = key.strip().split(".")
+    if parts[0] == "method_lr" and methods and len(parts) > 1 and parts[1] not in methods:
+        raise ConfigError(f'Unknown method in "{key}".{nearest(parts[1], methods)}')
     if parts[0] not in Settings.model_fields:
         if len(parts) > 1 and parts[0] in methods:
             parts.insert(0, "methods")

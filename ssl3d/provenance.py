@@ -34,7 +34,11 @@ def run_of(
     changed: dict[str, Any] = {}
     if settings.preset in preset_names():
         preset = flatten(load_settings(settings.preset).model_dump(mode="json"))
-        changed = {k: v for k, v in flatten(values).items() if k not in preset or preset[k] != v}
+        here = flatten(values)
+        # None: the preset's rate of a method, which `pretrain.lr` has taken the place of.
+        changed = {
+            k: here.get(k) for k in here.keys() | preset.keys() if k not in preset or preset[k] != here.get(k)
+        }
     return {
         "settings": values,
         "overrides": changed,
@@ -74,6 +78,12 @@ def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list
     now |= run["overrides"]
     then = flatten(run["settings"])
     identity = record["identity"]
+    own = {
+        "pretrain.lr": f"method_lr.{identity['method']}",
+        "downstream.crop": f"downstream.{identity['mode']}.crop",
+    }
+    for settings in (then, now):  # whichever option it came from, the value is what counts
+        settings |= {shared: settings.get(key) or settings[shared] for shared, key in own.items()}
     keys = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k) and _matters(k, identity, run)]
     return [f"{k} {then.get(k)} -> {now.get(k)}" for k in sorted(keys)]
 
@@ -81,9 +91,11 @@ def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list
 def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if key in _WITHOUT_EFFECT or section == "preset":
+    if key in _WITHOUT_EFFECT or section in ("preset", "method_lr"):
         return False
     if section == "downstream":
+        if rest == f"{name}.crop":
+            return False
         return name not in ("linear", "finetune", "knn") or name == identity["mode"]
     if section == "methods":
         return name == identity["method"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -221,3 +224,29 @@ def test_verbose_methods_say_what_info_says_of_every_method() -> None:
     output = run("methods", "--verbose", "--no-cost").output
     for name, words in (("gvsl", "CVPR 2023"), ("byol", "base_momentum"), ("rotation", "trains     encoder")):
         assert name in output and words in output
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    code = """
+import ctypes, resource, sys
+from ssl3d.commands.common import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 0, 2**26)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    keep, give_back = (
+        int(
+            subprocess.run([sys.executable, "-c", code, a], capture_output=True, text=True, check=True).stdout
+        )
+        for a in ("keep", "give back")
+    )
+    assert 5 * keep < give_back, "page faults of 64 MiB"

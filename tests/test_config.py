@@ -52,9 +52,8 @@ def test_overrides() -> None:
 def test_a_preset_extends_another(tmp_path: Path) -> None:
     quick, study = load_settings("quick"), load_settings("study")
     assert (quick.seeds, study.seeds, study.preset) == ((0,), (0, 1, 2), "study")
-    other = {"seeds", "preset", "downstream"}
+    other = {"seeds", "preset", "downstream", "method_lr"}
     assert quick.model_dump(exclude=other) == study.model_dump(exclude=other)
-    assert quick.downstream.finetune == study.downstream.finetune
     linear = quick.downstream.linear  # a key within a section leaves its neighbours as they are
     assert study.downstream.linear == linear.model_copy(update={"steps": 1000, "validate_every": 100})
     own = tmp_path / "own.yaml"
@@ -72,9 +71,37 @@ def test_a_preset_extends_another(tmp_path: Path) -> None:
             load_settings(str(own))
 
 
+def test_a_method_has_its_own_learning_rate_unless_one_is_named_for_all() -> None:
+    preset = ["pretrain.lr=0.1", "method_lr.byol=0.3"]
+    mine = load_settings("smoke", preset, ["byol", "gvsl"])
+    assert [mine.for_method(m).pretrain.lr for m in ("byol", "gvsl")] == [0.3, 0.1]
+    assert mine.for_method("byol").for_method("gvsl").pretrain.lr == 0.3, "resolved once"
+    assert mine.for_method("byol") == load_settings("smoke", ["pretrain.lr=0.3"]), "nothing else changes"
+    study = load_settings("study")
+    assert study.method_lr and not load_settings("study", ["pretrain.lr=0.1"]).method_lr
+    assert load_settings("study", ["pretrain.lr=0.1", "method_lr.gvsl=1"]).method_lr == {"gvsl": 1}
+
+
+def test_a_mode_has_its_own_crop_unless_one_is_named_for_all(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("extends: smoke\ndownstream: {finetune: {crop: 24}}\n")
+    downstream = load_settings(str(preset)).downstream
+    smoke = load_settings("smoke").downstream
+    assert downstream.for_mode("finetune") == smoke.model_copy(update={"crop": (24, 24, 24)})
+    assert [downstream.for_mode(m).crop for m in ("linear", "knn")] == [smoke.crop] * 2
+    assert downstream.for_mode("finetune").for_mode("finetune") == downstream.for_mode("finetune")
+    assert load_settings(str(preset), ["downstream.crop=40"]).downstream.for_mode("finetune").crop == (
+        40,
+        40,
+        40,
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("method_lr.gvls=3", r'Unknown method in "method_lr.gvls". Did you mean "gvsl"'),
+        ("method_lr.gvsl=0", r"method_lr.gvsl = 0: .*greater than 0"),
         ("pretrain.stepz=3", r'unknown key "pretrain.stepz". Did you mean "pretrain.steps"'),
         ("pretrian.steps=3", r'Unknown key "pretrian.steps". Did you mean "pretrain.steps"'),
         (

@@ -17,6 +17,7 @@ from ssl3d.data.cohort import Case
 from ssl3d.data.splits import make_splits
 from ssl3d.errors import DataError
 from ssl3d.plugins import registry
+from ssl3d.provenance import stale
 from ssl3d.results.store import ResultStore
 
 # Cohorts that no test here reads.
@@ -44,10 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def records(folder: Path, **identity: Any) -> list[dict[str, Any]]:
+def records(folder: Path, *, matched: str | None = None, **identity: Any) -> list[dict[str, Any]]:
+    """The records with these parts of the identity, by matched budgets or not: tests share the store in any order."""
     found, problems = ResultStore(folder / "store").records()
     assert not problems
-    return [r for r in found if identity.items() <= r["identity"].items()]
+    return [
+        r
+        for r in found
+        if identity.items() <= r["identity"].items() and matched == r["identity"].get("match", {}).get("by")
+    ]
 
 
 def test_fractions_share_their_test_cases_and_their_pretraining(folder: Path) -> None:
@@ -156,10 +162,39 @@ def test_stale_cells_are_computed_again_on_request_only(folder: Path) -> None:
     assert bench(folder, "--methods", "scratch,gvsl", "--recompute").output.count("already in the store") == 2
 
 
+def test_a_method_is_pretrained_with_its_own_rate(folder: Path, tmp_path: Path) -> None:
+    (common,) = records(folder, method="gvsl", label_fraction=1.0)
+    own_store = ("--methods", "gvsl", "--set", "method_lr.gvsl=0.02", "--store", str(tmp_path / "store"))
+    result = bench(folder, *own_store)
+    assert result.exit_code == 0, result.output
+    (own,) = records(tmp_path)
+    rate, other = (r["identity"]["pretrain"]["budget"].pop("lr") for r in (own, common))
+    assert (rate, other) == (0.02, load_settings("smoke").pretrain.lr)
+    assert own["identity"] == common["identity"], "nothing else changes"
+    assert own["fingerprint_of_weights"] != common["fingerprint_of_weights"]
+    (path,) = (tmp_path / "store" / "records").glob("*.json")
+    again = run("reproduce", str(path), "--cache", str(folder / "cache"))
+    assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
+
+
+def test_the_crop_of_a_mode_counts_not_where_it_was_written(folder: Path) -> None:
+    (edge, *_) = load_settings("smoke").downstream.crop
+    elsewhere = ("--set", f"downstream.crop={edge + 8}", "--set", f"downstream.linear.crop={edge}")
+    result = bench(folder, "--methods", "scratch", *elsewhere)
+    assert result.exit_code == 0 and "already in the store" in result.output, result.output
+    (record,) = records(folder, method="scratch", label_fraction=1.0)
+    assert record["identity"]["budget"]["crop"] == [edge] * 3
+    run = {
+        **record["run"],
+        "settings": load_settings("smoke", [*SMALL[1::2], *elsewhere[1::2]]).model_dump(mode="json"),
+    }
+    assert stale({**record, "run": run}) == []
+
+
 def test_matching_voxels_gives_each_method_as_many(folder: Path) -> None:
     result = bench(folder, "--methods", "scratch,gvsl,denoising", "--match", "voxels")
     assert result.exit_code == 0, result.output
-    found = {r["identity"]["method"]: r for r in records(folder) if "match" in r["identity"]}
+    found = {r["identity"]["method"]: r for r in records(folder, matched="voxels")}
     assert set(found) == {"gvsl", "denoising"}, "scratch has no pretraining to match, so its record is shared"
     assert found["gvsl"]["cost"]["voxels_seen"] == found["denoising"]["cost"]["voxels_seen"]
     assert 2 * found["gvsl"]["cost"]["pretrain_steps"] == found["denoising"]["cost"]["pretrain_steps"] == 8
@@ -177,7 +212,7 @@ def test_matching_time_measures_a_method_once_a_store(folder: Path, monkeypatch:
     monkeypatch.setattr(describe, "step_cost", lambda name: describe.StepCost(9.0, 1.0, 4, 32))
     again = bench(folder, "--methods", "gvsl", "--match", "time")
     assert again.output.count("already in the store") == 1
-    (record,) = [r for r in records(folder) if r["identity"].get("match", {}).get("by") == "time"]
+    (record,) = records(folder, matched="time")
     assert record["cost"]["pretrain_steps"] == 2, "8 steps, twice the time a volume, two volumes"
     path = ResultStore(folder / "store").path_for(record["identity"])
     result = run("reproduce", str(path), "--cache", str(folder / "cache"))

@@ -185,6 +185,22 @@ def test_a_changed_preset_is_named(module: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_the_rate_that_a_method_was_trained_with_counts_not_where_it_was_written(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = telling()
+    name, rate = record["identity"]["method"], record["run"]["settings"]["pretrain"]["lr"]
+    there = ["pretrain.lr=0.7", f"method_lr.{name}={rate}", "downstream.linear.lr=0.5"]
+    monkeypatch.setattr(provenance, "load_settings", lambda preset: load_settings("smoke", there))
+    assert stale(record) == []
+    there[1] = f"method_lr.{name}=0.6"
+    assert stale(record) == [f"pretrain.lr {rate} -> 0.6"]
+    named = load_settings("smoke", [*there, "pretrain.lr=0.6"]).model_copy(update={"method_lr": {}})
+    run = run_of(named, "phantoms", None, None, registry().tasks.get("shc").load())
+    assert run["overrides"] == {"pretrain.lr": 0.6, f"method_lr.{name}": None}
+    assert stale({**record, "run": run}) == [], "the preset's rate was set aside"
+
+
 def test_changed_data_at_one_place_are_stale(module: Path) -> None:
     old, new = telling(), {**telling(task_data="new data"), "created": "2026-02-01"}
     other = telling(seed=1, task_data="its own")

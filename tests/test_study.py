@@ -31,7 +31,9 @@ def test_a_study_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     frame = pd.read_csv(tmp_path / "store" / "smoke.csv")
     # scratch and the two checkpoints of denoising in two modes and their correspondence, and the upper bound
     assert len(frame) == 3 * 3 + 1
-    assert frame[frame["mode"] == "correspondence"].score.between(0, 100).all()
+    matches = frame["mode"] == "correspondence"
+    assert frame[matches].score.between(0, 100).all() and frame[matches].validation.isna().all()
+    assert frame[~matches & (frame["mode"] != "knn")].validation.between(0, 100).all()
     assert set(frame[frame.method == "denoising"].step) == {4, 8} and set(
         frame[frame.method == "scratch"].step
     ) == {0}

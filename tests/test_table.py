@@ -232,6 +232,23 @@ def test_scratch_is_repeated_beside_every_pretraining_budget() -> None:
     assert [cell(table, "gvsl").delta for table in model.tables] == [10.0, 15.0]
 
 
+def test_rows_with_rates_of_their_own_share_a_table_and_a_sweep_of_rates_does_not() -> None:
+    def rate(lr: float) -> dict[str, Any]:
+        return {"data": "f00dfeed", "budget": {"steps": 10, "lr": lr}}
+
+    own = [made_up("scratch", 20.0), made_up("gvsl", 30.0, pretrain=rate(0.1)), made_up("byol", 40.0, pretrain=rate(0.3)),
+           made_up("simclr", 41.0, pretrain=rate(0.3))]  # fmt: skip
+    (table,) = build_table(own).tables
+    assert [cell(table, name).delta for name in ("gvsl", "byol", "simclr")] == [10.0, 20.0, 21.0]
+    assert "learning rate of pretraining 0.3, but 0.1 for GVSL;" in table.caption
+    assert table.facets["pretrain.budget.lr.BYOL"] == 0.3 and own[1]["identity"]["pretrain"] == rate(0.1)
+
+    first, second = build_table([*own, made_up("byol", 35.0, pretrain=rate(0.1))]).tables
+    assert [cell(first, "byol").mean, cell(second, "byol").mean] == [35.0, 40.0], "two rates of one row"
+    assert [cell(first, "gvsl").delta, cell(second, "simclr").delta] == [10.0, 21.0]
+    assert "but" not in first.caption and first.differs == "pretrain.budget.lr = 0.1"
+
+
 def test_scratch_stands_beside_weights_kept_on_the_way() -> None:
     records = [made_up("scratch", 20.0), made_up("gvsl", 40.0)]
     records += [made_up("gvsl", 25.0 + step / 60, pretrain_step=step) for step in (60, 120)]

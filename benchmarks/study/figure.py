@@ -78,9 +78,9 @@ def _over_steps(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
         if len(scores):
             axis.axhline(scores.mean(), color=colour, linestyle=dashes, label=name)
             axis.axhspan(scores.min(), scores.max(), color=colour, alpha=0.12, linewidth=0)
-    for colour, method in zip(COLOURS, methods, strict=False):
+    for method, (colour, dashes) in _styles(methods).items():
         by_step = part[part.method == method].groupby("step")["score"].agg(["mean", "min", "max"])
-        _curve(axis, by_step.index.to_numpy(), by_step, colour, method)
+        _curve(axis, by_step.index.to_numpy(), by_step, colour, method, dashes)
 
 
 def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
@@ -95,12 +95,17 @@ def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
         axis.minorticks_off()
     long = max(map(len, values)) > 10
     axis.set_xticks(positions, values, **({"rotation": 25, "ha": "right"} if long else {}))
-    for name, colour in [*((n, c) for n, (c, _) in BASELINES.items()), *zip(methods, COLOURS, strict=False)]:
+    for name, (colour, dashes) in (BASELINES | _styles(methods)).items():
         own = part[part.method == name]
         if len(own):
             by_value = own.groupby("value")["score"].agg(["mean", "min", "max"]).reindex(values)
-            dashes = BASELINES.get(name, ("", "-"))[1] if numbers else ""  # nothing lies between two names
-            _curve(axis, positions, by_value, colour, name, dashes)
+            # Nothing lies between two names.
+            _curve(axis, positions, by_value, colour, name, dashes if numbers else "")
+
+
+def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:
+    """Return each method's (colour, dashes); after the last colour they begin again, dotted and dashed."""
+    return {m: (COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "-.") for i, m in enumerate(methods)}
 
 
 def _curve(

@@ -128,18 +128,20 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
     """Run every cell that is not in the store yet, and return one row a cell."""
     rows: list[dict[str, Any]] = []
 
-    def collect(bench: Bench, value: str, method: str | None = None, correspondence: bool = False) -> None:
+    def collect(bench: Bench, value: str, method: str | None = None, matches: bool = False) -> None:
         for record, computed in bench.run():
             identity = record["identity"]
             row = {
                 "value": value, "method": method or identity["method"], "task": identity["task"],
                 "mode": identity["mode"], "seed": identity["seed"], "split": identity["split"],
                 "step": record["cost"]["pretrain_steps"], "score": record["score"],
+                "validation": max((point["score"] for point in record["validation"]), default=None),
             }  # fmt: skip
             rows.append(row)
             print(f"{row}{'' if computed else '  (already in the store)'}", file=sys.stderr, flush=True)
-            if correspondence:
-                rows.append({**row, "mode": "correspondence", "score": correspondence_of(bench, record)})
+            if matches:
+                correspondence = correspondence_of(bench, record)
+                rows.append({**row, "mode": "correspondence", "score": correspondence, "validation": None})
 
     for value, overrides in (study.lever.values if study.lever else {"": []}).items():
         extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
@@ -149,7 +151,7 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
             collect(
                 bench_of(study, settings, study.methods, [mode], study.seeds, store, cache, fraction),
                 value,
-                correspondence=study.correspondence and mode == "linear",
+                matches=study.correspondence and mode == "linear",
             )
         if study.upper_bound is not None:
             settings = load_settings(

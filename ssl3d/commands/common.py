@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -157,6 +159,18 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="monai.*")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 1 GiB of what torch frees on a CPU, for the next step.
+
+    glibc gives blocks above 32 MiB back at once, as a convolution's work space is, and the kernel clears them anew
+    in every step: a quarter of the time of a training step at 32 voxels.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # glibc; musl has none
+        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
 
 
 def settings_of(preset: str, overrides: tuple[str, ...]) -> Any:

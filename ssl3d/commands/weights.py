@@ -12,6 +12,7 @@ from ssl3d.commands.common import (
     affine_option,
     cache_option,
     device_option,
+    keep_freed_memory,
     load_tasks,
     policy_option,
     preset_option,
@@ -50,6 +51,7 @@ def finetune(
 ) -> None:  # fmt: skip
     """Train a predictor for a task, as a cell of the bench does, and keep it."""
     quiet_libraries()
+    keep_freed_memory()
     (task,) = load_tasks([task_name])
     settings = settings_of(preset, overrides)
     from ssl3d.config import BackboneConfig
@@ -69,12 +71,13 @@ def finetune(
     splits = task_splits(task, cohort, settings)
     if not 0 <= split < len(splits):
         raise ConfigError(f"--split {split}: task {task.name} has splits 0 to {len(splits) - 1}.")
+    downstream = settings.downstream.for_mode(chosen_mode)
     source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
     outcome = evaluate(
-        backbone, task, cohort, splits[split], chosen_mode, settings.downstream, seed, where,
+        backbone, task, cohort, splits[split], chosen_mode, downstream, seed, where,
         keep=lambda head: save_predictor(
             out, backbone, head, task=task, mode=chosen_mode, cohort=cohort, split=splits[split],
-            config=settings.downstream, backbone_config=BackboneConfig.model_validate(run["backbone"]),
+            config=downstream, backbone_config=BackboneConfig.model_validate(run["backbone"]),
             source={**source, "seed": seed},
         ),
     )  # fmt: skip

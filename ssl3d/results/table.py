@@ -255,11 +255,15 @@ class _Canonical:
 
 
 def _parts(records: Iterable[Record]) -> list[_Part]:
+    records = list(records)
     parts: dict[tuple[str, ...], _Part] = {}
     canonical = _Canonical()
+    swept = _swept(records, canonical)
     for record in records:
         identity = record["identity"]
         pretraining = _pretraining(identity)
+        if pretraining and canonical(_without_rate(pretraining)) not in swept:
+            pretraining = _without_rate(pretraining)
         pretrain = canonical(pretraining) if pretraining else ""
         shared = canonical({k: v for k, v in identity.items() if k not in _NOT_SHARED})
         conditions = _conditions(identity, canonical)
@@ -286,6 +290,26 @@ def _pretraining(identity: Mapping[str, Any]) -> dict[str, Any] | None:
         budget = {k: v for k, v in pretrain["budget"].items() if k != "steps"}
         pretrain = {**pretrain, "budget": budget, "match": match}
     return pretrain
+
+
+def _without_rate(pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    budget = {k: v for k, v in pretraining.get("budget", {}).items() if k != "lr"}
+    return {**pretraining, "budget": budget}
+
+
+def _swept(records: Iterable[Record], canonical: _Canonical) -> set[str]:
+    """Return the conditions of pretraining under which one row has several learning rates.
+
+    There the rate is what is compared, and each has its own table. Elsewhere it is an option of the row, as in a
+    preset with ``method_lr``, and the caption names it.
+    """
+    rates: dict[tuple[str, ...], set[Any]] = defaultdict(set)
+    for record in records:
+        identity = record["identity"]
+        if pretraining := _pretraining(identity):
+            row = (identity["method"], canonical(identity["method_config"]), canonical(identity["backbone"]))
+            rates[canonical(_without_rate(pretraining)), *row].add(pretraining.get("budget", {}).get("lr"))
+    return {conditions for (conditions, *_), values in rates.items() if len(values) > 1}
 
 
 def _conditions(identity: Mapping[str, Any], canonical: Callable[[Any], str]) -> dict[str, str]:
@@ -323,6 +347,14 @@ class _Draft:
     def records(self) -> list[Record]:
         return [record for records in self.columns.values() for record in records]
 
+    def rates(self) -> dict[Any, list[str]]:
+        """Return the methods' titles by learning rate of pretraining, that of the most methods first."""
+        titles: dict[Any, dict[str, None]] = defaultdict(dict)
+        for record in self.records:
+            if pretraining := record["identity"].get("pretrain"):
+                titles[pretraining.get("budget", {}).get("lr")][record["method"]["title"]] = None
+        return {rate: sorted(titles[rate]) for rate in sorted(titles, key=lambda rate: -len(titles[rate]))}
+
     @property
     def facets(self) -> dict[str, Any]:
         """The conditions as nested data, for captions."""
@@ -335,6 +367,9 @@ class _Draft:
             data[identity["task"]]["cases"][identity["split"]] = identity.get("split_cases")
         identity = self.records[0]["identity"]
         pretrain = next((p for r in self.records if (p := _pretraining(r["identity"]))), None)
+        if pretrain and len(rates := self.rates()) > 1:
+            own = {title: rate for rate, titles in rates.items() for title in titles}
+            pretrain = {**pretrain, "budget": {**pretrain["budget"], "lr": own}}
         shared = {k: v for k, v in identity.items() if k not in _NOT_SHARED}
         presets = sorted({str(record.get("preset", "?")) for record in self.records})
         return {"preset": ", ".join(presets), "pretrain": pretrain, **shared, **budgets, "data": data}
@@ -597,6 +632,10 @@ def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
         if "pretrain.kept_at_step" in flat:
             budget = f" {flat['pretrain.kept_at_step']} of{budget}"
         parts.append(f"pretraining{budget} on data {flat['pretrain.data'][:8]}")
+        if len(rates := draft.rates()) > 1:
+            (most, _), *others = rates.items()
+            own = ", ".join(f"{rate} for {', '.join(titles)}" for rate, titles in others)
+            parts.append(f"learning rate of pretraining {most}, but {own}")
     parts += [
         f"{title.lower()} {flat[f'{mode}.steps']} steps"
         for mode, title in MODES.items()
