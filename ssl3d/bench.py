@@ -149,8 +149,9 @@ class Bench:
                     kept.append(keep_prediction(self.store, identity, case.id, arrays, case.affine))
 
             weights = weights_fingerprint(backbone)  # before fine-tuning changes them
+            downstream = self.settings.downstream.for_mode(mode)
             outcome = evaluate(
-                backbone, data.task, data.cohort, split, mode, self.settings.downstream.for_mode(mode), seed, self.device,
+                backbone, data.task, data.cohort, split, mode, downstream, seed, self.device,
                 label=f"{spec.name}{at}, {data.task.name} {mode}, seed {seed}, {split.name}{labels}",
                 on_prediction=keep,
             )  # fmt: skip
@@ -181,7 +182,7 @@ class Bench:
                     "pretrain_parameters": run["parameters_trained"],
                     "pretrain_device": run["device"],
                     "downstream_seconds": outcome.seconds,
-                    "device": device_name(self.device),
+                    "device": device_name(self.device, downstream.precision),
                     "peak_memory_mib": outcome.peak_memory_mib,
                     "parameters_trained": outcome.parameters_trained,
                 },

@@ -105,9 +105,13 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
 
 
-def device_name(device: torch.device) -> str:
-    """Return the name of the processor behind ``device``."""
+def device_name(device: torch.device, precision: str) -> str:
+    """Return the processor behind ``device`` and what it computes in, as in ``"AMD EPYC (2 threads, float32)"``.
+
+    The dtype belongs to it: with ``precision`` ``auto`` one configuration gives slightly other numbers elsewhere.
+    """
+    dtype = "float32" if autocast_dtype(precision, device) is None else "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return f"{torch.cuda.get_device_name(device)} ({dtype})"
     threads = torch.get_num_threads()
-    return f"{_cpu_name()} ({threads} thread{'s' if threads > 1 else ''})"
+    return f"{_cpu_name()} ({threads} thread{'s' if threads > 1 else ''}, {dtype})"

@@ -237,3 +237,14 @@ def test_killed_with_sigkill_and_resumed_ends_with_the_same_bits(tmp_path: Path,
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "running"
     subprocess.run([*command, "--out", str(tmp_path / "cut"), "--resume"], check=True)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_names_what_it_computed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    assert run(tmp_path / "asked", steps=1, precision=precision)["device"].endswith(f", {precision})")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: precision == "bfloat16")
+    assert run(tmp_path / "auto", steps=1)["device"].endswith(f", {precision})")
+    assert same_weights(tmp_path / "asked", tmp_path / "auto")

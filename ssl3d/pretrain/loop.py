@@ -138,7 +138,7 @@ def pretrain(
         "code": code_of(method_modules(spec.cls))["pretrain"],
         "losses": {},
         "seconds": previous.get("seconds", 0.0),
-        "device": device_name(device),
+        "device": device_name(device, cfg.precision),
     }
     if steps:
         assert cohort is not None
