@@ -60,6 +60,10 @@ class PhantomConfig(Model):
     """Scale of the differences in appearance between subjects; 0 makes all alike."""
     isodensity: float = Field(0.0, ge=0, le=1)
     """How far structures of like tissue come to one intensity; at 1 only context tells them apart."""
+    texture: float = Field(1.0, ge=0, le=10)
+    """Amplitude of the texture within the tissues of heart and brain; 0: none."""
+    vessel_width: float = Field(1.0, ge=1, le=4)
+    """Width of the coronary vessels; at 1 they are one to three voxels wide, thinner ones fall between voxels."""
 
 
 class DataConfig(Model):

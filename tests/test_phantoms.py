@@ -143,6 +143,23 @@ def test_isodense_structures_differ_in_context_only() -> None:
         assert spreads[1][1] > 0.5 * spreads[0][1], (cohort, spreads)
 
 
+@pytest.mark.parametrize(("cohort", "region"), [("mmwhs", 500), ("candi", 2)])
+def test_texture_has_the_amplitude_asked_for(cohort: str, region: int) -> None:
+    plain, once, thrice = (subject(cohort, 0, replace(SMALL, texture=t)) for t in (0.0, 1.0, 3.0))
+    assert plain.labels is not None and np.array_equal(plain.labels, thrice.labels)
+    inside = ndimage.binary_erosion(plain.labels == region)
+    first, third = (s.image[inside] - plain.image[inside].astype(float) for s in (once, thrice))
+    assert first.std() > 0.01 * plain.image[inside].mean()
+    assert third.std() / first.std() == pytest.approx(3, rel=0.1)
+
+
+def test_wider_vessels_hold_the_narrow_ones() -> None:
+    narrow, wide = (subject("asoca", 0, replace(SMALL, vessel_width=width)).labels for width in (1.0, 2.0))
+    assert narrow is not None and wide is not None
+    assert (wide[narrow > 0] > 0).all()
+    assert wide.sum() > 2 * narrow.sum()
+
+
 def test_unusable_parameters_are_refused() -> None:
     with pytest.raises(ConfigError, match="edge = 8"):
         PhantomParameters(edge=8)

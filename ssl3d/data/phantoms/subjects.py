@@ -34,6 +34,8 @@ class PhantomParameters:
         appearance_variance: scale of the differences in appearance between subjects; 0: all alike.
         isodensity: how far neighbours of like tissue (blood pools; grey, white and fluid parts of the
             brain) come to one value: at 0 each has its own, at 1 only context tells them apart.
+        texture: amplitude of the texture within the tissues of heart and brain, a factor.
+        vessel_width: of the coronary arteries and veins, a factor.
     """
 
     edge: int = 64
@@ -42,6 +44,8 @@ class PhantomParameters:
     profile: Literal["benchmark", "development"] = "benchmark"
     appearance_variance: float = 1.0
     isodensity: float = 0.0
+    texture: float = 1.0
+    vessel_width: float = 1.0
 
     def __post_init__(self) -> None:
         if self.edge < 24:
@@ -202,7 +206,7 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     values = _alike(values, [heart.BLOOD], parameters.isodensity)
     image = np.array([values[name] for name in heart.TISSUES], dtype=np.float32)[tissue]
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
-    image += 14 * parameters.appearance_variance * texture * (image > -300)
+    image += 14 * parameters.appearance_variance * parameters.texture * texture * (image > -300)
 
     vein = heart.cardiac_vein(form)
     diseased = int(anatomy.random() < 0.5) if cohort != "asoca" else index % 2
@@ -211,8 +215,8 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     for vessel in [vein, *heart.coronary_tree(form, anatomy)]:
         path, radii = g.densify(vessel.path, vessel.radii, spacing / 4)
         centres = _to_voxels(mapping.to_subject(path.T), shape, spacing)
-        # One to three voxels wide whatever the grid: a thinner tube would fall between the voxels.
-        wide = np.clip(radii / spacing, 0.75, 1.45)
+        # One to three voxels wide (times the factor) whatever the grid: a thinner tube would fall between the voxels.
+        wide = parameters.vessel_width * np.clip(radii / spacing, 0.75, 1.45)
         calcium = None
         if diseased and vessel is not vein and len(path) > 12:
             at = int(anatomy.integers(4, len(path) - 4))
@@ -278,7 +282,7 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     values = _alike(values, brain.LIKE_TISSUES, parameters.isodensity)
     image = np.array([values[name] for name in brain.TISSUES], dtype=np.float32)[tissue].reshape(shape)
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
-    image = image * (1 + 0.03 * scale * texture)
+    image = image * (1 + 0.03 * scale * parameters.texture * texture)
     image = _degrade(image, look, p, blur=(0.4, 0.7), noise=(0.02, 0.05), shading=0.18, scale=scale)
     stored = np.clip(np.rint(image * _between(look, 300, 900, scale)), 0, 30000)
     return PhantomSubject(stored.astype(np.int16), labels, None, _affine(shape, spacing), mapping)
