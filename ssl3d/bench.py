@@ -192,7 +192,7 @@ class Bench:
                     self.settings, self.data, data.place, self.checkpoints.get(spec.name), data.task
                 ),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "checkpoint": str(folder),
+                "checkpoint": self.store.place_of(folder),
                 "fingerprint_of_weights": weights,
                 **({"predictions": kept} if kept else {}),
             }

@@ -48,7 +48,7 @@ def reproduce(
     device: torch.device,
     cache: Path | None = None,
     out: Path | None = None,
-    own_checkpoint: bool = False,
+    own_checkpoint: ResultStore | None = None,
 ) -> Verdict:
     """Compute the cell of ``record`` again, in a store of its own.
 
@@ -58,7 +58,7 @@ def reproduce(
         device: where to compute.
         cache: prepared volumes and phantoms.
         out: store of the new record and its run; None: deleted afterwards.
-        own_checkpoint: evaluate the checkpoint that the record names instead of pretraining again.
+        own_checkpoint: the record's store; evaluate the checkpoint it holds instead of pretraining again.
 
     Raises:
         DataError: the record does not say how it was made, its checkpoint is gone, or the cell has
@@ -77,16 +77,18 @@ def reproduce(
 
 
 def _again(
-    record: Record, run: Mapping[str, Any], device: torch.device, cache: Path | None, out: Path, own_checkpoint: bool
+    record: Record, run: Mapping[str, Any], device: torch.device, cache: Path | None, out: Path,
+    own_checkpoint: ResultStore | None,
 ) -> Record:  # fmt: skip
     identity = record["identity"]
     settings = validate(Settings, run["settings"], "settings of the record")
     spec = resolve_method(identity["method"], settings.methods)
     checkpoints = {}
     if run["checkpoint"] or (own_checkpoint and spec.cls.trains != "none"):
-        folder = Path(run["checkpoint"] or record["checkpoint"])
-        if not folder.is_dir():
-            raise DataError(f"The record's checkpoint {folder} is not there.")
+        named = Path(run["checkpoint"] or record["checkpoint"])
+        folder = own_checkpoint.run_folder(record) if own_checkpoint else named
+        if folder is None or not folder.is_dir():
+            raise DataError(f"The record's checkpoint {named} is not there.")
         checkpoints[spec.name] = folder
     task = task_of_record(record)
     place = Path(run["task_data"]) if run["task_data"] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,19 @@ def test_the_place_of_a_task_file_s_data_is_kept(folder: Path) -> None:
     assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
 
 
+def test_a_moved_store_brings_its_weights(folder: Path, tmp_path: Path) -> None:
+    (record,) = records(folder, method="gvsl", label_fraction=1.0)
+    assert record["checkpoint"].startswith("runs/gvsl-s0-")
+    name = ResultStore(folder / "store").path_for(record["identity"]).name
+    moved = shutil.copytree(folder / "store", tmp_path / "moved")
+    command = ("reproduce", name, "--store", str(moved), "--cache", str(folder / "cache"), "--checkpoint")
+    again = run(*command)
+    assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
+    shutil.rmtree(moved / "runs")
+    gone = run(*command)
+    assert gone.exit_code == 2 and "runs/gvsl-s0-" in gone.output and "is not there" in gone.output
+
+
 def test_a_number_that_does_not_come_back_says_so(folder: Path) -> None:
     (record,) = records(folder, method="scratch", label_fraction=1.0)
     forged = json.loads(json.dumps(record))
@@ -149,7 +163,9 @@ def test_stale_cells_are_computed_again_on_request_only(folder: Path) -> None:
     (record,) = records(folder, method="gvsl", label_fraction=1.0)
     old = {**record, "code": {**record["code"], "downstream": "older"}, "created": "2020-01-01"}
     store.write(old, replace=True)
-    run_file = Path(record["checkpoint"]) / "run.json"
+    runs = store.run_folder(record)
+    assert runs is not None
+    run_file = runs / "run.json"
     run_file.write_text(json.dumps({**json.loads(run_file.read_text()), "code": "older"}))
 
     kept = bench(folder, "--methods", "scratch,gvsl")
@@ -158,7 +174,7 @@ def test_stale_cells_are_computed_again_on_request_only(folder: Path) -> None:
     assert again.exit_code == 0 and again.output.count("already in the store") == 1, again.output
     (new,) = records(folder, method="gvsl", label_fraction=1.0)
     assert new["code"] == record["code"] and new["score"] == record["score"]
-    assert [p.name for p in Path(record["checkpoint"]).parent.glob("*.stale-older")], "old weights are kept"
+    assert [p.name for p in runs.parent.glob("*.stale-older")], "old weights are kept"
     assert bench(folder, "--methods", "scratch,gvsl", "--recompute").output.count("already in the store") == 2
 
 

@@ -170,11 +170,13 @@ def reproduce(
     RECORD is a file, its name, or the start of its hash in --store.
     """
     quiet_libraries()
-    _, found = _found(record, folder)
+    path, found = _found(record, folder)
     from ssl3d.environment import select_device
     from ssl3d.reproduce import reproduce as again
+    from ssl3d.results.store import ResultStore
 
-    verdict = again(found, tolerance, select_device(device), cache, out, checkpoint)
+    own = ResultStore(path.resolve().parent.parent) if checkpoint else None
+    verdict = again(found, tolerance, select_device(device), cache, out, own)
     for line in verdict.lines:
         click.echo(line)
     sys.exit(0 if verdict.reproduced else 1)

@@ -305,13 +305,18 @@ class ResultStore:
         readable = "-".join(re.sub(r"[^A-Za-z0-9_.+]", "_", str(part))[:40] for part in parts).lstrip(".")
         return self.folder / f"{readable}-{identity_hash(identity)}.json"
 
+    def place_of(self, folder: Path) -> str:
+        """Return how a record names ``folder``: from the store's root where it lies inside, so that a store can move."""
+        inside = folder.is_relative_to(self.root)
+        return folder.relative_to(self.root).as_posix() if inside else str(folder)
+
     def run_folder(self, record: Mapping[str, Any]) -> Path | None:
         """Return the folder of the pretraining behind ``record``, or None if it is not there.
 
         A store that was moved still holds its runs under the same names.
         """
         folder = Path(str(record.get("checkpoint") or ""))
-        places = (folder, self.root / "runs" / folder.name)
+        places = (self.root / folder, self.root / "runs" / folder.name)
         return next((place for place in places if folder.name and place.is_dir()), None)
 
     def has(self, identity: Mapping[str, Any]) -> bool:
