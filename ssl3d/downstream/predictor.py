@@ -83,7 +83,13 @@ class Predictor:
     target_names: tuple[str, ...] = ()
 
     def predict(self, data: np.ndarray, device: torch.device) -> np.ndarray:
-        """Return what the network says of a prepared image (D, H, W), see :meth:`Problem.predict`."""
+        """Return what the network says of a prepared image (D, H, W), see :meth:`Problem.predict`.
+
+        Args:
+            data: the prepared image.
+            device: where backbone and head are; move them once with
+                :func:`~ssl3d.environment.to_device`, as :meth:`predict_files` does.
+        """
         cohort = _one_case(data, self.label_names, self.target_names)
         problem = make_problem(self.backbone, self.task, cohort, self.mode, self.downstream, device)
         return problem.predict(self.head, 0).float().numpy()
