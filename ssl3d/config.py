@@ -64,6 +64,8 @@ class PhantomConfig(Model):
     """Amplitude of the texture within the tissues of heart and brain; 0: none."""
     vessel_width: float = Field(1.0, ge=1, le=4)
     """Width of the coronary vessels; at 1 they are one to three voxels wide, thinner ones fall between voxels."""
+    lesion_size: float = Field(1.0, ge=0.5, le=3)
+    """Factor of the radii of COVID-19 lesions, which are some 10 to 35 mm."""
 
 
 class DataConfig(Model):

@@ -123,13 +123,18 @@ def vessel_tree(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[
 LESIONS = (2, 6)
 
 
-def lesion_field(p: FloatArray, lungs: FloatArray, count: int, rng: np.random.Generator) -> FloatArray:
-    """Return the opacity in [0, 1] of ``count`` subpleural lesions of varying size: (N,)."""
+def lesion_field(
+    p: FloatArray, lungs: FloatArray, count: int, rng: np.random.Generator, size: float = 1.0
+) -> FloatArray:
+    """Return the opacity in [0, 1] of ``count`` subpleural lesions of varying size: (N,).
+
+    ``size`` is a factor of their radii, which are some 10 to 35 mm.
+    """
     opacity = np.zeros(p.shape[1], dtype=p.dtype)
     peripheral = np.flatnonzero((lungs < -2) & (lungs > -14) & (np.abs(p[0]) > 55))
     for _ in range(count):
         centre = p[:, rng.choice(peripheral)]
-        radii = rng.uniform(12, 30) * np.exp(rng.uniform(-0.25, 0.25, 3))
+        radii = size * rng.uniform(12, 30) * np.exp(rng.uniform(-0.25, 0.25, 3))
         field = g.ellipsoid(p, centre, radii) + 3 * g.waves_noise(rng, p, (15, 35), 6)
         opacity = np.maximum(opacity, 1 / (1 + np.exp(np.clip(field / 2.5, -30, 30))))
     return np.where(lungs < 0, opacity, 0)

@@ -36,6 +36,7 @@ class PhantomParameters:
             brain) come to one value: at 0 each has its own, at 1 only context tells them apart.
         texture: amplitude of the texture within the tissues of heart and brain, a factor.
         vessel_width: of the coronary arteries and veins, a factor.
+        lesion_size: of the radii of COVID-19 lesions, a factor.
     """
 
     edge: int = 64
@@ -46,6 +47,7 @@ class PhantomParameters:
     isodensity: float = 0.0
     texture: float = 1.0
     vessel_width: float = 1.0
+    lesion_size: float = 1.0
 
     def __post_init__(self) -> None:
         if self.edge < 24:
@@ -322,7 +324,8 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     density = look.uniform(320, 520)  # drawn for both classes, so that their streams stay equal
     lesions = lesion_count(index, parameters)
     if lesions:
-        opacity = chest.lesion_field(atlas, lungs, lesions, _rng(cohort, index, parameters, "lesions"))
+        stream = _rng(cohort, index, parameters, "lesions")
+        opacity = chest.lesion_field(atlas, lungs, lesions, stream, parameters.lesion_size)
         image += (opacity * density).astype(np.float32)
     centres, radii = chest.vessel_tree(anatomy)
     centres = _to_voxels(mapping.to_subject(centres.T), shape, spacing)
