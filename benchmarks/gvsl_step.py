@@ -145,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     device = select_device(args.device)
     results = []
-    print(f"{device_name(device)}, crops of {args.edge}^3, U-Net {tuple(args.channels)}")
+    print(f"{device_name(device, 'auto')}, crops of {args.edge}^3, U-Net {tuple(args.channels)}")
     for batch in args.batch:
         result = measure(args.edge, batch, args.repeats, device, tuple(args.channels))
         results.append(result)

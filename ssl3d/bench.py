@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from ssl3d.files import write_json
 from ssl3d.models.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain, pretrain_identity
 from ssl3d.pretrain.method import MethodSpec
+from ssl3d.progress import say
 from ssl3d.provenance import run_of, stale
 from ssl3d.results.predictions import Kept, keep_prediction
 from ssl3d.results.store import ResultStore
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 Match = Literal["steps", "voxels", "time"]
 RELATIVE_COST = "relative-cost.json"
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,28 @@ class Bench:
         """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
 
         A method is pretrained when its first unfinished cell is reached, and only then; an
-        interrupted pretraining goes on where it stopped.
+        interrupted pretraining goes on where it stopped. Several processes can run one bench in one
+        store: what another one is at work on, a cell or the pretraining that it needs, is passed over
+        and yielded later.
         """
+        left = list(self._cells())
+        said = False
+        while left:
+            busy = []
+            for cell in left:
+                outcome = self._cell(*cell)
+                if outcome is None:
+                    busy.append(cell)
+                else:
+                    yield outcome
+            if len(busy) == len(left):
+                if not said:
+                    say(f"Waiting for other processes, which are at work on the last {len(busy)} cells.")
+                    said = True
+                time.sleep(_POLL_SECONDS)
+            left = busy
+
+    def _cells(self) -> Iterator[tuple[MethodSpec, TaskData, Mode, Split, int, float, int | None]]:
         for seed in self.seeds:
             for spec in self.methods:
                 for data in self.tasks:
@@ -120,13 +143,16 @@ class Bench:
                             for fraction in self.label_fractions:
                                 split = data.split_for(whole, fraction, self.settings)
                                 for step in self.at_steps if spec.cls.trains != "none" else (None,):
-                                    yield self._cell(spec, data, mode, split, seed, fraction, step)
+                                    yield spec, data, mode, split, seed, fraction, step
 
     def _cell(
         self, spec: MethodSpec, data: TaskData, mode: Mode, split: Split, seed: int, fraction: float, step: int | None
-    ) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    ) -> tuple[dict[str, Any], bool] | None:  # fmt: skip
+        """Return (record, computed now); None where another process is at work on it."""
         identity = self._identity(spec, data, mode, split, seed, fraction, step)
-        with self.store.claim(identity):
+        with self.store.claim(identity, wait=False) as mine:
+            if not mine:
+                return None
             again = False
             if self.store.has(identity):
                 record = self.store.read(self.store.path_for(identity))
@@ -134,6 +160,8 @@ class Bench:
                 if not again:
                     return record, False
             folder = self._pretrained(spec, seed)
+            if folder is None:
+                return None
             run = read_run(folder)
             backbone = load_backbone(folder, expected=self.settings.backbone, step=step)
             at = "" if step is None else f", step {step}"
@@ -282,13 +310,18 @@ class Bench:
         fingerprint = self.pretraining.fingerprint if self.pretraining else ""
         return pretrain_identity(spec, self.settings_for(spec), fingerprint, seed)
 
-    def _pretrained(self, spec: MethodSpec, seed: int) -> Path:
-        """Return the folder of the finished run, pretraining first where there is none."""
+    def _pretrained(self, spec: MethodSpec, seed: int) -> Path | None:
+        """Return the folder of the finished run, pretraining first where there is none.
+
+        None where another process is pretraining it.
+        """
         if spec.name in self.checkpoints:
             return self.checkpoints[spec.name]
         identity = self._pretrain_identity(spec, seed)
         folder = self.store.root / "runs" / f"{spec.name}-s{seed}-{_digest(identity)}"
-        with self.store.claim({"run": identity}):
+        with self.store.claim({"run": identity}, wait=False) as mine:
+            if not mine:
+                return None
             if self.recompute and (folder / RUN).is_file():
                 code = read_run(folder).get("code", "unknown")
                 if code != code_of(method_modules(spec.cls))["pretrain"]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssl3d.commands.bench import bench, table
 from ssl3d.commands.common import (
     CONTEXT,
     Group,
     cache_option,
     device_option,
     keep_freed_memory,
-    load_tasks,
     make_console,
     policy_option,
     preset_option,
@@ -23,8 +23,6 @@ from ssl3d.commands.common import (
     quiet_libraries,
     set_option,
     settings_of,
-    split_names,
-    split_pairs,
     text_table,
 )  # fmt: skip
 from ssl3d.commands.data import data
@@ -33,10 +31,9 @@ from ssl3d.commands.represent import represent
 from ssl3d.commands.store import reproduce
 from ssl3d.commands.store import store as store_group
 from ssl3d.commands.weights import export, finetune, import_, predict
-from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy, PreparedCohort
+    from ssl3d.data.prepare import Policy
     from ssl3d.plugins import Catalogue
 
 
@@ -282,240 +279,8 @@ def pretrain(
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
 
 
-@main.command()
-@click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
-              help='Rows; "all" is every method, without variants.')  # fmt: skip
-@click.option(
-    "--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all",
-    help="Columns: names, or task files (.yaml).",
-)  # fmt: skip
-@click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
-@click.option("--seeds", metavar="0,1,2", help="One seed covers a whole run [default: the preset's].")
-@preset_option
-@click.option(
-    "--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR", help="Volumes for pretraining."
-)
-@click.option(
-    "--task-data", multiple=True, metavar="TASK=[LAYOUT=]DIR",
-    help="A task's data on disk [default: its file's, or phantoms].",
-)  # fmt: skip
-@click.option(
-    "--checkpoint", multiple=True, metavar="METHOD=RUN", help="Evaluate a run instead of pretraining."
-)
-@click.option(
-    "--label-fractions",
-    default="1",
-    show_default=True,
-    metavar="0.05,0.1,0.25,1",
-    help="Shares of the training subjects; nested, the same for every method.",
-)
-@click.option(
-    "--match",
-    default="steps",
-    show_default=True,
-    metavar="steps|voxels|time",
-    help="What the methods' pretrainings have in common; the preset's steps are those of supervised training.",
-)
-@click.option(
-    "--recompute", is_flag=True, help="Compute cells again whose code or preset has changed, or is not known."
-)
-@click.option(
-    "--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the records."
-)
-@click.option(
-    "--allow-overlap",
-    multiple=True,
-    metavar="TASK",
-    help="Evaluate TASK although test images are among the volumes for pretraining; results are marked.",
-)
-@policy_option
-@click.option(
-    "--keep-predictions",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="N",
-    help="Keep N segmented test cases a cell for the report's viewer [default: 0].",
-)
-@device_option
-@cache_option
-def bench(
-    method_names: str, task_names: str, modes: str, seeds: str | None, preset: str, overrides: tuple[str, ...], data: str,
-    task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
-    store: Path, allow_overlap: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
-    keep_predictions: int,
-) -> None:  # fmt: skip
-    """Pretrain methods, evaluate them on tasks and print the table."""
-    quiet_libraries()
-    keep_freed_memory()
-    from ssl3d.plugins import registry
-
-    found = registry()
-    settings = settings_of(preset, overrides)
-    chosen_tasks = found.tasks.names() if task_names == "all" else split_names(task_names)
-    chosen_methods = (
-        [e.name for e in found.methods if not e.base] if method_names == "all" else split_names(method_names)
-    )
-    for name in chosen_methods:
-        found.methods.get(name)
-    tasks = load_tasks(chosen_tasks)
-    chosen_tasks = [task.name for task in tasks]
-    chosen_seeds = list(settings.seeds) if seeds is None else [_seed(text) for text in split_names(seeds)]
-    fractions = tuple(_fraction(text) for text in split_names(label_fractions))
-    places = split_pairs(task_data, "--task-data")
-    checkpoints = split_pairs(checkpoint, "--checkpoint")
-    for name in places.keys() - set(chosen_tasks):
-        raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
-    for name in set(allow_overlap) - set(chosen_tasks):
-        raise ConfigError(f'--allow-overlap names the task "{name}", which --tasks does not.')
-    for name in checkpoints.keys() - set(chosen_methods):
-        raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
-
-    from ssl3d.bench import Bench, TaskData, check_checkpoints, check_match
-    from ssl3d.data.overlap import check_overlap
-    from ssl3d.data.prepare import find_prepared
-    from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
-    from ssl3d.downstream.harness import check_mode, check_modes
-    from ssl3d.environment import select_device
-    from ssl3d.models.checkpoint import read_run
-    from ssl3d.pretrain.loop import check_run
-    from ssl3d.pretrain.method import resolve_method
-    from ssl3d.results.store import ResultStore
-
-    matched = check_match(match)
-    chosen_modes = [check_mode(mode) for mode in split_names(modes)]
-    for task in tasks:
-        check_modes(task, chosen_modes)
-    specs = [resolve_method(name, settings.methods) for name in chosen_methods]
-    where = select_device(device)
-    for spec in specs:
-        if spec.name not in checkpoints:
-            check_run(spec, settings, chosen_seeds[0])
-    check_checkpoints(checkpoints, settings)
-    # All data are prepared, and everything wrong with them said, before any training starts.
-    needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
-    unlabelled = pretraining_cohort(data, settings, cache, policy) if needs_data else None
-    columns = []
-    for task in tasks:
-        cohort = task_cohort(task, places.get(task.name), settings, cache, policy)
-        print_skipped(cohort.skipped)
-        splits = task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
-        columns.append(TaskData(task, cohort, splits, places.get(task.name) or task.place))
-        for split in splits:
-            for fraction in fractions:
-                columns[-1].split_for(split, fraction, settings)
-    if unlabelled is not None:
-        print_skipped(unlabelled.skipped)
-    seen: dict[str, PreparedCohort | None] = {}
-    for folder in checkpoints.values():
-        pretrained_on = ((read_run(folder).get("identity") or {}).get("pretrain") or {}).get("data")
-        if pretrained_on:
-            seen[pretrained_on] = find_prepared(pretrained_on, cache_folder(cache) / "prepared")
-    if unlabelled is not None:
-        seen[unlabelled.fingerprint] = unlabelled
-    with Tracker() as progress:
-        columns = check_overlap(columns, seen, set(allow_overlap), progress)
-
-    job = Bench(
-        specs,
-        columns,
-        chosen_modes,
-        chosen_seeds,
-        settings,
-        unlabelled,
-        checkpoints,
-        ResultStore(store),
-        where,
-        label_fractions=fractions,
-        match=matched,
-        data=data,
-        recompute=recompute,
-        keep_predictions=keep_predictions,
-    )
-    records = []
-    for record, computed in job.run():
-        records.append(record)
-        i = record["identity"]
-        labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
-        click.echo(
-            f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
-            f"{record['score']:.1f}{'' if computed else '  (already in the store)'}",
-            err=True,
-        )
-    _print_table(records, "rich", against=None)
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
-
-
-def _fraction(text: str) -> float:
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = 0.0
-    if not 0 < fraction <= 1:
-        raise ConfigError(
-            f'--label-fractions "{text}" is not a number in (0, 1]; write --label-fractions 0.1,0.25,1.'
-        )
-    return fraction
-
-
-def _print_table(
-    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
-    reference: str = "scratch",
-) -> None:  # fmt: skip
-    from ssl3d.plugins import registry
-    from ssl3d.results.table import build_table
-
-    table_format = registry().table_formats.get(format_name).load()
-    table = build_table(records, method_order=registry().methods.names(), against=against)
-    if statistics:
-        from ssl3d.results.statistics import with_statistics
-
-        table = with_statistics(table, statistics, reference)
-    click.echo(table_format.render(table).rstrip("\n"))
-
-
-@main.command()
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
-@click.option(
-    "--format",
-    "format_name",
-    default="rich",
-    show_default=True,
-    help="rich, markdown, latex, html, csv, or a plugin's.",
-)
-@click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
-@click.option(
-    "--with",
-    "statistics",
-    default="",
-    metavar="ci,p,rank,tau,cost",
-    help="Intervals, tests, ranks, agreement, cost.",
-)
-@click.option(
-    "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
-    help="What --with p compares with: scratch, or the best method of each column.",
-)  # fmt: skip
-def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
-    """Render the records of a store in the layout of the paper's table 1."""
-    from ssl3d.plugins import registry
-    from ssl3d.results.store import ResultStore, no_garbage_collection
-
-    registry().table_formats.get(format_name)
-    chosen = split_names(statistics) if statistics else None
-    with no_garbage_collection():
-        records, problems = ResultStore(store).records(lazy=True)
-        _print_table(records, format_name, against, chosen, reference)
-    for problem in problems:
-        click.echo(f"Left out: {problem}", err=True)
-    if problems:
-        sys.exit(1)
-
-
+main.add_command(bench)
+main.add_command(table)
 main.add_command(data)
 main.add_command(store_group)
 main.add_command(reproduce)

@@ -66,13 +66,19 @@ def _git_commit() -> str | None:
 def select_device(name: Literal["auto", "cpu", "cuda"] | str) -> torch.device:
     """Return the device called ``name``; ``auto`` takes CUDA where there is one.
 
+    On CUDA, convolutions are set to repeatable algorithms, and float32 to be float32: torch would compute them
+    in TensorFloat-32, of 10 bits, without saying so.
+
     Raises:
         ConfigError: CUDA was asked for and is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device; use --device auto or cpu.")
+    if name.startswith("cuda"):
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 

@@ -30,6 +30,12 @@ def quiet() -> Iterator[None]:
         _silent = before
 
 
+def say(text: str) -> None:
+    """Print a line about the progress."""
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
 class Track:
     """Progress of one job: ``with Track("Pretraining gvsl", total=100) as track: track.update(...)``.
 
@@ -74,7 +80,7 @@ class Track:
             self._bar.update(
                 self._task, completed=done, rate=f"{rate:.3g} {self.unit}/s", note=Text(self._note)
             )
-        elif now - self._last_line >= LINE_EVERY_S and not _silent:
+        elif now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
             left = (self.total - done) / max(rate, 1e-9)
             self._line(f"{rate:.3g} {self.unit}/s, {duration(left)} left")
@@ -85,12 +91,12 @@ class Track:
         if self._bar is not None:
             self._bar.stop()
         elapsed = time.monotonic() - self._start
-        if kind is None and elapsed > QUIET_S and not _silent:
+        if kind is None and elapsed > QUIET_S:
             self._line(f"done in {duration(elapsed)}")
 
     def _line(self, timing: str) -> None:
         note = f" | {self._note}" if self._note else ""
-        print(f"{self.title}: {self._done}/{self.total}, {timing}{note}", file=sys.stderr, flush=True)
+        say(f"{self.title}: {self._done}/{self.total}, {timing}{note}")
 
 
 def duration(seconds: float) -> str:
