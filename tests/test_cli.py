@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ssl3d.cli import main
@@ -250,3 +251,55 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for a in ("keep", "give back")
     )
     assert 5 * keep < give_back, "page faults of 64 MiB"
+
+
+def test_jobs_share_the_cells_and_compute_the_same(store: tuple[Path, Result], tmp_path: Path) -> None:
+    scores, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # another number of threads rounds differently
+    try:
+        for name, jobs in (("alone", "1"), ("shared", "2")):
+            result = bench(
+                tmp_path / name,
+                store[0].parent / "cache",
+                "scratch,gvsl",
+                "--modes",
+                "linear",
+                "--jobs",
+                jobs,
+            )
+            assert result.exit_code == 0, result.output
+            assert "already in the store" not in result.output and result.output.count("Mean over seeds") == 1
+            records = [json.loads(p.read_text()) for p in (tmp_path / name / "records").glob("*.json")]
+            scores.append({(r["identity"]["method"], r["identity"]["task"]): r["score"] for r in records})
+            assert len(list((tmp_path / name / "runs").glob("gvsl-*"))) == 1, "pretrained once"
+    finally:
+        torch.set_num_threads(threads)
+    assert len(scores[0]) == 4 and scores[1] == scores[0]
+
+
+def test_a_cell_that_another_process_holds_is_passed_over(store: tuple[Path, Result], tmp_path: Path) -> None:
+    """The holder has the first cell; a bench finishes all others, waits, and ends when the holder lets go."""
+    folder, _ = store
+    shutil.copytree(folder, tmp_path / "s")
+    held, *_ = (tmp_path / "s" / "records").glob("scratch-shc-linear*.json")
+    other, *_ = (tmp_path / "s" / "records").glob("gvsl-ccc-finetune*.json")
+    identity = json.loads(held.read_text())["identity"]
+    held.unlink()
+    other.unlink()
+    holder = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import json, sys, time; from pathlib import Path; from ssl3d.results.store import ResultStore\n"
+            "with ResultStore(Path(sys.argv[1])).claim(json.loads(sys.argv[2])):\n"
+            "    print('held', flush=True)\n"
+            "    while not Path(sys.argv[3]).exists(): time.sleep(0.05)\n",
+            tmp_path / "s", json.dumps(identity), other,
+        ],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    result = bench(tmp_path / "s", folder.parent / "cache", "scratch,gvsl")
+    assert holder.wait(timeout=60) == 0
+    assert result.exit_code == 0 and result.output.count("already in the store") == 6, result.output
+    assert held.is_file() and other.is_file()
+    assert result.output.index("gvsl  ccc finetune") < result.output.index("scratch  shc linear   seed")

@@ -232,7 +232,8 @@ def trained(
     ids = [c.id for c in cohort.cases]
     split = Split("one", tuple(ids[:2]), tuple(ids[2:4]), tuple(ids[4:]))
     budget = ModeConfig(steps=6, lr=0.02, validate_every=3, loss="dice_ce", standardize=standardize)  # type: ignore[arg-type]
-    config = DownstreamConfig(crop=12, linear=budget, finetune=budget)  # type: ignore[arg-type]
+    # float32: what is compared here is the way a network goes, not how a processor rounds in bfloat16.
+    config = DownstreamConfig(crop=12, linear=budget, finetune=budget, precision="float32")  # type: ignore[arg-type]
     backbone = build_backbone(CONFIG, 0)
     outcome = evaluate(
         backbone, task, cohort, split, mode, config, 0, CPU,  # type: ignore[arg-type]
@@ -257,7 +258,7 @@ def test_a_kept_predictor_repeats_what_the_harness_tested(
     folder, cohort, per_case = trained(tmp_path, SEG, mode, standardize)
     model = load_predictor(folder)
     for network in (model.backbone, model.head):
-        to_device(network, CPU)  # in bfloat16 the memory format decides how sums are rounded
+        to_device(network, CPU)  # as predict_files does: the memory format decides how sums are rounded
     for record in per_case:
         i = cohort.index(record["case"])
         labels = model.predict(cohort.image(i), CPU).argmax(axis=0)
