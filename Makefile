@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results-store
+# Processes of the study; one GPU has room for a dozen.
+JOBS ?= 2
 REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/study/studies/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
@@ -28,7 +30,7 @@ bench-all: .venv/.installed
 
 # Every row with three seeds and a converged linear probe: docs/study.md. A night on two cores.
 study: .venv/.installed
-	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --store $(STORE)/study
+	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --jobs $(JOBS) --store $(STORE)/study
 	mkdir -p benchmarks/results/studies
 	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,rank --against paper > benchmarks/results/table1-study.md
 	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 STUDY = Path(__file__).parent.parent / "benchmarks" / "study"
 
@@ -59,14 +62,48 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, text: str, words: str) ->
     assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
 
 
-def test_separation_finds_what_was_put_in() -> None:
-    """Scratch at 40, others at 40.2, 50 and 60; cases differ by 4, seeds of a case by 2."""
-    from test_statistics import made_up_model
-
+def separation_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("separation", STUDY / "separation.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_blocked_anova_is_the_comparison_of_two_linear_models() -> None:
+    """Least squares with and without the methods, in dummies; and seeds that shift all methods alike do not matter."""
+    rng = np.random.default_rng(0)
+    scores = (
+        rng.normal(size=(5, 1)) + 3 * rng.normal(size=(1, 4)) + 0.5 * rng.normal(size=(5, 4))
+    )  # (methods, seeds)
+    method, seed = (axis.ravel() for axis in np.indices(scores.shape))
+    seeds = np.eye(4)[seed]  # (20, 4)
+    both = np.concatenate([seeds, np.eye(5)[method][:, 1:]], axis=1)  # (20, 8)
+    error = [
+        np.square(scores.ravel() - x @ np.linalg.lstsq(x, scores.ravel(), rcond=None)[0]).sum()
+        for x in (seeds, both)
+    ]
+    statistic, p = separation_module().blocked_anova(scores)
+    assert statistic == pytest.approx((error[0] - error[1]) / 4 / (error[1] / 12))
+    assert p == pytest.approx(stats.f.sf(statistic, 4, 12)) and p < 0.01 < stats.f_oneway(*scores).pvalue
+    shifted = separation_module().blocked_anova(scores + 10 * rng.normal(size=(1, 4)))
+    assert shifted == pytest.approx((statistic, p))
+
+
+def test_blocked_anova_finds_nothing_where_there_is_nothing() -> None:
+    rng = np.random.default_rng(1)
+    found = [
+        separation_module().blocked_anova(rng.normal(size=(10, 3)) + rng.normal(size=3))[1] < 0.05
+        for _ in range(400)
+    ]
+    assert 0.02 < np.mean(found) < 0.09
+
+
+def test_separation_finds_what_was_put_in() -> None:
+    """Scratch at 40, others at 40.2, 50 and 60; cases differ by 4, seeds of a case by 2."""
+    from test_statistics import made_up_model
+
+    module = separation_module()
     frame = module.separation(made_up_model(cases=30, modes=("linear",)).tables[0]).set_index("Column")
     dice = frame.loc["Linear SHC DSC"]
     apart, low, high = (float(part.strip("[],")) for part in dice["Difference [95 %]"].split())
@@ -76,3 +113,38 @@ def test_separation_finds_what_was_put_in() -> None:
     same = made_up_model(cases=30, modes=("linear",)).tables[0]
     cell = same.rows[0].cells["linear", "shc"]
     assert module.difference(cell, cell, "dsc")[0] == 0
+
+
+def test_losses_are_put_beside_those_of_chance(tmp_path: Path) -> None:
+    """Random labels stay at log 10, NT-Xent of two items is compared with log 3; a restoration has no such number."""
+    command = [
+        sys.executable,
+        "-m",
+        "ssl3d.cli",
+        "bench",
+        "--preset",
+        "smoke",
+        "--tasks",
+        "shc",
+        "--modes",
+        "linear",
+    ]
+    more = [
+        "--methods",
+        "random_labels,simclr,denoising",
+        "--store",
+        str(tmp_path / "s"),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    subprocess.run([*command, *more], check=True, capture_output=True)
+    result = subprocess.run(
+        [sys.executable, STUDY / "losses.py", tmp_path / "s"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    rows = {cells[1]: cells for cells in (line.split(" | ") for line in result.stdout.splitlines()[2:])}
+    assert rows["nt_xent"][5].strip(" |") == "1.1" and rows["cross_entropy"][5].strip(" |") == "2.3"
+    assert rows["mse"][5].strip(" |") == "" and rows["mse"][0] == "| Denoising"
+    assert 1.5 < float(rows["cross_entropy"][4]) < 4
+    nothing = subprocess.run([sys.executable, STUDY / "losses.py", tmp_path], capture_output=True, text=True)
+    assert nothing.returncode == 1 and "no finished run" in nothing.stderr

@@ -1,9 +1,12 @@
-"""Does a benchmark tell methods apart? One row a column of the table.
+"""Does a benchmark tell methods apart? Two tables: every score, mean ± standard deviation over seeds; and, a row for each
+column of it:
 
 - the best row against scratch: the difference, with a 95 % interval from a bootstrap that resamples seeds
   and cases crossed, the same cases for both;
-- all rows against each other: one-way analysis of variance over the scores of the seeds (F: variance between
-  methods over variance between seeds of one method).
+- all rows against each other, in an analysis of variance over the scores of the seeds. A seed decides the head's
+  initial weights and the order of the training crops, the same for every row, so seeds are blocks: F compares the
+  variance between methods with what is left of it within a method once the seeds' own means are taken out. Beside
+  it, the p of the analysis that does not take them out. Rows that lack a seed of scratch are left out.
 
 Usage: ``python benchmarks/study/separation.py STORE > benchmarks/results/studies/separation.md``
 """
@@ -11,12 +14,13 @@ Usage: ``python benchmarks/study/separation.py STORE > benchmarks/results/studie
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f_oneway
+from scipy.stats import f, f_oneway
 
 from ssl3d.errors import SSL3DError
 from ssl3d.plugins import registry
@@ -35,29 +39,72 @@ def difference(cell: Cell, reference: Cell, metric: str, seed: int = 0) -> tuple
     return cell.mean - reference.mean, float(low), float(high)
 
 
+def blocked_anova(scores: np.ndarray) -> tuple[float, float]:
+    """Return F and p of the methods in a randomized complete block design (two-way, one score a cell).
+
+    Args:
+        scores: (methods, seeds).
+    """
+    methods, seeds = scores.shape
+    of_method, of_seed = scores.mean(axis=1, keepdims=True), scores.mean(axis=0, keepdims=True)
+    left = scores - of_method - of_seed + scores.mean()
+    between = seeds * np.square(of_method - scores.mean()).sum() / (methods - 1)
+    within = np.square(left).sum() / ((methods - 1) * (seeds - 1))
+    statistic = float(between / within)
+    return statistic, float(f.sf(statistic, methods - 1, (methods - 1) * (seeds - 1)))
+
+
 def separation(table: Table) -> pd.DataFrame:
-    """Return one row a column in which scratch and another method have two seeds at least."""
+    """Return one row a column in which scratch has two seeds at least, and another method all of them."""
     rows = []
     for column in table.columns:
         cells = {row.title: row.cells[column.key] for row in table.rows if column.key in row.cells}
-        cells = {title: cell for title, cell in cells.items() if cell.n_seeds > 1}
         scratch = next(
             (cells[r.title] for r in table.rows if r.method == "scratch" and r.title in cells), None
         )
-        if scratch is None or len(cells) < 2:
+        if scratch is None or scratch.n_seeds < 2:
+            continue
+        cells = {title: cell for title, cell in cells.items() if cell.seeds.keys() >= scratch.seeds.keys()}
+        if len(cells) < 2:
             continue
         best = max(
             (title for title in cells if cells[title] is not scratch), key=lambda title: cells[title].mean
         )
         apart, low, high = difference(cells[best], scratch, column.metric)
-        test = f_oneway(*(list(cell.seeds.values()) for cell in cells.values()))
+        of_seeds = np.array([[cell.seeds[seed] for seed in scratch.seeds] for cell in cells.values()])
+        statistic, p = blocked_anova(of_seeds)
         rows.append({
             "Column": f"{column.group} {column.title}", "Methods": len(cells), "Seeds": scratch.n_seeds,
             "Scratch": f"{scratch.mean:.1f}", "Best": f"{best} {cells[best].mean:.1f}",
             "Difference [95 %]": f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]",
-            "F": f"{test.statistic:.1f}", "p": f"{test.pvalue:.2g}",
+            "F": f"{statistic:.1f}", "p": f"{p:.2g}", "p, seeds not taken out": f"{f_oneway(*of_seeds).pvalue:.2g}",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def scores(table: Table) -> pd.DataFrame:
+    """Return every row's mean over seeds, ± their standard deviation, and their number where it is not the column's."""
+    columns = {}
+    for column in table.columns:
+        cells = [row.cells.get(column.key) for row in table.rows]
+        best = max(cell.mean for cell in cells if cell)
+        usual = statistics.mode(cell.n_seeds for cell in cells if cell)
+        columns[f"{column.group} {column.title}"] = [
+            "" if cell is None else _score(cell, cell.mean == best, usual) for cell in cells
+        ]
+    return pd.DataFrame({"Method": [row.title for row in table.rows], **columns})
+
+
+def _score(cell: Cell, best: bool, usual: int) -> str:
+    mean = f"**{cell.mean:.1f}**" if best else f"{cell.mean:.1f}"
+    spread = f" ± {statistics.stdev(cell.seeds.values()):.1f}" if cell.n_seeds > 1 else ""
+    return f"{mean}{spread}" + (f" ({cell.n_seeds})" if cell.n_seeds != usual else "")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return a table in Markdown."""
+    lines = [list(frame.columns), [":--", *["--:"] * (len(frame.columns) - 1)], *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
 
 
 def main() -> None:
@@ -70,14 +117,14 @@ def main() -> None:
         model = build_table(records, registry().methods.names())
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    frame = separation(max(model.tables, key=lambda table: len(table.rows)))
+    table = max(model.tables, key=lambda table: len(table.rows))
+    frame = separation(table)
     if frame.empty:
         sys.exit(
             "Error: no column has scratch and another method with two seeds each: bench with --seeds 0,1,2."
         )
-    print("| " + " | ".join(frame.columns) + " |\n" + "|:--" * len(frame.columns) + "|")
-    for row in frame.itertuples(index=False):
-        print("| " + " | ".join(str(value) for value in row) + " |")
+    print(markdown(scores(table)), "In parentheses: seeds, where they are not as many as elsewhere in the column.",
+          markdown(frame), sep="\n\n")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from ssl3d import hookimpl
 def ssl3d_methods() -> list[str]:
     return [
         "ssl3d_methods.scratch:Scratch",
+        "ssl3d_methods.random_labels:RandomLabels",
         "ssl3d_methods.denoising:Denoising",
         "ssl3d_methods.inpainting:InPainting",
         "ssl3d_methods.models_genesis:ModelsGenesis",
