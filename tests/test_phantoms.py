@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -326,3 +328,34 @@ def test_writing_goes_on_where_it_was_killed_and_gives_the_same_files(root: Path
     (tmp_path / "phantoms.json").unlink()
     with pytest.raises(DataError, match="not empty"):
         write_cohorts(tmp_path, SMALL, COUNTS)
+
+
+def test_two_processes_may_write_the_same_phantoms(root: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from ssl3d.data.phantoms import PhantomParameters, write_cohorts\n"
+        f"write_cohorts(Path(sys.argv[1]), PhantomParameters(edge=32, spacing_mm=4.8), {COUNTS!r})\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, tmp_path / "both"]) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    alone, both = (json.loads((where / "phantoms.json").read_text()) for where in (root, tmp_path / "both"))
+    assert alone == both
+    assert not list((tmp_path / "both").glob("*started*"))
+
+
+def test_phantoms_that_are_finished_while_one_looks_are_found(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process writes the manifest, and deletes the mark of its start, right after the first look."""
+    looked: list[str] = []
+    read = Path.read_text
+
+    def late(path: Path, *arguments: object, **options: object) -> str:
+        looked.append(path.name)
+        if looked == ["phantoms.json"]:
+            raise FileNotFoundError
+        return read(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", late)
+    write_cohorts(root, SMALL, COUNTS)
+    assert looked == ["phantoms.json", "phantoms.started.json", "phantoms.json"]

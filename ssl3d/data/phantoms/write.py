@@ -128,22 +128,26 @@ def write_cohorts(
             "\n".join(["PatientID,probCOVID,probSevere", *rows, ""]).encode(),
         )
     write_json(root / MANIFEST, {**wanted, "sha256": dict(sorted(hashes.items()))})
-    (root / STARTED).unlink()
+    (root / STARTED).unlink(
+        missing_ok=True
+    )  # another process may have written the same files and finished first
 
 
 def _check_root(root: Path, wanted: dict[str, Any]) -> bool:
     """Return whether ``root`` is finished already."""
-    for name in (MANIFEST, STARTED):
-        if (root / name).is_file():
+    for name in (MANIFEST, STARTED, MANIFEST):  # again: another process may finish between the first two
+        try:
             found = json.loads((root / name).read_text())
-            files = found.pop("sha256", {})
-            if found != wanted:
-                raise DataError(
-                    f"{root} holds phantoms of other parameters ({name} says which): give another folder."
-                )
-            # A file that was deleted since is written again.
-            return name == MANIFEST and all((root / file).is_file() for file in files)
-    if root.is_dir() and any(root.iterdir()):
+        except FileNotFoundError:
+            continue
+        files = found.pop("sha256", {})
+        if found != wanted:
+            raise DataError(
+                f"{root} holds phantoms of other parameters ({name} says which): give another folder."
+            )
+        # A file that was deleted since is written again.
+        return name == MANIFEST and all((root / file).is_file() for file in files)
+    if root.is_dir() and any(not path.name.startswith(f".{STARTED}") for path in root.iterdir()):
         raise DataError(f"{root} is not empty and holds no {MANIFEST}: give another folder.")
     return False
 
