@@ -66,6 +66,9 @@ class PhantomConfig(Model):
     """Width of the coronary vessels; at 1 they are one to three voxels wide, thinner ones fall between voxels."""
     lesion_size: float = Field(1.0, ge=0.5, le=3)
     """Factor of the radii of COVID-19 lesions, which are some 10 to 35 mm."""
+    placement: float = Field(0.0, ge=0, le=1)
+    """How far hearts and brains are turned (at 1 by up to 45 degrees about any axis) and shifted (by up to a tenth of the
+    edge) in their volumes; at 0 a voxel's place alone tells most of what it shows."""
 
 
 class DataConfig(Model):

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from ssl3d.data.adapters import ASOCA, CANDI, MMWHS, STOIC, Folder
 from ssl3d.data.phantoms import COHORTS, PhantomParameters, PhantomSubject, generate, write_cohorts
 from ssl3d.data.phantoms.geometry import jacobian_determinant, voxel_centres
-from ssl3d.data.phantoms.subjects import lesion_count
+from ssl3d.data.phantoms.subjects import Cohort, lesion_count
 from ssl3d.data.volume import read_labels, read_volume
 from ssl3d.downstream.metrics import auc
 from ssl3d.errors import ConfigError, DataError
@@ -160,6 +161,34 @@ def test_wider_vessels_hold_the_narrow_ones() -> None:
     assert narrow is not None and wide is not None
     assert (wide[narrow > 0] > 0).all()
     assert wide.sum() > 2 * narrow.sum()
+
+
+def test_placement_turns_and_shifts_an_anatomy_within_its_bounds() -> None:
+    """The map changes by a rigid motion of the subject: angle and shift lie in their ranges, and reach far into them."""
+    angles, shifts = [], []
+    for i in range(40):
+        turned = subject("candi", i, replace(SMALL, placement=0.5))
+        before, after = subject("candi", i, SMALL).deformation, turned.deformation
+        turn = np.linalg.solve(before.matrix, after.matrix)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
+        angles.append(np.degrees(Rotation.from_matrix(turn).magnitude()))
+        shifts.append(
+            np.linalg.solve(after.matrix, after.offset - before.offset) / (4.8 * np.array(turned.image.shape))
+        )
+    assert max(angles) < 22.5 + 1e-9 and max(angles) > 18 and np.mean(angles) == pytest.approx(11.25, abs=3)
+    assert np.abs(shifts).max() < 0.05 and np.abs(shifts).max() > 0.04
+
+
+@pytest.mark.parametrize("cohort", ["mmwhs", "candi"])
+def test_placed_anatomies_stay_in_their_volumes(cohort: Cohort) -> None:
+    for i in range(6):
+        before, after = (subject(cohort, i, replace(SMALL, placement=value)).labels for value in (0.0, 1.0))
+        assert before is not None and after is not None
+        (known, counts), (found, kept) = (np.unique(labels, return_counts=True) for labels in (before, after))
+        assert known.tolist() == found.tolist()
+        # Structures of a few voxels, and thin ones, lose some to the grid or gain some.
+        assert np.median(kept / counts) == pytest.approx(1, abs=0.1)
+        assert kept[1:].sum() > 0.9 * counts[1:].sum()
 
 
 def test_unusable_parameters_are_refused() -> None:

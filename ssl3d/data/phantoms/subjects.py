@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from ssl3d.data.phantoms import anatomy_heart as heart
 from ssl3d.data.phantoms import brain, chest
@@ -37,6 +38,7 @@ class PhantomParameters:
         texture: amplitude of the texture within the tissues of heart and brain, a factor.
         vessel_width: of the coronary arteries and veins, a factor.
         lesion_size: of the radii of COVID-19 lesions, a factor.
+        placement: how far heart and brain are turned and shifted in their volumes, see :func:`placed`.
     """
 
     edge: int = 64
@@ -48,6 +50,7 @@ class PhantomParameters:
     texture: float = 1.0
     vessel_width: float = 1.0
     lesion_size: float = 1.0
+    placement: float = 0.0
 
     def __post_init__(self) -> None:
         if self.edge < 24:
@@ -93,6 +96,32 @@ def deformation(rng: np.random.Generator, profile: str) -> g.SpatialMap:
     """Draw a subject's map: affine, then smooth layers that are invertible by construction."""
     strain = 0.30 if profile == "benchmark" else 0.36
     return g.SpatialMap.draw(rng, strain=strain)
+
+
+TURN_RAD, SHIFT = np.pi / 4, 0.1
+"""Largest angle, and largest shift along an axis as a share of the edge, of ``placement`` 1."""
+
+
+def placed(
+    mapping: g.SpatialMap, rng: np.random.Generator, placement: float, extent_mm: Sequence[float]
+) -> g.SpatialMap:
+    """Return ``mapping`` of an anatomy that is turned about any axis and shifted in its volume.
+
+    Without it, where a voxel lies tells most of what structure it is in.
+
+    Args:
+        mapping: subject to atlas.
+        rng: draws axis, angle and shift.
+        placement: share of ``TURN_RAD`` and ``SHIFT`` that is reached at most; 0: as it was.
+        extent_mm: edges of the volume.
+    """
+    axis = rng.normal(size=3)
+    turn = Rotation.from_rotvec(
+        axis / np.linalg.norm(axis) * rng.uniform(0, placement * TURN_RAD)
+    ).as_matrix()
+    shift = rng.uniform(-1, 1, 3) * placement * SHIFT * np.asarray(extent_mm)
+    matrix = mapping.matrix @ turn
+    return replace(mapping, matrix=matrix, offset=mapping.offset + matrix @ shift)
 
 
 def lesion_count(index: int, parameters: PhantomParameters) -> int:
@@ -200,6 +229,8 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
     spacing = parameters.spacing_mm
     p = g.voxel_centres(shape, spacing)  # (3, D*H*W)
     mapping = deformation(anatomy, parameters.profile)
+    where = _rng(cohort, index, parameters, "placement")
+    mapping = placed(mapping, where, parameters.placement, np.multiply(shape, spacing))
     atlas = mapping.to_atlas(p)
     form = heart.HeartShape.draw(anatomy, _spread(parameters))
     tissue = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))[0].reshape(shape)
@@ -266,6 +297,8 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     mapping = replace(
         mapping, layers=tuple(replace(a, amplitudes=0.6 * a.amplitudes) for a in mapping.layers)
     )
+    where = _rng(cohort, index, parameters, "placement")
+    mapping = placed(mapping, where, parameters.placement, np.multiply(shape, spacing))
     atlas = mapping.to_atlas(p)
     # Gyri run along level lines of a random field, finer in the development profile.
     length = (28.0, 45.0) if parameters.profile == "benchmark" else (24.0, 38.0)
