@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -275,6 +276,41 @@ def test_jobs_share_the_cells_and_compute_the_same(store: tuple[Path, Result], t
     finally:
         torch.set_num_threads(threads)
     assert len(scores[0]) == 4 and scores[1] == scores[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes by /proc")
+def test_jobs_end_with_the_process_that_started_them(store: tuple[Path, Result], tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "ssl3d.cli", "bench", "--preset", "smoke", "--methods", "denoising", "--tasks", "shc",
+        "--jobs", "2", "--set", "pretrain.steps=100000", "--cache", str(store[0].parent / "cache"),
+        "--store", str(tmp_path / "s"),
+    ]  # fmt: skip
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def children() -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                of = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                if of == parent.pid and b"spawn_main" in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+            except OSError:  # gone since it was listed
+                continue
+        return found
+
+    try:
+        deadline = time.monotonic() + 120
+        while not (started := children()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert started
+        time.sleep(8)  # the child imports torch and reaches its first cell
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
 
 
 def test_a_cell_that_another_process_holds_is_passed_over(store: tuple[Path, Result], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ column of it:
   variance between methods with what is left of it within a method once the seeds' own means are taken out. Beside
   it, the p of the analysis that does not take them out. Rows that lack a seed of scratch are left out.
 
-Usage: ``python benchmarks/study/separation.py STORE > benchmarks/results/studies/separation.md``
+Usage: ``python benchmarks/study/separation.py STORE [--seeds 0 1] > benchmarks/results/studies/separation.md``
 """
 
 from __future__ import annotations
@@ -112,8 +112,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", help="look at these only [all]")
+    arguments = parser.parse_args()
     try:
-        records, _ = ResultStore(parser.parse_args().store).records()
+        records, _ = ResultStore(arguments.store).records()
+        if arguments.seeds:
+            records = [record for record in records if record["identity"]["seed"] in arguments.seeds]
         model = build_table(records, registry().methods.names())
     except SSL3DError as error:
         sys.exit(f"Error: {error}")

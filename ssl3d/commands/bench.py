@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -157,7 +158,8 @@ def _others(count: int, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _work(options: dict[str, Any], threads: int) -> None:
-    """Compute cells of the bench with ``options`` until there are none left."""
+    """Compute cells of the bench with ``options`` until there are none left, or the process that started this one is."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     quiet_libraries()
     keep_freed_memory()
     import torch
@@ -177,6 +179,14 @@ def _work(options: dict[str, Any], threads: int) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent has ended, however that did: a killed one tells nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # at once: cells, checkpoints and locks are made for that
 
 
 def _bench_of(
