@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from ssl3d.data.phantoms import anatomy_heart as heart
@@ -103,7 +103,7 @@ TURN_RAD, SHIFT = np.pi / 4, 0.1
 
 
 def placed(
-    mapping: g.SpatialMap, rng: np.random.Generator, placement: float, extent_mm: Sequence[float]
+    mapping: g.SpatialMap, rng: np.random.Generator, placement: float, extent_mm: ArrayLike
 ) -> g.SpatialMap:
     """Return ``mapping`` of an anatomy that is turned about any axis and shifted in its volume.
 
