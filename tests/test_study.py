@@ -67,10 +67,6 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, text: str, words: str) ->
     assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
 
 
-def separation_module() -> ModuleType:
-    return module_of("separation")
-
-
 def module_of(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -92,18 +88,17 @@ def test_blocked_anova_is_the_comparison_of_two_linear_models() -> None:
         np.square(scores.ravel() - x @ np.linalg.lstsq(x, scores.ravel(), rcond=None)[0]).sum()
         for x in (seeds, both)
     ]
-    statistic, p = separation_module().blocked_anova(scores)
+    statistic, p = module_of("separation").blocked_anova(scores)
     assert statistic == pytest.approx((error[0] - error[1]) / 4 / (error[1] / 12))
     assert p == pytest.approx(stats.f.sf(statistic, 4, 12)) and p < 0.01 < stats.f_oneway(*scores).pvalue
-    shifted = separation_module().blocked_anova(scores + 10 * rng.normal(size=(1, 4)))
+    shifted = module_of("separation").blocked_anova(scores + 10 * rng.normal(size=(1, 4)))
     assert shifted == pytest.approx((statistic, p))
 
 
 def test_blocked_anova_finds_nothing_where_there_is_nothing() -> None:
-    rng = np.random.default_rng(1)
+    rng, separation = np.random.default_rng(1), module_of("separation")
     found = [
-        separation_module().blocked_anova(rng.normal(size=(10, 3)) + rng.normal(size=3))[1] < 0.05
-        for _ in range(400)
+        separation.blocked_anova(rng.normal(size=(10, 3)) + rng.normal(size=3))[1] < 0.05 for _ in range(400)
     ]
     assert 0.02 < np.mean(found) < 0.09
 
@@ -112,7 +107,7 @@ def test_separation_finds_what_was_put_in() -> None:
     """Scratch at 40, others at 40.2, 50 and 60; cases differ by 4, seeds of a case by 2."""
     from test_statistics import made_up_model
 
-    module = separation_module()
+    module = module_of("separation")
     frame = module.separation(made_up_model(cases=30, modes=("linear",)).tables[0]).set_index("Column")
     dice = frame.loc["Linear SHC DSC"]
     apart, low, high = (float(part.strip("[],")) for part in dice["Difference [95 %]"].split())
