@@ -52,11 +52,12 @@ def test_overrides() -> None:
 def test_a_preset_extends_another(tmp_path: Path) -> None:
     quick, study = load_settings("quick", ["pretrain.precision=float32"]), load_settings("study")
     assert (quick.seeds, study.seeds, study.preset) == ((0,), (0, 1, 2), "study")
-    other = {"seeds", "preset", "downstream", "method_lr"}
+    other = {"seeds", "preset", "phantoms", "downstream", "method_lr"}
     assert quick.model_dump(exclude=other) == study.model_dump(exclude=other)
+    assert study.phantoms == quick.phantoms.model_copy(update={"placement": 1})
     assert study.downstream.precision == "float32"
     linear = quick.downstream.linear  # a key within a section leaves its neighbours as they are
-    assert study.downstream.linear == linear.model_copy(update={"steps": 1000, "validate_every": 100})
+    assert study.downstream.linear == linear.model_copy(update={"steps": 600, "validate_every": 60})
     own, quick = tmp_path / "own.yaml", load_settings("quick")
     own.write_text("extends: quick\npretrain: {steps: 5}\nmethods: {byol: {base_momentum: 0.9}}\n")
     mine = load_settings(str(own), ["pretrain.lr=1"])

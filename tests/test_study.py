@@ -16,6 +16,7 @@ from scipy import stats
 from ssl3d.data.phantoms import PhantomParameters, generate
 from ssl3d.data.splits import Split
 from ssl3d.downstream.metrics import dice_per_structure
+from ssl3d.models.unet import UNet3D
 
 STUDY = Path(__file__).parent.parent / "benchmarks" / "study"
 
@@ -71,7 +72,11 @@ def module_of(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(STUDY))  # as for a script that is run: they import each other
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(STUDY))
     return module
 
 
@@ -200,3 +205,29 @@ def test_placement_takes_the_place_out_of_the_phantoms() -> None:
         scores.append(100 * float(np.mean(found)))
     print(scores)
     assert scores[0] > 50 and scores[1] < 0.6 * scores[0]
+
+
+def test_a_silenced_stage_is_a_stage_of_zeros() -> None:
+    transplant = module_of("transplant")
+    backbone = UNet3D(UNet3D.Config(channels=(4, 8, 16))).eval()
+    x = torch.rand(1, 1, 12, 8, 16, generator=torch.Generator().manual_seed(0))
+    for stages in ([0], [1], [2], [1, 2], [0, 1, 2]):
+        features = backbone.encode(x)
+        for stage in stages:
+            features[stage] = torch.zeros_like(features[stage])
+        torch.testing.assert_close(
+            transplant.silenced(backbone, stages)(x)[1], backbone.decode(features), msg=f"stages {stages}"
+        )
+    assert not torch.allclose(transplant.silenced(backbone, [2])(x)[1], backbone(x)[1])
+
+
+def test_a_transplant_takes_the_encoder_and_leaves_the_decoder() -> None:
+    transplant = module_of("transplant")
+    config = UNet3D.Config(channels=(4, 8))
+    ours, theirs = UNet3D(config).eval(), UNet3D(config).eval()
+    x = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    mixed = transplant.transplanted(ours, theirs, [1])
+    torch.testing.assert_close(mixed.encode(x)[0], ours.encode(x)[0])
+    torch.testing.assert_close(transplant.transplanted(ours, theirs, [0, 1]).encode(x)[1], theirs.encode(x)[1])
+    assert not torch.allclose(mixed.encode(x)[1], ours.encode(x)[1])
+    torch.testing.assert_close(mixed.decode(ours.encode(x)), ours(x)[1])
