@@ -151,10 +151,11 @@ def test_losses_are_put_beside_those_of_chance(tmp_path: Path) -> None:
         [sys.executable, STUDY / "losses.py", tmp_path / "s"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    rows = {cells[1]: cells for cells in (line.split(" | ") for line in result.stdout.splitlines()[2:])}
-    assert rows["nt_xent"][5].strip(" |") == "1.1" and rows["cross_entropy"][5].strip(" |") == "2.3"
-    assert rows["mse"][5].strip(" |") == "" and rows["mse"][0] == "| Denoising"
-    assert 1.5 < float(rows["cross_entropy"][4]) < 4
+    rows = {cells[3]: cells for cells in (line.split(" | ") for line in result.stdout.splitlines()[2:])}
+    assert rows["nt_xent"][7].strip(" |") == "1.1" and rows["cross_entropy"][7].strip(" |") == "2.3"
+    assert rows["mse"][7].strip(" |") == "" and rows["mse"][0] == "| Denoising"
+    assert 1.5 < float(rows["cross_entropy"][6]) < 4
+    assert rows["mse"][1:3] == ["2", "0.001"], "with the budget it belongs to"
     nothing = subprocess.run([sys.executable, STUDY / "losses.py", tmp_path], capture_output=True, text=True)
     assert nothing.returncode == 1 and "no finished run" in nothing.stderr
 

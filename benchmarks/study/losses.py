@@ -1,4 +1,5 @@
-"""Was the pretext task solved? Every loss of every row, over the first steps and over the last quarter, mean over seeds.
+"""Was the pretext task solved? Every loss of every row, over the first steps and over the last quarter, mean over seeds;
+runs with another learning rate or batch stand apart.
 
 Beside it, where there is one, the value that a network reaches which ignores its input.
 
@@ -32,7 +33,7 @@ def chance(method: str, loss: str, config: dict[str, object], batch_size: int) -
 
 
 def rows(store: Path) -> pd.DataFrame:
-    """Return one row a run and loss: method, seed, loss, first, last, chance."""
+    """Return one row a run and loss: method, volumes a step, learning rate, seed, loss, first, last, chance."""
     found = []
     for file in sorted(store.glob(f"runs/*/{RUN}")):
         run = read_run(file.parent)
@@ -41,15 +42,15 @@ def rows(store: Path) -> pd.DataFrame:
             continue
         lines = pd.DataFrame([json.loads(line) for line in log.read_text().splitlines()])
         identity = run["identity"]
+        budget = identity["pretrain"]["budget"]
         for loss in run["losses"]:
             course = lines.dropna(subset=[loss])
             found.append({
-                "method": run["title"], "seed": identity["seed"], "loss": loss,
+                "method": run["title"], "batch": budget["batch_size"], "lr": budget["lr"], "seed": identity["seed"],
+                "loss": loss,
                 "first": course[course.step <= FIRST_STEPS][loss].mean(),
                 "last": course[course.step > 0.75 * run["steps"]][loss].mean(),
-                "chance": chance(
-                    run["method_name"], loss, identity["method"]["config"], identity["pretrain"]["budget"]["batch_size"]
-                ),
+                "chance": chance(run["method_name"], loss, identity["method"]["config"], budget["batch_size"]),
             })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -68,15 +69,17 @@ def main() -> None:
         sys.exit(
             f"Error: {store}/runs holds no finished run with a log: pretrain with ssl3d bench --store {store}."
         )
-    table = frame.groupby(["method", "loss"], sort=False).agg(
+    table = frame.groupby(["method", "batch", "lr", "loss"], sort=False).agg(
         Runs=("seed", "size"), first=("first", "mean"), last=("last", "mean"), chance=("chance", "first")
     )
     table = table.rename(
         columns={"first": f"Steps to {FIRST_STEPS}", "last": "Last quarter", "chance": "Chance"}
     )
-    table = table.reset_index().rename(columns={"method": "Method", "loss": "Loss"})
-    for column in table.columns[3:]:
+    for column in table.columns[1:]:
         table[column] = ["" if pd.isna(value) else f"{value:.3g}" for value in table[column]]
+    table = table.reset_index().rename(
+        columns={"method": "Method", "batch": "Volumes a step", "lr": "Learning rate", "loss": "Loss"}
+    )
     print(markdown(table))
 
 
