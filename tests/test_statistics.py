@@ -243,12 +243,13 @@ LEVELS = {"scratch": 40.0, "a": 40.2, "b": 50.0, "c": 60.0}
 
 
 def made_up_model(
-    cases: int = 15, seeds: int = 3, modes: tuple[str, ...] = ("linear", "finetune")
-) -> TableModel:
+    cases: int = 15, seeds: int = 3, modes: tuple[str, ...] = ("linear", "finetune"),
+    levels: dict[str, float] = LEVELS,
+) -> TableModel:  # fmt: skip
     rng = np.random.default_rng(12)
     difficulty = rng.normal(0, 4, cases)
     records: list[dict[str, Any]] = []
-    for method, level in LEVELS.items():
+    for method, level in levels.items():
         for task in ("shc", "ccc"):
             for mode in modes:
                 for seed in range(seeds):

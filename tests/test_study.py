@@ -115,10 +115,17 @@ def test_separation_finds_what_was_put_in() -> None:
     module = module_of("separation")
     frame = module.separation(made_up_model(cases=30, modes=("linear",)).tables[0]).set_index("Column")
     dice = frame.loc["Linear SHC DSC"]
-    apart, low, high = (float(part.strip("[],")) for part in dice["Difference [95 %]"].split())
-    assert dice["Best"].startswith("c ") and dice["Seeds"] == 3 and dice["Methods"] == 4
+    apart, low, high = (float(part.strip("[],")) for part in dice["Over scratch [95 %]"].split())
+    assert dice["Best"].startswith("c ") and dice["Seeds"] == 3 and dice["Rows"] == 4
     assert 18.5 < apart < 21.5 and low < apart < high and high - low < 3
     assert float(dice["p"]) < 1e-6
+    assert "Over random_labels [95 %]" not in frame
+    levels = {"scratch": 40.0, "random_labels": 62.0, "a": 60.0, "b": 60.0}
+    controlled = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
+    dice = module.separation(controlled).set_index("Column").loc["Linear SHC DSC"]
+    assert dice["Best"][0] in "ab", "the control is no pretraining"
+    assert float(dice["Over random_labels [95 %]"].split()[0]) == pytest.approx(-2, abs=0.8)
+    assert float(dice["p"]) < 1e-6 and float(dice["p, no baselines"]) > 0.01
     same = made_up_model(cases=30, modes=("linear",)).tables[0]
     cell = same.rows[0].cells["linear", "shc"]
     assert module.difference(cell, cell, "dsc")[0] == 0
@@ -229,6 +236,8 @@ def test_a_transplant_takes_the_encoder_and_leaves_the_decoder() -> None:
     x = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     mixed = transplant.transplanted(ours, theirs, [1])
     torch.testing.assert_close(mixed.encode(x)[0], ours.encode(x)[0])
-    torch.testing.assert_close(transplant.transplanted(ours, theirs, [0, 1]).encode(x)[1], theirs.encode(x)[1])
+    torch.testing.assert_close(
+        transplant.transplanted(ours, theirs, [0, 1]).encode(x)[1], theirs.encode(x)[1]
+    )
     assert not torch.allclose(mixed.encode(x)[1], ours.encode(x)[1])
     torch.testing.assert_close(mixed.decode(ours.encode(x)), ours(x)[1])

@@ -1,12 +1,13 @@
 """Does a benchmark tell methods apart? Two tables: every score, mean ± standard deviation over seeds; and, a row for each
 column of it:
 
-- the best row against scratch: the difference, with a 95 % interval from a bootstrap that resamples seeds
-  and cases crossed, the same cases for both;
+- the best row against scratch, and against the control (random_labels) where there is one: the difference, with a 95 %
+  interval from a bootstrap that resamples seeds and cases crossed, the same cases for both;
 - all rows against each other, in an analysis of variance over the scores of the seeds. A seed decides the head's
   initial weights and the order of the training crops, the same for every row, so seeds are blocks: F compares the
   variance between methods with what is left of it within a method once the seeds' own means are taken out. Beside
-  it, the p of the analysis that does not take them out. Rows that lack a seed of scratch are left out.
+  it, the p without the two baselines, and the p of the analysis that does not take the seeds out. Rows that lack a
+  seed of scratch are left out.
 
 Usage: ``python benchmarks/study/separation.py STORE [--seeds 0 1] > benchmarks/results/studies/separation.md``
 """
@@ -27,6 +28,9 @@ from ssl3d.plugins import registry
 from ssl3d.results.statistics import bootstrap_scores, draw_cases, sample
 from ssl3d.results.store import ResultStore
 from ssl3d.results.table import Cell, Table, build_table
+
+BASELINES = ("scratch", "random_labels")
+"""Rows that no pretext task has taught anything."""
 
 
 def difference(cell: Cell, reference: Cell, metric: str, seed: int = 0) -> tuple[float, float, float]:
@@ -58,28 +62,34 @@ def separation(table: Table) -> pd.DataFrame:
     """Return one row a column in which scratch has two seeds at least, and another method all of them."""
     rows = []
     for column in table.columns:
-        cells = {row.title: row.cells[column.key] for row in table.rows if column.key in row.cells}
-        scratch = next(
-            (cells[r.title] for r in table.rows if r.method == "scratch" and r.title in cells), None
-        )
+        cells = {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
+        titles = {row.method: row.title for row in table.rows}
+        scratch = cells.get("scratch")
         if scratch is None or scratch.n_seeds < 2:
             continue
-        cells = {title: cell for title, cell in cells.items() if cell.seeds.keys() >= scratch.seeds.keys()}
-        if len(cells) < 2:
+        cells = {method: cell for method, cell in cells.items() if cell.seeds.keys() >= scratch.seeds.keys()}
+        pretrained = {method: cell for method, cell in cells.items() if method not in BASELINES}
+        if not pretrained:
             continue
-        best = max(
-            (title for title in cells if cells[title] is not scratch), key=lambda title: cells[title].mean
-        )
-        apart, low, high = difference(cells[best], scratch, column.metric)
+        best = max(pretrained, key=lambda method: pretrained[method].mean)
         of_seeds = np.array([[cell.seeds[seed] for seed in scratch.seeds] for cell in cells.values()])
         statistic, p = blocked_anova(of_seeds)
-        rows.append({
-            "Column": f"{column.group} {column.title}", "Methods": len(cells), "Seeds": scratch.n_seeds,
-            "Scratch": f"{scratch.mean:.1f}", "Best": f"{best} {cells[best].mean:.1f}",
-            "Difference [95 %]": f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]",
-            "F": f"{statistic:.1f}", "p": f"{p:.2g}", "p, seeds not taken out": f"{f_oneway(*of_seeds).pvalue:.2g}",
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        alone = of_seeds[[method in pretrained for method in cells]]
+        row = {
+            "Column": f"{column.group} {column.title}", "Rows": len(cells), "Seeds": scratch.n_seeds,
+            "Best": f"{titles[best]} {cells[best].mean:.1f}",
+        }  # fmt: skip
+        for baseline in BASELINES:
+            if baseline in cells:
+                apart, low, high = difference(cells[best], cells[baseline], column.metric)
+                row[f"Over {titles[baseline].lower()} [95 %]"] = f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]"
+        row |= {
+            "F": f"{statistic:.1f}", "p": f"{p:.2g}",
+            "p, no baselines": f"{blocked_anova(alone)[1]:.2g}" if len(alone) > 1 else "",
+            "p, seeds not taken out": f"{f_oneway(*of_seeds).pvalue:.2g}",
+        }  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
 
 
 def scores(table: Table) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from separation import markdown
+from torch import nn
 
 from ssl3d.config import Settings, load_settings
 from ssl3d.data.sources import task_cohort, task_splits
@@ -43,8 +44,10 @@ def silenced(backbone: UNet3D, stages: Sequence[int]) -> UNet3D:
     for stage in stages:
         # A block joins the skip's channels and, behind them, those from below.
         block = copied.decoder[0 if stage == coarsest else coarsest - 1 - stage]
-        read = slice(widths[stage - 1], None) if stage == coarsest else slice(0, widths[stage])
-        block[0].weight[:, read] = 0
+        channels = slice(widths[stage - 1], None) if stage == coarsest else slice(0, widths[stage])
+        convolution = next(block.children())
+        assert isinstance(convolution, nn.Conv3d)
+        convolution.weight[:, channels] = 0
     return copied
 
 
