@@ -34,6 +34,8 @@ study: .venv/.installed
 	mkdir -p benchmarks/results/studies
 	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,rank --against paper > benchmarks/results/table1-study.md
 	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md
+	$(BIN)/python benchmarks/study/losses.py $(STORE)/study > benchmarks/results/studies/losses.md
+	$(BIN)/python benchmarks/study/seeds.py $(STORE)/study --out benchmarks/results/studies/comparison.png
 
 # One figure a lever, on the development cohort.
 levers: .venv/.installed

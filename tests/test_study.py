@@ -13,9 +13,12 @@ import pytest
 import torch
 from scipy import stats
 
+from ssl3d.config import load_settings
 from ssl3d.data.phantoms import PhantomParameters, generate
 from ssl3d.data.splits import Split
 from ssl3d.downstream.metrics import dice_per_structure
+from ssl3d.errors import ConfigError
+from ssl3d.models.factory import build_backbone
 from ssl3d.models.unet import UNet3D
 
 STUDY = Path(__file__).parent.parent / "benchmarks" / "study"
@@ -131,6 +134,33 @@ def test_separation_finds_what_was_put_in() -> None:
     assert module.difference(cell, cell, "dsc")[0] == 0
 
 
+def test_every_seed_is_drawn(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+    from test_statistics import made_up_model
+
+    seeds = module_of("seeds")
+    drawn: list[Figure] = []
+    closed = seeds.plt.close
+    seeds.plt.close = drawn.append
+    try:
+        seeds.draw(made_up_model(seeds=3).tables[0], tmp_path / "new" / "seeds.png")
+    finally:
+        seeds.plt.close = closed
+    assert (tmp_path / "new" / "seeds.png").stat().st_size > 10_000
+    for axis in drawn[0].axes:
+        dots = [line for line in axis.lines if line.get_marker() == "o"]
+        assert [len(line.get_xdata()) for line in dots] == [3, 3, 3, 3]
+        means = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|"]
+        np.testing.assert_allclose(means, [np.mean(line.get_xdata()) for line in dots])
+    assert len(drawn[0].axes) == 4
+    nothing = subprocess.run(
+        [sys.executable, STUDY / "seeds.py", tmp_path, "--out", tmp_path / "x.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert nothing.returncode == 1 and "Traceback" not in nothing.stderr
+
+
 def test_losses_are_put_beside_those_of_chance(tmp_path: Path) -> None:
     """Random labels stay at log 10, NT-Xent of two items is compared with log 3; a restoration has no such number."""
     command = [
@@ -227,6 +257,22 @@ def test_a_silenced_stage_is_a_stage_of_zeros() -> None:
             transplant.silenced(backbone, stages)(x)[1], backbone.decode(features), msg=f"stages {stages}"
         )
     assert not torch.allclose(transplant.silenced(backbone, [2])(x)[1], backbone(x)[1])
+
+
+def test_a_transplant_wants_one_run(tmp_path: Path) -> None:
+    transplant, settings = module_of("transplant"), load_settings("smoke")
+    title, backbone = transplant.network(tmp_path, "scratch", 1, settings)
+    torch.testing.assert_close(
+        next(backbone.parameters()), next(build_backbone(settings.backbone, 1).parameters())
+    )
+    assert title == "Scratch"
+    with pytest.raises(ConfigError, match="holds no finished run of byol, seed 1"):
+        transplant.network(tmp_path, "byol", 1, settings)
+    for name in ("a", "b"):
+        (tmp_path / "runs" / f"byol-s1-{name}").mkdir(parents=True)
+        (tmp_path / "runs" / f"byol-s1-{name}" / "run.json").write_text('{"format": 1, "status": "finished"}')
+    with pytest.raises(ConfigError, match=r"more than one.*name one, for example .*byol-s1-a"):
+        transplant.network(tmp_path, "byol", 1, settings)
 
 
 def test_a_transplant_takes_the_encoder_and_leaves_the_decoder() -> None:

@@ -75,20 +75,30 @@ def variants(first: UNet3D, second: UNet3D, names: tuple[str, str]) -> Iterator[
     yield f"{names[0]} with all stages of {names[1]}", transplanted(first, second, range(stages))
 
 
-def network(store: Path, method: str, seed: int, settings: Settings) -> tuple[str, UNet3D]:
-    """Return title and backbone of the finished run of ``method`` with ``seed``; the random weights for scratch."""
-    if method == "scratch":
-        backbone, title = build_backbone(settings.backbone, seed), "Scratch"
+def network(store: Path, row: str, seed: int, settings: Settings) -> tuple[str, UNet3D]:
+    """Return title and backbone of a row: a method's one finished run with ``seed``, that of a run's folder, or scratch.
+
+    Raises:
+        ConfigError: no such run, several of them, or another backbone than unet3d.
+    """
+    if row == "scratch":
+        title, backbone = "Scratch", build_backbone(settings.backbone, seed)
     else:
-        for file in sorted(store.glob(f"runs/{method}-s{seed}-*/{RUN}")):
-            run = read_run(file.parent)
-            if run["status"] == "finished":
-                backbone, title = load_backbone(file.parent, expected=settings.backbone), run["title"]
-                break
-        else:
+        found = [Path(row)] if Path(row).is_dir() else []
+        for file in [] if found else sorted(store.glob(f"runs/{row}-s{seed}-*/{RUN}")):
+            if read_run(file.parent)["status"] == "finished":
+                found.append(file.parent)
+        if len(found) != 1:
+            which = "no" if not found else "more than one"
             raise ConfigError(
-                f"{store}/runs holds no finished run of {method}, seed {seed}: ssl3d bench --store {store}."
+                f"{store}/runs holds {which} finished run of {row}, seed {seed}: "
+                + (
+                    f"pretrain with ssl3d bench --store {store}."
+                    if not found
+                    else f"name one, for example {found[0]}."
+                )
             )
+        title, backbone = read_run(found[0])["title"], load_backbone(found[0], expected=settings.backbone)
     if not isinstance(backbone, UNet3D):
         raise ConfigError(f"backbone.name={settings.backbone.name}: only stages of unet3d can be exchanged.")
     return title, backbone
@@ -99,8 +109,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", type=Path)
-    parser.add_argument("--first", default="scratch", help="a method [scratch]")
-    parser.add_argument("--second", default="random_labels", help="a method [random_labels]")
+    parser.add_argument("--first", default="scratch", help="a method, or a run's folder [scratch]")
+    parser.add_argument(
+        "--second", default="random_labels", help="a method, or a run's folder [random_labels]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of both runs, and of the probe [0]")
     parser.add_argument("--tasks", nargs="+", default=["shc", "sbm"], help="[shc sbm]")
     parser.add_argument("--preset", default="study")
