@@ -193,6 +193,7 @@ def test_losses_are_put_beside_those_of_chance(tmp_path: Path) -> None:
     assert rows["mse"][7].strip(" |") == "" and rows["mse"][0] == "| Denoising"
     assert 1.5 < float(rows["cross_entropy"][6]) < 4
     assert rows["mse"][1:3] == ["2", "0.001"], "with the budget it belongs to"
+    assert module_of("losses").chance("deepcluster", "cross_entropy", {"clusters": 16}, 2) == np.log(16)
     nothing = subprocess.run([sys.executable, STUDY / "losses.py", tmp_path], capture_output=True, text=True)
     assert nothing.returncode == 1 and "no finished run" in nothing.stderr
 

@@ -29,6 +29,8 @@ def chance(method: str, loss: str, config: dict[str, object], batch_size: int) -
         return math.log(2 * batch_size - 1)  # all views alike: each of the others is as likely
     if loss == "cross_entropy" and method in ("rotation", "random_labels"):
         return math.log(int(str(config["classes"])))
+    if loss == "cross_entropy" and method == "deepcluster":
+        return math.log(int(str(config["clusters"])))  # all drawn equally often
     return None
 
 
