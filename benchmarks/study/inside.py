@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from separation import markdown
 from sklearn.linear_model import LinearRegression
+from stores import finished_runs
 from torch import Tensor
 
 from ssl3d.config import load_settings
 from ssl3d.data.prepare import PreparedCohort
 from ssl3d.data.sources import task_cohort, task_splits
 from ssl3d.errors import SSL3DError
-from ssl3d.models.checkpoint import RUN, load_backbone, read_run
+from ssl3d.models.checkpoint import load_backbone
 from ssl3d.models.factory import Backbone
 from ssl3d.plugins import registry
 from ssl3d.rng import numpy_rng
@@ -95,11 +96,8 @@ def main() -> None:
         settings = load_settings(arguments.preset, arguments.set)
         cohort = task_cohort(task, None, settings, arguments.cache)
         split = task_splits(task, cohort, settings)[0]
-        for file in sorted(arguments.store.glob(f"runs/*/{RUN}")):
-            run = read_run(file.parent)
-            if run["status"] != "finished":
-                continue
-            backbone = load_backbone(file.parent, expected=settings.backbone).eval()
+        for folder, run in finished_runs(arguments.store):
+            backbone = load_backbone(folder, expected=settings.backbone).eval()
             shares = stage_shares(backbone, *(volume(cohort, case) for case in split.train[:2]))
             place = place_r2(backbone, cohort, split.train[:CASES], split.test[:CASES])
             stages = {f"Stage {stage}": f"{share:.3f}" for stage, share in enumerate(shares, 1)}

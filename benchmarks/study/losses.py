@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 from separation import markdown
+from stores import finished_runs
 
 from ssl3d.errors import CheckpointError
-from ssl3d.models.checkpoint import RUN, read_run
 
 FIRST_STEPS = 20
 
@@ -37,10 +37,9 @@ def chance(method: str, loss: str, config: dict[str, object], batch_size: int) -
 def rows(store: Path) -> pd.DataFrame:
     """Return one row a run and loss: method, volumes a step, learning rate, seed, loss, first, last, chance."""
     found = []
-    for file in sorted(store.glob(f"runs/*/{RUN}")):
-        run = read_run(file.parent)
-        log = file.parent / "log.jsonl"
-        if run["status"] != "finished" or not log.is_file():
+    for folder, run in finished_runs(store):
+        log = folder / "log.jsonl"
+        if not log.is_file():
             continue
         lines = pd.DataFrame([json.loads(line) for line in log.read_text().splitlines()])
         identity = run["identity"]

@@ -6,7 +6,6 @@ Usage: ``python benchmarks/study/seeds.py STORE --out benchmarks/results/studies
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
@@ -16,11 +15,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figure import COLOURS
 from separation import BASELINES
+from stores import largest_table
 
 from ssl3d.errors import SSL3DError
-from ssl3d.plugins import registry
-from ssl3d.results.store import ResultStore
-from ssl3d.results.table import Table, build_table
+from ssl3d.results.table import Table
 
 LINES = dict(zip(BASELINES, (("0.35", "--"), (COLOURS[1], ":")), strict=True))
 
@@ -41,7 +39,7 @@ def draw(table: Table, path: Path) -> None:
             if dashes:
                 axis.axvline(cell.mean, color=colour, linestyle=dashes, linewidth=1, zorder=0)
             axis.plot(list(cell.seeds.values()), [height] * cell.n_seeds, "o", ms=4, color=colour, alpha=0.6)
-            axis.plot(statistics.fmean(cell.seeds.values()), height, "|", ms=12, mew=2, color=colour)
+            axis.plot(cell.mean, height, "|", ms=12, mew=2, color=colour)
         axis.set_title(f"{column.title}, {column.group.lower()}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -63,11 +61,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     arguments = parser.parse_args()
     try:
-        records, _ = ResultStore(arguments.store).records()
-        tables = build_table(records, registry().methods.names()).tables
+        table = largest_table(arguments.store)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    draw(max(tables, key=lambda table: len(table.rows)), arguments.out)
+    draw(table, arguments.out)
     print(arguments.out)
 
 

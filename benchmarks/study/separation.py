@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import f, f_oneway
+from stores import largest_table
 
 from ssl3d.errors import SSL3DError
-from ssl3d.plugins import registry
 from ssl3d.results.statistics import bootstrap_scores, draw_cases, sample
-from ssl3d.results.store import ResultStore
-from ssl3d.results.table import Cell, Table, build_table
+from ssl3d.results.table import Cell, Table
 
 BASELINES = ("scratch", "random_labels")
 """Rows that no pretext task has taught anything."""
@@ -125,13 +124,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="look at these only [all]")
     arguments = parser.parse_args()
     try:
-        records, _ = ResultStore(arguments.store).records()
-        if arguments.seeds:
-            records = [record for record in records if record["identity"]["seed"] in arguments.seeds]
-        model = build_table(records, registry().methods.names())
+        table = largest_table(arguments.store, arguments.seeds)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    table = max(model.tables, key=lambda table: len(table.rows))
     frame = separation(table)
     if frame.empty:
         sys.exit(

@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from separation import markdown
+from stores import finished_runs
 from torch import nn
 
 from ssl3d.config import Settings, load_settings
@@ -29,7 +30,7 @@ from ssl3d.data.sources import task_cohort, task_splits
 from ssl3d.downstream.harness import evaluate
 from ssl3d.environment import select_device
 from ssl3d.errors import ConfigError, SSL3DError
-from ssl3d.models.checkpoint import RUN, load_backbone, read_run
+from ssl3d.models.checkpoint import load_backbone, read_run
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.unet import UNet3D
 from ssl3d.plugins import registry
@@ -84,21 +85,15 @@ def network(store: Path, row: str, seed: int, settings: Settings) -> tuple[str, 
     if row == "scratch":
         title, backbone = "Scratch", build_backbone(settings.backbone, seed)
     else:
-        found = [Path(row)] if Path(row).is_dir() else []
-        for file in [] if found else sorted(store.glob(f"runs/{row}-s{seed}-*/{RUN}")):
-            if read_run(file.parent)["status"] == "finished":
-                found.append(file.parent)
-        if len(found) != 1:
-            which = "no" if not found else "more than one"
-            raise ConfigError(
-                f"{store}/runs holds {which} finished run of {row}, seed {seed}: "
-                + (
-                    f"pretrain with ssl3d bench --store {store}."
-                    if not found
-                    else f"name one, for example {found[0]}."
-                )
-            )
-        title, backbone = read_run(found[0])["title"], load_backbone(found[0], expected=settings.backbone)
+        named = Path(row).is_dir()
+        folders = [Path(row)] if named else [folder for folder, _ in finished_runs(store, f"{row}-s{seed}-*")]
+        of = f"finished run of {row}, seed {seed}"
+        if not folders:
+            raise ConfigError(f"{store}/runs holds no {of}: pretrain with ssl3d bench --store {store}.")
+        if len(folders) > 1:
+            raise ConfigError(f"{store}/runs holds more than one {of}: name one, for example {folders[0]}.")
+        folder = folders[0]
+        title, backbone = read_run(folder)["title"], load_backbone(folder, expected=settings.backbone)
     if not isinstance(backbone, UNet3D):
         raise ConfigError(f"backbone.name={settings.backbone.name}: only stages of unet3d can be exchanged.")
     return title, backbone
