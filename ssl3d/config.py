@@ -147,7 +147,7 @@ class ModeConfig(Model):
     validate_every: PositiveInt = 200
     """Steps between two validations; the best of them is tested."""
     loss: Literal["dice", "dice_ce"] = "dice"
-    """Segmentation loss: soft Dice (released code), or its sum with cross-entropy."""
+    """Segmentation loss: soft Dice as in GVSL's released code, or its sum with cross-entropy."""
     standardize: bool | Literal["whiten"] = False
     """Linear mode: `true` centres and scales each frozen feature over the training set; `whiten` also removes the
     correlations of f^l (f^g, one vector a case, has too few for that, and is scaled). Affine maps, so the probe stays

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl3d.errors import ConfigError
-from ssl3d.losses import ncc_loss, smoothness_loss
+from ssl3d.losses import ncc_loss, segmentation_loss, smoothness_loss, soft_dice_loss
 
 
 def dense_ncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
@@ -127,3 +129,81 @@ def test_smoothness_of_a_linear_field() -> None:
     u = torch.zeros(1, 3, 4, 5, 6)
     u[:, 1] = 2 * torch.arange(6.0)  # slope 2 along w in one of three channels
     assert float(smoothness_loss(u)) == pytest.approx(4 / 3 / 3)
+
+
+# Soft Dice ------------------------------------------------------------------------------------
+
+
+def voxels_of(seed: int = 0, classes: int = 3) -> tuple[Tensor, Tensor]:
+    """Logits (2, K, 3, 4, 5) in float64 and labels, one class absent from the second sample."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, classes, 3, 4, 5, generator=g, dtype=torch.float64)
+    labels = torch.randint(classes, (2, 1, 3, 4, 5), generator=g)
+    labels[1][labels[1] == classes - 1] = 0
+    return logits, labels
+
+
+def slow_dice(logits: Tensor, labels: Tensor) -> float:
+    """1 - (2 sum(y p) + 1) / (sum y^2 + sum p^2 + 1), voxel by voxel; the mean over samples and classes."""
+    losses = []
+    for sample, truth in zip(logits, labels[:, 0], strict=True):
+        for k in range(len(sample)):
+            both = ys = ps = 0.0
+            for place in torch.cartesian_prod(*[torch.arange(n) for n in truth.shape]).tolist():
+                exp = [math.exp(float(sample[c, *place])) for c in range(len(sample))]
+                p, y = exp[k] / sum(exp), float(truth[*place] == k)
+                both, ys, ps = both + y * p, ys + y * y, ps + p * p
+            losses.append(1 - (2 * both + 1) / (ys + ps + 1))
+    return sum(losses) / len(losses)
+
+
+def slow_cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    chosen = logits.softmax(1).gather(1, labels)
+    return float(-chosen.log().mean())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_soft_dice_equals_the_loop(classes: int) -> None:
+    logits, labels = voxels_of(classes=classes)
+    dice, entropy = slow_dice(logits, labels), slow_cross_entropy(logits, labels)
+    assert float(soft_dice_loss(logits.softmax(1), labels)) == pytest.approx(dice, rel=1e-12)
+    assert float(segmentation_loss("dice", logits, labels)) == pytest.approx(dice, rel=1e-12)
+    assert float(segmentation_loss("dice_ce", logits, labels)) == pytest.approx(dice + entropy, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_ce"])
+def test_gradient_of_the_segmentation_losses_equals_finite_differences(name: str) -> None:
+    logits, labels = voxels_of()
+    small, truth = logits[:1, :, :2, :2, :2].clone().requires_grad_(), labels[:1, :, :2, :2, :2]
+    assert torch.autograd.gradcheck(lambda x: segmentation_loss(name, x, truth), small)
+
+
+def test_soft_dice_of_right_and_wrong_answers() -> None:
+    labels = torch.arange(8).view(1, 1, 2, 2, 2) % 2  # 4 voxels of each of two classes
+    right = torch.stack([labels[:, 0] == 0, labels[:, 0] == 1], dim=1).float()
+    assert float(soft_dice_loss(right, labels)) == pytest.approx(0)
+    assert float(soft_dice_loss(1 - right, labels)) == pytest.approx(1 - 1 / 9)
+    absent = torch.zeros_like(labels)  # the second class has no voxel: predicted empty, it costs nothing
+    assert (
+        float(soft_dice_loss(torch.cat([torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)], 1), absent))
+        == 0
+    )
+
+
+def test_segmentation_losses_are_computed_in_float32_under_autocast() -> None:
+    logits, labels = voxels_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = segmentation_loss("dice_ce", logits.bfloat16(), labels)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(
+        float(segmentation_loss("dice_ce", logits.bfloat16().double(), labels)), rel=1e-5
+    )
+
+
+def test_segmentation_losses_refuse_what_does_not_fit() -> None:
+    logits, labels = voxels_of()
+    with pytest.raises(ConfigError, match='"tversky": use dice or dice_ce'):
+        segmentation_loss("tversky", logits, labels)
+    for wrong in (labels[:1], labels[..., :2], labels.expand(-1, 2, -1, -1, -1)):
+        with pytest.raises(ConfigError, match="use \\(B, K, D, H, W\\) and \\(B, 1, D, H, W\\)"):
+            soft_dice_loss(logits.softmax(1), wrong)

@@ -26,6 +26,7 @@ from ssl3d.downstream.neighbours import NearestNeighbours
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import autocast_dtype, peak_memory_mib, to_device
 from ssl3d.errors import ConfigError, TrainingError
+from ssl3d.losses import segmentation_loss
 from ssl3d.models.factory import Backbone, seeded
 from ssl3d.optim import make_optimizer
 from ssl3d.progress import Track
@@ -446,14 +447,7 @@ class Segmentation(Problem):
             x, y = augmentation.image(x), augmentation.labels(y)
         with self.autocast():
             logits = head(x if self.frozen is not None else self.backbone(x)[1])  # (B, K + 1, *crop)
-        return self._criterion(logits.float(), y)
-
-    def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from monai.losses import DiceCELoss, DiceLoss
-
-        cls = {"dice": DiceLoss, "dice_ce": DiceCELoss}[self.budget.loss]
-        loss: Tensor = cls(softmax=True, to_onehot_y=True)(logits, labels)
-        return loss
+        return segmentation_loss(self.budget.loss, logits, y)
 
     @torch.no_grad()
     def predict(self, head: nn.Module, case: int) -> Tensor:
