@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from ssl3d.code import code_of, method_modules
-from ssl3d.config import Settings
+from ssl3d.config import Settings, identity_values
 from ssl3d.data.splits import nested_fraction
 from ssl3d.downstream.harness import MODES, Mode, evaluate
 from ssl3d.downstream.tasks import Task
@@ -245,17 +245,16 @@ class Bench:
         else:
             pretraining = self._pretrain_identity(spec, seed)
         downstream = self.settings.downstream.for_mode(mode)
-        protocol = downstream.model_dump(
-            mode="json", exclude={*MODES, "feature_budget_mib", "feature_disk_mib"}
-        )
-        budget = getattr(downstream, mode).model_dump(mode="json", exclude={"crop"})  # the protocol has it
+        protocol = {k: v for k, v in identity_values(downstream).items() if k not in MODES}
+        budget = identity_values(getattr(downstream, mode))
+        budget.pop("crop", None)  # the protocol has it
         # Options younger than the first records are not in the identity while they are off: those stay valid.
         if budget.get("augment") is False:
             del budget["augment"]
         identity = {
             "method": spec.name,
             "method_config": spec.identity()["config"],
-            "backbone": self.settings.backbone.model_dump(mode="json"),
+            "backbone": identity_values(self.settings.backbone),
             "pretrain": pretraining and pretraining["pretrain"],
             # A checkpoint from elsewhere may carry another seed than the probe.
             "pretrain_seed": pretraining and pretraining["seed"],

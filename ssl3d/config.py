@@ -7,12 +7,21 @@ Unknown keys are refused with the nearest valid one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ssl3d.errors import ConfigError, nearest
+
+
+class _WithoutEffect:
+    """The type of :data:`WITHOUT_EFFECT`."""
+
+
+WITHOUT_EFFECT: Final = _WithoutEffect()
+"""Marks, in ``Annotated``, an option that changes no number: how fast a run is, what it keeps or says. Such an option
+is in no identity, and another value of it makes nothing stale. An option of a method or a backbone can be marked, too."""
 
 
 class Model(BaseModel):
@@ -115,15 +124,15 @@ class PretrainConfig(Model):
     """Largest norm of the gradient; off by default."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 autocast where the device computes it natively, else float32."""
-    checkpoint_every: PositiveInt = 1000
+    checkpoint_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 1000
     """Steps between two checkpoints."""
-    keep_checkpoints: bool = False
+    keep_checkpoints: Annotated[bool, WITHOUT_EFFECT] = False
     """Keep the backbone of every checkpoint, for curves over pretraining steps."""
-    monitor_every: PositiveInt = 500
+    monitor_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 500
     """Steps between two measurements of collapse (feature deviation, effective rank)."""
-    log_every: PositiveInt = 10
+    log_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 10
     """Steps between two lines of the log."""
-    workers: NonNegativeInt = 2
+    workers: Annotated[NonNegativeInt, WITHOUT_EFFECT] = 2
     """Threads that read crops ahead; the number never changes a result."""
 
 
@@ -180,9 +189,9 @@ class DownstreamConfig(Model):
     """Overlap of the windows at inference."""
     head_kernel: Literal[1, 3] = 1
     """Kernel of the segmentation head: 1 (linear per voxel) or 3 (the released code's)."""
-    feature_budget_mib: int = Field(4096, ge=0)
+    feature_budget_mib: Annotated[int, WITHOUT_EFFECT] = Field(4096, ge=0)
     """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
-    feature_disk_mib: int = Field(65536, ge=0)
+    feature_disk_mib: Annotated[int, WITHOUT_EFFECT] = Field(65536, ge=0)
     """Frozen features above this are computed on the fly, with the same result."""
     surface_tolerance_mm: float = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
@@ -227,9 +236,9 @@ class BackboneConfig(Model):
 class Settings(Model):
     """One preset: everything that decides a number, except method, task and seed."""
 
-    preset: str = "custom"
+    preset: Annotated[str, WITHOUT_EFFECT] = "custom"
     """Name shown in tables."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], WITHOUT_EFFECT] = (0,)
     """Seeds of `ssl3d bench`, unless `--seeds` names others; one seed covers a whole run."""
     phantoms: PhantomConfig = PhantomConfig()
     data: DataConfig = DataConfig()
@@ -372,6 +381,42 @@ def option_paths(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
         else:
             paths[prefix + name] = info.description or ""
     return paths
+
+
+def identity_values(model: BaseModel) -> dict[str, Any]:
+    """Return the options of ``model`` that decide a number, as JSON values: all but the marked ones.
+
+    >>> "workers" in PretrainConfig().model_dump(), "workers" in identity_values(PretrainConfig())
+    (True, False)
+    """
+    marked: Any = _exclude(model)
+    return model.model_dump(mode="json", exclude=marked)
+
+
+def _exclude(model: BaseModel) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if WITHOUT_EFFECT in info.metadata:
+            found[name] = True
+        elif isinstance(value, BaseModel) and (below := _exclude(value)):
+            found[name] = below
+    return found
+
+
+def options_without_effect(model: type[BaseModel] = Settings, prefix: str = "") -> set[str]:
+    """Return the dotted paths of the options below ``model`` that change no number.
+
+    >>> "pretrain.workers" in options_without_effect(), "pretrain.lr" in options_without_effect()
+    (True, False)
+    """
+    found: set[str] = set()
+    for name, info in model.model_fields.items():
+        if WITHOUT_EFFECT in info.metadata:
+            found.add(prefix + name)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found |= options_without_effect(info.annotation, f"{prefix}{name}.")
+    return found
 
 
 M = TypeVar("M", bound=BaseModel)

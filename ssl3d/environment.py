@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
+import gc
 import platform
-import resource
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,9 +20,13 @@ from ssl3d.errors import ConfigError
 PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
 
 
-@cache
 def environment() -> dict[str, Any]:
-    """Return the versions, the machine and the git commit that a record carries."""
+    """Return the versions, the machine, the threads and the git commit that a record carries."""
+    return {**_machine(), "threads": torch.get_num_threads()}
+
+
+@cache
+def _machine() -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -33,7 +38,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "git_commit": _git_commit(),
     }
@@ -103,12 +107,50 @@ def to_device(module: nn.Module, device: torch.device) -> None:
     module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far in MiB: the device's for CUDA, the process's for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
+class PeakMemory:
+    """The peak memory of one job: of its tensors on CUDA, of the process while it runs on Linux.
+
+    A process does many jobs, so its peak is set back when the job begins. What cannot be set back (another system, or
+    a container that forbids it) is not measured: the peak of an earlier job says nothing of this one.
+
+    Example::
+
+        memory = PeakMemory(device)
+        ...
+        memory.mib()  # MiB, or None
+    """
+
+    _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        _give_memory_back()  # what an earlier job has freed is not this one's
+        try:
+            self._CLEAR.write_text("5")  # proc(5): sets the peak back to what is in use now
+            self._measured = True
+        except OSError:
+            self._measured = False
+
+    def mib(self) -> float | None:
+        """Return the peak since the object was made, in MiB; None where it cannot be measured."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        if not self._measured:
+            return None
+        lines = self._STATUS.read_text().splitlines()
+        kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+        return None if kib is None else round(kib / 2**10, 1)
+
+
+def _give_memory_back() -> None:
+    """Return the memory that the C library holds for later to the system, where it can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc; musl has none
+        trim(0)
 
 
 def device_name(device: torch.device, precision: str) -> str:

@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ssl3d.code import PARTS, code_of
-from ssl3d.config import Settings, load_settings, preset_names
+from ssl3d.config import Settings, load_settings, options_without_effect, preset_names
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import SSL3DError
 from ssl3d.results.store import Record, canonical_json
 from ssl3d.results.table import flatten
 
 _WORDS = {"pretrain": "pretraining", "downstream": "evaluation"}
-# Options that change how fast a run is or what it keeps, but never a number.
-_WITHOUT_EFFECT = {
-    "seeds", "pretrain.workers", "pretrain.checkpoint_every", "pretrain.keep_checkpoints", "pretrain.monitor_every",
-    "pretrain.log_every", "downstream.feature_budget_mib", "downstream.feature_disk_mib",
-}  # fmt: skip
 
 
 def run_of(
@@ -91,7 +86,7 @@ def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list
 def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if key in _WITHOUT_EFFECT or section in ("preset", "method_lr"):
+    if key in options_without_effect() or section == "method_lr":
         return False
     if section == "downstream":
         if rest == f"{name}.crop":

@@ -123,7 +123,8 @@ def test_provenance_and_log(tmp_path: Path) -> None:
     assert record["status"] == "finished" and record["step"] == 7
     assert record["voxels_seen"] == 7 * 2 * 8**3
     assert record["identity"]["pretrain"]["data"] == "memory"
-    assert record["environment"]["versions"]["torch"] and record["peak_memory_mib"] > 0
+    assert record["environment"]["versions"]["torch"]
+    assert record["peak_memory_mib"] is None or record["peak_memory_mib"] > 0
     assert set(record["losses"]) == {"mse", "zero"}
     log = lines(tmp_path / "r")
     assert [entry["step"] for entry in log if "mse" in entry] == list(range(1, 8))

@@ -24,7 +24,7 @@ from ssl3d.downstream.features import FeatureStore
 from ssl3d.downstream.metrics import auc, dice_per_structure, segmentation_metrics
 from ssl3d.downstream.neighbours import NearestNeighbours
 from ssl3d.downstream.tasks import Task
-from ssl3d.environment import autocast_dtype, peak_memory_mib, to_device
+from ssl3d.environment import PeakMemory, autocast_dtype, to_device
 from ssl3d.errors import ConfigError, TrainingError
 from ssl3d.losses import segmentation_loss
 from ssl3d.models.factory import Backbone, seeded
@@ -53,7 +53,7 @@ class Outcome:
     validation: list[dict[str, float]]
     best_step: int
     seconds: float
-    peak_memory_mib: float
+    peak_memory_mib: float | None
     parameters_trained: int
 
 
@@ -137,7 +137,7 @@ def evaluate(
     Raises:
         TrainingError: the loss is not finite.
     """
-    began = time.monotonic()
+    began, memory = time.monotonic(), PeakMemory(device)
     to_device(backbone, device)
     problem = make_problem(backbone, task, cohort, mode, config, device)
     problem.on_prediction = on_prediction
@@ -167,7 +167,7 @@ def evaluate(
         validation=curve,
         best_step=best_step,
         seconds=round(time.monotonic() - began, 3),
-        peak_memory_mib=round(peak_memory_mib(device), 1),
+        peak_memory_mib=memory.mib(),
         parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d.code import code_of, method_modules
-from ssl3d.config import Settings
-from ssl3d.environment import autocast_dtype, device_name, environment, peak_memory_mib, to_device
+from ssl3d.config import Settings, identity_values
+from ssl3d.environment import PeakMemory, autocast_dtype, device_name, environment, to_device
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.checkpoint import (
@@ -43,11 +43,10 @@ PROBE_CROPS = 16
 
 def pretrain_identity(spec: MethodSpec, settings: Settings, data: str, seed: int) -> dict[str, Any]:
     """Return everything that decides the weights of a run; equal identities, equal weights."""
-    irrelevant = {"workers", "checkpoint_every", "keep_checkpoints", "monitor_every", "log_every"}
-    budget = settings.pretrain.model_dump(mode="json", exclude=irrelevant)
+    budget = identity_values(settings.pretrain)
     return {
         "method": spec.identity(),
-        "backbone": settings.backbone.model_dump(mode="json"),
+        "backbone": identity_values(settings.backbone),
         "pretrain": {"data": data, "budget": budget} if spec.cls.trains != "none" else None,
         "seed": seed,
     }
@@ -123,6 +122,7 @@ def pretrain(
     previous = _previous_run(out, identity, resume)
     if previous.get("status") == "finished":
         return previous
+    memory = PeakMemory(device)
     method = build_method(spec, settings, seed, device)
     run: dict[str, Any] = {
         "status": "running",
@@ -151,7 +151,7 @@ def pretrain(
         "step": steps,
         "voxels_seen": steps * cfg.batch_size * spec.cls.volumes_per_item * math.prod(cfg.crop),
         "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "peak_memory_mib": round(peak_memory_mib(device), 1),
+        "peak_memory_mib": memory.mib(),
         "weights_sha256": weights_fingerprint(method.backbone),
     }
     write_json(out / RUN, run)

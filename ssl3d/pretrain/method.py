@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ssl3d.config import MethodConfig, Model, validate
+from ssl3d.config import MethodConfig, Model, identity_values, validate
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import Backbone, seeded
 from ssl3d.plugins import registry
@@ -156,7 +156,7 @@ class MethodSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what identifies the method in a record."""
-        return {"name": self.cls.name, "config": self.config.model_dump(mode="json")}
+        return {"name": self.cls.name, "config": identity_values(self.config)}
 
 
 def resolve_method(name: str, options: dict[str, dict[str, Any]]) -> MethodSpec:
