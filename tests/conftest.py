@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -46,3 +47,19 @@ def volume_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         affine = np.diag([6.4, 6.4, 6.4, 1])
         nibabel.save(nibabel.Nifti1Image(hu.astype(np.int16), affine), folder / f"ct_{i}.nii.gz")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """On CI (SSL3D_NO_SKIPS) nothing is skipped: there, what is missing is installed."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and os.environ.get("SSL3D_NO_SKIPS"):
+        for report in skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            terminalreporter.write_line(f"SKIPPED where nothing may be: {report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A skipped test fails the run where SSL3D_NO_SKIPS is set."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and reporter.stats.get("skipped") and os.environ.get("SSL3D_NO_SKIPS") and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

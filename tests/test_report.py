@@ -29,7 +29,9 @@ from ssl3d.results.store import ResultStore
 NASTY = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CASES = 6
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="Chromium is not installed: apt-get install chromium"
+)
 
 
 def record(

@@ -254,7 +254,10 @@ def test_parquet_without_pyarrow_is_a_clear_error(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "r.parquet").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None,
+    reason='pyarrow is not installed: pip install "ssl3d[parquet]"',
+)
 def test_parquet_comes_back(tmp_path: Path) -> None:
     import pyarrow.parquet
 

@@ -124,7 +124,10 @@ ENGINE = next(
 )
 
 
-@pytest.mark.skipif(ENGINE is None, reason="no TeX engine on the PATH")
+@pytest.mark.skipif(
+    ENGINE is None,
+    reason="no TeX engine on the PATH: apt-get install texlive-latex-base texlive-latex-recommended",
+)
 def test_latex_compiles(model: TableModel, tmp_path: Path) -> None:
     characters = "".join(map(chr, range(0x20, 0x250))) + "†‡§¶‖#×±−–≤≥’心"
     odd = made_up("scratch")
