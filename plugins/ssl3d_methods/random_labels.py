@@ -6,9 +6,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl3d import Method, MethodConfig
+from ssl3d.models.heads import PooledLinear, pool
 from ssl3d.rng import BatchRng
 
 
@@ -35,11 +36,11 @@ class RandomLabels(Method):
 
     def __init__(self, backbone: Any, config: RandomLabelsConfig) -> None:
         super().__init__(backbone, config)
-        self.classifier = nn.Linear(backbone.global_channels, config.classes)
+        self.classifier = PooledLinear(backbone.global_channels, config.classes)
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         return {"x": x, "label": rng.integers(0, self.config.classes)}  # (B, 1, D, H, W), (B,)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        pooled = self.backbone.encode(views["x"])[-1].mean((2, 3, 4))  # (B, C)
+        pooled = pool(self.backbone.encode(views["x"]))  # (B, C)
         return {"cross_entropy": F.cross_entropy(self.classifier(pooled), views["label"])}

@@ -1,4 +1,21 @@
-"""Heads that several pretext methods put on the backbone; none of them is kept after pretraining."""
+"""Heads on the backbone: the readout of pooled features, projectors, and the restoration head.
+
+A bare linear layer on the pooled f^g starves. GroupNorm fixes the mean of every group of channels, so that f^g averaged
+over voxels is nearly the same vector for every volume: at initialisation 99.6 % of its energy is common to all. What
+tells volumes apart is the rest, and a layer that sees it at a sixteenth of the size of the common part follows the
+common part (an optimizer's first hundreds of steps go into it, and so does what they do to the encoder). So every head
+on pooled features centres and scales each channel first: :class:`PooledNorm`, or the batch norm in an :class:`MLP`. It is
+what the original codes have:
+
+    rotation      Taleb et al.: batch norm throughout the encoder, and after both layers of the head (2048, 1024)
+    SimCLR        batch norm after every layer of the projector, its output (without offset) included
+    BYOL          batch norm after the hidden layers of projector and predictor, none on their outputs
+    SimSiam       batch norm after every layer of the projector (its output: without scale and offset) and the
+                  predictor's hidden layer
+    DeepCluster   batch norm throughout the encoder (AlexNet or VGG-16 with it); whitened features for k-means
+
+None of the heads in this module is kept after pretraining.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +23,91 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ssl3d.errors import ConfigError
+from ssl3d.models.spatial import full_precision, no_autocast
 
 Norm = Literal["batch", "layer"]
 """Normalisation in projectors and predictors: over all views of all crops of a step, or within each
 sample. See :class:`MLP`."""
+
+
+def pool(features: Sequence[Tensor]) -> Tensor:
+    """Return the mean over voxels of the global feature f^g, (B, C) in float32 at least.
+
+    Args:
+        features: what ``backbone.encode`` returns; the last is f^g (B, C, D, H, W).
+    """
+    return full_precision(features[-1]).mean((2, 3, 4))
+
+
+class PooledNorm(nn.Module):
+    """Centre and scale each channel of pooled features, whatever the batch: (B, C) -> (B, C).
+
+    The statistics are those of the batch and of what came before it, pooled: the past counts as ``memory`` samples, the
+    batch as its B. So a batch of one is defined (it is compared with those before it), and for B far above ``memory``
+    this is batch norm. The gradient passes the batch's own share of the statistics, as in batch norm: without it nothing
+    holds the common part in its place, and an encoder that moves it leaves running statistics behind.
+
+    At evaluation the statistics are the stored ones and do not move: a sample's output depends on itself alone. They
+    are buffers, so a resumed run goes on bit for bit. Before the first batch there is no past: the first batch, or
+    :meth:`calibrate`, sets them.
+
+    Args:
+        channels: C.
+        memory: samples that the past counts as, at most.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: int, memory: int = 16, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.memory, self.eps = memory, eps
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+        self.register_buffer("seen", torch.tensor(0))
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        """Forget the past: the statistics become those of ``features`` (N, C), which count as N samples."""
+        features = features.detach().to(self.mean)
+        self.mean.copy_(features.mean(0))
+        self.variance.copy_(features.var(0, correction=0))
+        self.seen.fill_(len(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_autocast(x):
+            x = full_precision(x)
+            mean, variance = self.mean, self.variance
+            if self.training:
+                share = len(x) / (self.seen.clamp(max=self.memory) + len(x))
+                # Two groups of samples as one: their means differ, which is variance, too.
+                apart = x.mean(0) - mean
+                variance = (1 - share) * (variance + share * apart.square()) + share * x.var(0, correction=0)
+                mean = mean + share * apart
+                with torch.no_grad():
+                    self.mean.copy_(mean)
+                    self.variance.copy_(variance)
+                    self.seen += len(x)
+            return (x - mean) / (variance + self.eps).sqrt()
+
+
+class PooledLinear(nn.Sequential):
+    """The readout of pooled features: :class:`PooledNorm` (B, C), then a linear layer -> (B, outputs)."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(PooledNorm(channels), nn.Linear(channels, outputs))
+
+    def calibrate(self, features: Tensor) -> None:
+        """See :meth:`PooledNorm.calibrate`."""
+        norm = self[0]
+        assert isinstance(norm, PooledNorm)
+        norm.calibrate(features)
 
 
 class RestorationHead(nn.Sequential):
