@@ -29,6 +29,10 @@ class CheckpointError(SSL3DError):
     """A checkpoint that is missing, damaged, or of another architecture."""
 
 
+class WriteError(SSL3DError):
+    """A file that cannot be written: the disk is full, the folder is read-only, a quota is used up."""
+
+
 class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 

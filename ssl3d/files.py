@@ -1,24 +1,164 @@
-"""Files that are either whole or absent: write to a temporary name, sync, rename."""
+"""Files that are either whole or absent: a temporary name, synced to the disk, renamed.
+
+Everything that ssl3d writes goes through this module. Temporary names are random and created exclusively, so
+that threads, processes and machines that share a disk never meet, and a link in their place is not followed.
+What the system refuses (a full disk, a read-only folder, a quota) becomes one error that names path and remedy.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ssl3d.errors import WriteError
+
+STALE_S = 24 * 3600.0
+"""Age from which a temporary file is taken for that of a process that was killed."""
+
+_LONGEST_NAME = 50  # characters of a name that go into a temporary one; systems allow 255 bytes in all
+
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write ``data`` to ``path``: afterwards it holds all of them, or what it held before.
+
+    Raises:
+        WriteError: the system refuses; says why and what to do.
+    """
+    temporary = path.with_name(f".{path.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _create(temporary) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, atomically; NaN is refused."""
+    """Write ``value`` to ``path`` as indented JSON, atomically; NaN is refused.
+
+    Raises:
+        WriteError: as :func:`write_bytes`.
+    """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Let another library write ``path``: yields the same name in a temporary folder beside it.
+
+    When the block ends without an error, every file in that folder is synced and moved beside ``path``,
+    which comes last: the voxels of a detached header are there before it is. After an error nothing is.
+
+    Raises:
+        WriteError: the system refuses, or the block has written no such file.
+    """
+    folder = path.parent / f".{secrets.token_hex(8)}.tmp"
+    with explained(path):
+        folder.mkdir(parents=True)
+        try:
+            inside = folder / path.name
+            yield inside
+            if not inside.is_file():
+                raise WriteError(f"{path} was not written. Fix: try again, or choose another format.")
+            written = sorted(folder.iterdir(), key=lambda file: file == inside)  # itself last
+            for file in written:
+                _sync(file)
+            for file in written:
+                file.replace(path.with_name(file.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing ``path`` into an error meant for users.
+
+    Raises:
+        WriteError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(_explanation(path, error)) from error
+
+
+def _explanation(path: Path, error: OSError) -> str:
+    code, words = error.errno, error.strerror or str(error)
+    fixes = {
+        errno.ENOSPC: f"make room on its disk ({_free(path)} free), or choose another place",
+        errno.EDQUOT: "make room within your quota there, or choose another place",
+        errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
+        errno.EROFS: "choose a place that can be written to",
+        errno.EACCES: "choose a folder that you may write to, or change its permissions",
+        errno.EPERM: "choose a folder that you may write to, or change its permissions",
+        errno.ENOTDIR: "one of the folders in this path is a file: choose another place",
+        errno.EEXIST: "one of the folders in this path is a file: choose another place",
+        errno.EISDIR: "there is a folder of this name: choose another name, or remove it",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    fix = fixes.get(code or 0, "choose another place, or look after its file system")
+    return f"{path} cannot be written: {words}. Fix: {fix}."
+
+
+def _free(path: Path) -> str:
+    """Return the room on the disk of ``path`` in MiB, or "nothing known to be"."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            return f"{shutil.disk_usage(place).free / 2**20:.1f} MiB"
+    return "nothing known to be"
+
+
+def _create(path: Path) -> Any:
+    """Open a file that does not exist yet for writing; links are not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no such thing
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a file or folder that is being written, or was when a process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_leftovers(folder: Path, older_than_s: float = STALE_S) -> None:
+    """Remove temporary files and folders of killed processes from ``folder``; younger ones stay."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process has just removed it
+            status = path.lstat()
+            if time.time() - status.st_mtime <= older_than_s:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

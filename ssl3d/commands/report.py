@@ -27,7 +27,6 @@ import click
 )
 def report(store: Path, out: Path, title: str, cases: int, viewer_mib: float) -> None:
     """Write a store as one HTML file that works offline."""
-    from ssl3d.errors import DataError
     from ssl3d.files import write_bytes
     from ssl3d.plugins import registry
     from ssl3d.report.data import report_data
@@ -36,10 +35,7 @@ def report(store: Path, out: Path, title: str, cases: int, viewer_mib: float) ->
 
     data, problems = report_data(ResultStore(store), registry().methods.names(), cases, viewer_mib)
     page = render(data, title).encode()
-    try:
-        write_bytes(out, page)
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be written: {error.strerror}.") from error
+    write_bytes(out, page)
     click.echo(f"{out}: {len(data['records'])} records, {len(page) / 2**20:.1f} MiB")
     if data["viewer"]["left_out"]:
         click.echo(f"{data['viewer']['left_out']} cases are not in the viewer: raise --viewer-mib.", err=True)

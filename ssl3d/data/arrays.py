@@ -6,13 +6,13 @@ blocks that a crop touches are decompressed (``benchmarks/cache_speed.py``).
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 import numpy as np
+
+from ssl3d.files import write_bytes
 
 CHUNK, BLOCK = 64, 32
 """Edges in voxels."""
@@ -36,15 +36,7 @@ def save_array(path: Path, array: np.ndarray) -> dict[str, Any]:
         np.ascontiguousarray(array), chunks=chunks, blocks=blocks,
         cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
     ).to_cframe()  # fmt: skip
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(frame)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, frame)
     return {"name": path.name, "bytes": len(frame)}
 
 

@@ -205,6 +205,15 @@ def _check_geometry(path: Path, axes_mm: np.ndarray) -> list[Finding]:
     return []
 
 
+def check_payload(path: Path) -> list[Finding]:
+    """Check that all the voxels that a header promises are there, whatever else the header says.
+
+    Raises:
+        HeaderError: it has no header that can be read.
+    """
+    return _check_payload(path, read_header(path))
+
+
 def _check_payload(path: Path, header: Header) -> list[Finding]:
     """Compare what is there with what the header promises."""
     promised = header.payload_bytes

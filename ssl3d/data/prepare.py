@@ -16,8 +16,7 @@ import json
 import logging
 import os
 import re
-import threading
-import time
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,14 +51,12 @@ from ssl3d.data.lungs import load_lungmask, weights_digest
 from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, nearest
-from ssl3d.files import write_json
+from ssl3d.files import remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 
 PREPARATION_VERSION = 1
 """Part of every fingerprint; raised when a change of the code changes prepared voxels."""
-
-_STALE_S = 24 * 3600.0
 
 Policy = Literal["refuse", "skip"]
 """What happens to bad cases: an error that lists all of them, or the others are used without them."""
@@ -289,7 +286,7 @@ def _prepare(
             "reading": asdict(dataset.reading()),
         }  # fmt: skip
         write_json(folder / "manifest.json", manifest)
-        _remove_stale(folder)
+        remove_leftovers(folder)
     else:
         bad = _bad_cases(cases, manifest["cases"], preparation, min_shape)
         if bad:
@@ -363,7 +360,7 @@ def _adopt(
         arrays[kind] = None
         if array:
             name = f"{stem}.{kind}{Path(array['name']).suffix}"
-            temporary = folder / f".{stem}.{kind}.{os.getpid()}-{threading.get_ident()}.tmp"
+            temporary = folder / f".{stem}.{kind}.{secrets.token_hex(8)}.tmp"
             try:
                 os.link(place / array["name"], temporary)
             except OSError:
@@ -643,13 +640,6 @@ def _map_labels(label: np.ndarray, index: dict[int, int]) -> np.ndarray:
     for value, k in index.items():
         table[value - low] = k
     return table[label - low]
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove temporary files that killed builds left; a day old, so that no other build is writing them."""
-    for path in folder.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > _STALE_S:
-            path.unlink(missing_ok=True)
 
 
 def _too_small(

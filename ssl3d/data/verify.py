@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.integrity import MAX_BYTES, Examined, Finding, Progress, examine_cases, subsample
+from ssl3d.files import write_bytes
 
 if TYPE_CHECKING:
     from ssl3d.data.volume import Volume
@@ -245,5 +247,6 @@ def draw_mosaic(report: Report, path: Path) -> None:
             )
         axes.set_title(case.id[-28:], fontsize=6)
         axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_bytes(path, picture.getvalue())

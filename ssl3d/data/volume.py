@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssl3d.data import dicom
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.cohort import ANY_READING, Reading
-from ssl3d.data.headers import reason
-from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, raise_findings
-from ssl3d.errors import DataError
+from ssl3d.data.headers import HeaderError, reason
+from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, check_payload, raise_findings
+from ssl3d.errors import DataError, WriteError
+from ssl3d.files import staged
 
 
 class UnreadableError(Exception):
@@ -194,8 +196,9 @@ def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
         data = data.astype(np.int32)
     image = nibabel.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(image, path)
+    with staged(path) as temporary:
+        nibabel.save(image, temporary)
+        _check_written(temporary, path)
 
 
 def write_like(path: Path, data: np.ndarray, source: Path) -> None:
@@ -212,7 +215,6 @@ def write_like(path: Path, data: np.ndarray, source: Path) -> None:
     suffix = image_suffix(source)
     if image_suffix(path) != suffix:
         raise DataError(f"Cannot write {path}: {source} is {suffix}. Fix: give the name the same ending.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if suffix in {".nii", ".nii.gz"}:
         import nibabel
 
@@ -220,7 +222,9 @@ def write_like(path: Path, data: np.ndarray, source: Path) -> None:
         header = image.header.copy()  # sform, qform and their codes
         header.set_data_dtype(data.dtype)
         header["cal_min"] = header["cal_max"] = 0  # the display range of the image
-        nibabel.save(type(image)(data, None, header), path)
+        with staged(path) as temporary:
+            nibabel.save(type(image)(data, None, header), temporary)
+            _check_written(temporary, path)
         return
     import SimpleITK as sitk
 
@@ -229,4 +233,39 @@ def write_like(path: Path, data: np.ndarray, source: Path) -> None:
     result.SetSpacing(reference.GetSpacing())
     result.SetOrigin(reference.GetOrigin())
     result.SetDirection(reference.GetDirection())
-    sitk.WriteImage(result, str(path), useCompression=True)
+    write_itk(path, result)
+
+
+def write_itk(path: Path, image: Any) -> None:
+    """Write a SimpleITK image, compressed, and make sure that all of it is there.
+
+    SimpleITK returns without an error when the disk is full.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    import SimpleITK as sitk
+
+    with staged(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise WriteError(
+                f"{path} cannot be written: {reason(error)}. Fix: choose another place."
+            ) from error
+        _check_written(temporary, path)
+
+
+def _check_written(temporary: Path, path: Path) -> None:
+    """Read the file just written to its end.
+
+    Raises:
+        WriteError: not all of it is there.
+    """
+    try:
+        findings = check_payload(temporary)
+        problem = findings[0].problem if findings else None
+    except HeaderError as error:
+        problem = f"is not a readable image: {error}"
+    if problem is not None:
+        raise WriteError(f"{path} was not written whole (it {problem}). Fix: make room on its disk.")

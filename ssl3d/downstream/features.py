@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl3d.config import DownstreamConfig
+from ssl3d.files import explained
 
 
 class FeatureStore:
@@ -47,6 +48,7 @@ class FeatureStore:
     def _on_disk(self, case: int, features: Tensor) -> Tensor:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="ssl3d-features-")
         path = Path(self._folder.name) / f"{case}.npy"
-        np.save(path, features.numpy())
+        with explained(path):
+            np.save(path, features.numpy())
         # Copy-on-write: torch wants a writable array, and nothing here writes.
         return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl3d.data.phantoms.subjects import Cohort, PhantomParameters, generate, lesion_count
+from ssl3d.data.volume import write_itk
 from ssl3d.errors import DataError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.rng import numpy_rng
@@ -177,10 +178,7 @@ def _write_volume(path: Path, data: NDArray[np.int16], affine: NDArray[np.float6
     change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
     affine = affine @ inv_ornt_aff(change, data.shape)
     data = np.ascontiguousarray(nibabel.apply_orientation(data, change))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = "".join(path.suffixes)
-    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}{suffix}")
-    if suffix == ".nii.gz":
+    if "".join(path.suffixes) == ".nii.gz":
         image = nibabel.Nifti1Image(data, affine)
         image.set_sform(affine, 1)
         image.set_qform(affine, 1)
@@ -188,7 +186,7 @@ def _write_volume(path: Path, data: NDArray[np.int16], affine: NDArray[np.float6
         # A fixed time stamp, so that equal volumes are equal files.
         import gzip
 
-        write_bytes(temporary, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+        write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
     else:
         import SimpleITK
 
@@ -198,5 +196,4 @@ def _write_volume(path: Path, data: NDArray[np.int16], affine: NDArray[np.float6
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-    temporary.replace(path)
+        write_itk(path, image)
