@@ -109,7 +109,7 @@ class PretrainConfig(Model):
     batch_size: PositiveInt = 2
     """Items a step (pairs, for a method that compares volumes)."""
     crop: Shape = (128, 128, 128)
-    """Crop (D, H, W) in voxels; volumes must be at least as large."""
+    """Crop (D, H, W) in voxels; smaller volumes are padded with zeros."""
     optimizer: str = "adam"
     """Any optimizer that timm knows."""
     lr: float = Field(1e-4, gt=0)

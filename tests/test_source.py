@@ -1,10 +1,15 @@
 """Which crops belong to which step."""
 
+import re
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
-from cohorts import MemoryCohort, noise_cohort
+from cohorts import MemoryCase, MemoryCohort, noise_cohort
 
+from ssl3d.data.arrays import Where
 from ssl3d.errors import DataError
 from ssl3d.pretrain.source import CropSource
 
@@ -58,18 +63,68 @@ def test_pairs_are_two_different_volumes_at_one_relative_position() -> None:
     assert all(a != b for a, b in partners) and len(partners) == 6, "every ordered pair of different volumes"
 
 
-def test_volumes_smaller_than_the_crop_are_all_named() -> None:
-    cohort = MemoryCohort([np.zeros((n, 9, 9), np.float32) for n in (9, 7, 5)])
-    with pytest.raises(DataError) as error:
-        CropSource(cohort, (8, 8, 8), 1, 1, seed=0)
+def test_volumes_smaller_than_the_crop_are_padded_with_air_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Every crop of a thin volume holds all of it along its thin axis; the offset goes through all places."""
+    thin = 1 + np.arange(9 * 5 * 10, dtype=np.float32).reshape(9, 5, 10)  # no voxel is zero
+    cohort = MemoryCohort([np.ones((9, 9, 9), np.float32), thin])
+    with caplog.at_level("WARNING"):
+        source = CropSource(cohort, (8, 8, 8), 2, 2, seed=0)
     for part in (
-        "case1: (7, 9, 9)",
-        "case2: (5, 9, 9)",
-        "data.spacing_mm=1.25 fits all",
-        "smaller pretrain.crop",
+        "1 of 2 prepared",
+        "case1: (9, 5, 10)",
+        "zeros (air)",
+        "data.spacing_mm=1.2)",
+        "pretrain.crop",
     ):
-        assert part in str(error.value)
-    assert "case0" not in str(error.value)
+        assert part in caplog.text
+    assert "case0" not in caplog.text and source.padded == ["case1"]
+    places = set()
+    for step in range(60):
+        batch = source.batch(step)
+        for item, first in zip(batch.x, batch.volumes, strict=True):
+            x = item[0 if first == 1 else 1, 0].numpy()  # the crop of the thin volume
+            inside = np.argwhere(x > 0)
+            low, high = inside.min(0), inside.max(0) + 1
+            assert tuple(high - low) == (8, 5, 8), "the whole of the thin axis, and nothing but air around it"
+            d, h, w = (int(i) for i in np.unravel_index(int(x[tuple(low)]) - 1, thin.shape))
+            assert h == 0 and np.array_equal(x[:, low[1] : high[1]], thin[d : d + 8, :, w : w + 8])
+            places.add(int(low[1]))
+    assert places == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("edge", [1, 2, 7])
+def test_the_spacing_that_spares_padding_is_positive_and_does(
+    edge: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    CropSource(MemoryCohort([np.ones((edge, 128, 128), np.float32)]), (128, 128, 128), 1, 1, seed=0)
+    advice = float(re.search(r"data\.spacing_mm=([\d.]+)", caplog.text)[1])  # type: ignore[index]
+    assert advice > 0 and edge * 2.0 / advice >= 128
+
+
+def test_a_batch_costs_the_same_whatever_the_number_of_volumes() -> None:
+    """Nothing of the length of the cohort is made: a million volumes cost what a thousand do."""
+
+    class Many(MemoryCohort):
+        cases = [MemoryCase("one", "one", None, None, (8, 8, 8))] * 1_000_000  # type: ignore[assignment]
+
+        def __len__(self) -> int:
+            return 1_000_000
+
+        def image(self, i: int, where: Where = ...) -> np.ndarray:
+            return np.full((8, 8, 8), i, np.float32)
+
+    source = CropSource(Many([]), (8, 8, 8), 2, 2, seed=0)
+    source.batch(0)
+    tracemalloc.start()
+    began = time.perf_counter()
+    batches = [source.batch(step) for step in range(1, 11)]
+    assert time.perf_counter() - began < 1.0, "0.2 s a batch with a shuffled list"
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000, "8 MB with one list of all volumes"
+    tracemalloc.stop()
+    chosen = [int(v) for batch in batches for v in batch.x[:, :, 0, 0, 0, 0].flatten()]
+    assert len(set(chosen)) == 40 and max(chosen) > 900_000 and min(chosen) < 100_000
 
 
 def test_one_volume_is_not_enough_for_pairs() -> None:

@@ -114,7 +114,7 @@ def pretrain(
     Raises:
         CheckpointError: ``out`` holds a run and ``resume`` is off, or it is another run.
         TrainingError: a loss is not finite.
-        DataError: the volumes do not fit the crop.
+        DataError: there are fewer volumes than the method needs at once.
     """
     cfg = settings.pretrain
     identity = pretrain_identity(spec, settings, cohort.fingerprint if cohort else "", seed)
@@ -143,6 +143,7 @@ def pretrain(
     if steps:
         assert cohort is not None
         source = CropSource(cohort, cfg.crop, cfg.batch_size, spec.cls.volumes_per_item, seed)
+        run["padded"] = source.padded
         _train(method, source, settings, seed, out, device, run)
     save_tensors(out / BACKBONE, method.backbone.state_dict())
     run |= {

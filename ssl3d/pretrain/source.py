@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ssl3d.errors import DataError
-from ssl3d.rng import numpy_rng
+from ssl3d.rng import numpy_rng, permuted
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import PreparedCohort
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,32 @@ class Batch:
     volumes: list[int]
 
 
+def _smaller(shape: Sequence[int], crop: Sequence[int]) -> bool:
+    return any(edge < wanted for edge, wanted in zip(shape, crop, strict=True))
+
+
+def _rounded_down(value: float) -> str:
+    """Return a positive number with two significant digits, never more than it is.
+
+    >>> _rounded_down(1.2578), _rounded_down(0.04321), _rounded_down(0.3)
+    ('1.2', '0.043', '0.3')
+    """
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.floor(value / step + 1e-9) * step:.2g}"
+
+
 class CropSource:
     """Random crops of a prepared cohort, addressed by step.
 
-    The order of the volumes is a new seeded permutation every epoch. The further volumes of an
+    The order of the volumes is a new seeded permutation every epoch (:func:`ssl3d.rng.permuted`). The further volumes of an
     item are drawn uniformly from the others. All volumes of an item are cropped at one relative
     position, so that they show the same part of the body where their fields of view agree.
+
+    A volume smaller than the crop along some axis is never left out: its crops hold the whole of that axis, at the
+    relative position, and zeros (the darkest value: air) around it. Such volumes are named in a warning and in
+    :attr:`padded`.
+
+    The cost of a batch does not depend on the number of volumes.
 
     Args:
         cohort: prepared volumes.
@@ -49,8 +72,7 @@ class CropSource:
         seed: the run's seed.
 
     Raises:
-        DataError: a volume is smaller than the crop, or there are fewer volumes than an item needs;
-            all offending files are named.
+        DataError: there are fewer volumes than an item needs.
     """
 
     def __init__(
@@ -68,17 +90,23 @@ class CropSource:
                 f"Pretraining needs at least {max(1, volumes_per_item)} volumes, but {cohort.dataset} has "
                 f"{len(cohort)}: add more volumes."
             )
-        small = [c for c in cohort.cases if any(s < e for s, e in zip(c.shape, crop, strict=True))]
-        if small:
-            listed = "\n".join(f"  {c.id}: {tuple(c.shape)}" for c in small)
-            spacing = cohort.cases[0].spacing_mm
-            # The crop must span the shortest edge of the smallest volume, in mm.
-            fits = min(s * spacing / e for c in small for s, e in zip(c.shape, crop, strict=True))
-            raise DataError(
-                f"{len(small)} prepared volumes are smaller than the crop {tuple(crop)} (voxels at {spacing:g} mm):\n"
-                f"{listed}\nUse a finer spacing (--set data.spacing_mm={math.floor(fits * 20) / 20:g} fits all), a smaller "
-                "pretrain.crop, or leave these volumes out."
-            )
+        self.padded = [c.id for c in cohort.cases if _smaller(c.shape, crop)]
+        if self.padded:
+            logger.warning(self._padding_note())
+
+    def _padding_note(self) -> str:
+        """Return which volumes are padded, and what would spare it."""
+        small = [c for c in self.cohort.cases if _smaller(c.shape, self.crop)]
+        listed = "\n".join(f"  {c.id}: {tuple(c.shape)}" for c in small[:20])
+        more = f"\n  and {len(small) - 20} more" if len(small) > 20 else ""
+        spacing = small[0].spacing_mm
+        # The crop must span the shortest edge of the smallest volume, in mm.
+        fits = min(s * spacing / e for c in small for s, e in zip(c.shape, self.crop, strict=True))
+        return (
+            f"{len(small)} of {len(self)} prepared volumes are smaller than the crop {self.crop} (voxels at "
+            f"{spacing:g} mm) and are padded with zeros (air):\n{listed}{more}\nNone would be with a finer spacing "
+            f"(data.spacing_mm={_rounded_down(fits)}) or a smaller pretrain.crop."
+        )
 
     def __len__(self) -> int:
         return len(self.cohort)
@@ -101,20 +129,32 @@ class CropSource:
 
     def _volumes(self, item: int) -> list[int]:
         epoch, place = divmod(item, len(self))
-        first = int(numpy_rng(self.seed, "order", epoch).permutation(len(self))[place])
-        others = [v for v in range(len(self)) if v != first]
-        more = numpy_rng(self.seed, "partners", item).choice(others, self.volumes_per_item - 1, replace=False)
-        return [first, *(int(v) for v in more)] if self.volumes_per_item > 1 else [first]
+        first = permuted(place, len(self), self.seed, "order", epoch)
+        if self.volumes_per_item == 1:
+            return [first]
+        rng = numpy_rng(self.seed, "partners", item)
+        more = rng.choice(len(self) - 1, self.volumes_per_item - 1, replace=False)  # of all but the first
+        return [first, *(int(v) + (v >= first) for v in more)]
 
     def _crops(self, item: int, volumes: list[int]) -> np.ndarray:
         position = numpy_rng(self.seed, "crop", item).random(3)
         return np.stack([self._crop(v, position) for v in volumes])  # (V, 1, D, H, W)
 
     def _crop(self, volume: int, position: np.ndarray) -> np.ndarray:
+        """Return the crop at a relative position in [0, 1) along each axis: (1, D, H, W) float32."""
         size = self.cohort.cases[volume].shape  # (D, H, W)
-        d, h, w = (int(p * (s - e + 1)) for p, s, e in zip(position, size, self.crop, strict=True))
-        box = (slice(d, d + self.crop[0]), slice(h, h + self.crop[1]), slice(w, w + self.crop[2]))
-        return np.ascontiguousarray(self.cohort.image(volume, box), dtype=np.float32)[None]  # (1, *crop)
+        # Where the crop begins in the volume, or where the volume begins in the crop, which holds it then.
+        starts = [int(p * (abs(s - e) + 1)) for p, s, e in zip(position, size, self.crop, strict=True)]
+        read, write = [], []
+        for start, edge, wanted in zip(starts, size, self.crop, strict=True):
+            read.append(slice(start, start + wanted) if edge >= wanted else slice(0, edge))
+            write.append(slice(0, wanted) if edge >= wanted else slice(start, start + edge))
+        voxels = self.cohort.image(volume, (read[0], read[1], read[2]))
+        if not _smaller(size, self.crop):
+            return np.ascontiguousarray(voxels, dtype=np.float32)[None]
+        padded = np.zeros(self.crop, dtype=np.float32)
+        padded[tuple(write)] = voxels
+        return padded[None]
 
     def fixed_crop(self, volume: int, number: int = 0) -> Tensor:
         """Return crop ``number`` of one volume (1, D, H, W); number 0 is the central one.
