@@ -18,6 +18,7 @@ from ssl3d.files import write_json
 from ssl3d.pretrain.method import resolve_method
 from ssl3d.provenance import stale
 from ssl3d.results.manage import differing_results
+from ssl3d.results.scores import in_percent
 from ssl3d.results.store import Record, ResultStore, canonical_json
 from ssl3d.results.table import flatten
 
@@ -54,7 +55,7 @@ def reproduce(
 
     Args:
         record: sound; written by a bench that kept its settings.
-        tolerance: largest difference of the score, in percentage points.
+        tolerance: largest difference of the score, in percentage points; for errors, in percent of the score.
         device: where to compute.
         cache: prepared volumes and phantoms.
         out: store of the new record and its run; None: deleted afterwards.
@@ -121,14 +122,18 @@ def _again(
 
 def _compare(old: Record, new: Record, tolerance: float) -> Verdict:
     difference = abs(new["score"] - old["score"])
+    points = in_percent(old["metric"])
+    largest = tolerance if points else tolerance / 100 * abs(old["score"])
     fields = differing_results(old, new)
     what = f"{old['metric'].upper()} {old['score']:.6g} in the record, {new['score']:.6g} now"
     if not fields:
         lines = [f"Reproduced bit for bit: {what}, and so is every case."]
-    elif difference <= tolerance:
-        lines = [f"Reproduced within {tolerance:g} points: {what} (difference {difference:.3g})."]
+    elif difference <= largest:
+        lines = [
+            f"Reproduced within {tolerance:g} {'points' if points else '%'}: {what} (difference {difference:.3g})."
+        ]
     else:
-        lines = [f"NOT reproduced: {what} (difference {difference:.3g}, tolerance {tolerance:g})."]
+        lines = [f"NOT reproduced: {what} (difference {difference:.3g}, tolerance {largest:g})."]
     if fields:
         lines.append(f"Differs in: {', '.join(fields)}.")
         same = old.get("fingerprint_of_weights") == new.get("fingerprint_of_weights")
@@ -136,7 +141,7 @@ def _compare(old: Record, new: Record, tolerance: float) -> Verdict:
         reasons = stale(old)
         lines += [f"Changed since: {'; '.join(reasons)}."] if reasons else []
         lines += _environments(old, new)
-    return Verdict(not fields or difference <= tolerance, not fields, lines, new)
+    return Verdict(not fields or difference <= largest, not fields, lines, new)
 
 
 def _environments(old: Record, new: Record) -> list[str]:

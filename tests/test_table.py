@@ -408,6 +408,49 @@ def test_differences_that_round_to_zero_have_no_minus() -> None:
     assert "+0.0" in render_markdown(model)
 
 
+@pytest.mark.parametrize(
+    ("errors", "shown", "gain", "loss"),
+    [
+        ((0.046, 0.021, 0.049), ("0.0460", "0.0210", "0.0490"), "−0.0250", "+0.0030"),
+        ((460.04, 210.1, 490.3), ("460", "210", "490"), "−250", "+30"),
+        ((4.6e-6, 2.1e-6, 4.9e-6), ("0.00000460", "0.00000210", "0.00000490"), "−0.00000250", "+0.00000030"),
+    ],
+    ids=["hundredths", "hundreds", "millionths"],
+)
+@pytest.mark.parametrize("table_format", BUILTIN_FORMATS, ids=lambda f: f.name)
+def test_digits_unit_and_colours_follow_the_metric(
+    table_format: Any, errors: tuple[float, ...], shown: tuple[str, ...], gain: str, loss: str
+) -> None:
+    """Errors are in the unit of what is predicted: told apart at any size, not in percent, and less is better."""
+    records = []
+    for method, error in zip(("scratch", "a", "b"), errors, strict=True):
+        record = made_up(method, error, "age")
+        record |= {"metric": "mae", "per_case": [{"case": str(i), "mae": error} for i in range(9)]}
+        records += [record, made_up(method, 81.23, "shc")]
+    model = build_table(records)
+    text = table_format.render(model)
+    if table_format.name == "csv":
+        lines = list(csv.DictReader(io.StringIO(text)))
+        assert {(x["task"], x["unit"]) for x in lines} == {("age", "value"), ("shc", "%")}
+        assert [float(x["mean"]) for x in lines if x["task"] == "age"] == list(errors)
+        return
+    bold = {"rich": "{}*", "markdown": "**{}**", "latex": r"\textbf{{{}}}", "html": "<strong>{}</strong>"}
+    marked = [bold[table_format.name].format(value) in text for value in shown]
+    assert marked == [False, True, False] and all(value in text for value in shown) and "81.2" in text
+    words = " ".join(text.split()).replace(r"\%", "%")
+    assert "in % (MAE: in the unit of the values, lower is better)" in words
+    coloured = {
+        "html": (f'<div class="better">{gain}</div>', f'<div class="worse">{loss}</div>'),
+        "latex": (f"red!75!black}}{{{gain.replace('−', chr(92) + 'ensuremath{-}')}}}", f"blue!75!black}}{{{loss}}}"),
+        "rich": (f"\x1b[32m{gain}\x1b", f"\x1b[31m{loss}\x1b"),
+        "markdown": (f"<br>{gain}", f"<br>{loss}"),
+    }[table_format.name]  # fmt: skip
+    if table_format.name == "rich":
+        console = Console(width=140, force_terminal=True, color_system="standard", highlight=False)
+        text = re.sub(r"m +", "m", render_rich(model, console))
+    assert all(part in text for part in coloured)
+
+
 def test_every_format_says_what_it_is() -> None:
     assert len({f.name for f in BUILTIN_FORMATS}) == len(BUILTIN_FORMATS)
     assert all(f.summary for f in BUILTIN_FORMATS)

@@ -118,11 +118,13 @@ def bench(jobs: int, **options: Any) -> None:
 
 def _say(record: dict[str, Any], computed: bool = True) -> None:
     """Print the line of a finished cell."""
+    from ssl3d.results.scores import written
+
     i = record["identity"]
     labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
     click.echo(
         f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
-        f"{record['score']:.1f}{'' if computed else '  (already in the store)'}",
+        f"{written(record['metric'], record['score'])}{'' if computed else '  (already in the store)'}",
         err=True,
     )
 

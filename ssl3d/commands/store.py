@@ -42,6 +42,7 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     from rich.markup import escape
 
     from ssl3d.provenance import stale_records
+    from ssl3d.results.scores import written
     from ssl3d.results.store import ResultStore, identity_hash
 
     records, problems = ResultStore(folder).records()
@@ -61,7 +62,7 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
             str(i["seed"]),
             i["split"],
             labels,
-            f"{record['score']:.1f}",
+            written(record["metric"], record["score"]),
         )
         table.add_row(
             identity_hash(i)[:8], *map(escape, row), "[green]current[/]" if reasons == [] else state
@@ -148,7 +149,8 @@ def export(folder: Path, out: Path, what: str) -> None:
     "--store", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder of the records."
 )
 @click.option("--tolerance", default=0.5, show_default=True, metavar="POINTS",
-              help="Largest difference of the score that still counts as the same, in percentage points.")  # fmt: skip
+              help="Largest difference of the score that still counts as the same: percentage points, or percent of "
+                   "an error (MAE).")  # fmt: skip
 @click.option(
     "--checkpoint", is_flag=True, help="Evaluate the record's own checkpoint instead of pretraining again."
 )

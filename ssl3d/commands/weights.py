@@ -60,6 +60,7 @@ def finetune(
     from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
     from ssl3d.environment import select_device
     from ssl3d.models.checkpoint import load_backbone, read_run
+    from ssl3d.results.scores import written
 
     if (out / FACTS).exists():
         raise ConfigError(f"{out} holds a predictor already: choose another folder, or remove it.")
@@ -82,7 +83,7 @@ def finetune(
         ),
     )  # fmt: skip
     click.echo(
-        f"{task.title} {task.metric.upper()} {outcome.score:.1f} on {len(outcome.per_case)} test cases"
+        f"{task.title} {task.metric.upper()} {written(task.metric, outcome.score)} on {len(outcome.per_case)} test cases"
     )
     click.echo(f"Predictor: {out}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ssl3d.results import wording
+from ssl3d.results import scores, wording
 from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
 from ssl3d.results.labels import label_curves
 from ssl3d.results.representation import FOLDER, read_results, rows
@@ -18,7 +18,6 @@ from ssl3d.results.statistics import with_statistics
 from ssl3d.results.store import Record, ResultStore
 from ssl3d.results.table import (
     BASELINE,
-    LOWER_IS_BETTER,
     MODES,
     Cell,
     Column,
@@ -81,6 +80,7 @@ def _provenance(record: Record, store: ResultStore) -> dict[str, Any]:
 def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
     return {
         "caption": table.caption,
+        "units": wording.units([column.metric for column in table.columns]),
         "differs": table.differs,
         "footnotes": [list(note) for note in table.footnotes],
         # "#rank" explains a sign of the text formats; the page shows ranks on request.
@@ -106,32 +106,35 @@ def _costs(table: Table) -> dict[str, Any] | None:
 def _column(table: Table, column: Column, places: dict[int, int]) -> dict[str, Any]:
     cells = [row.cells.get(column.key) for row in table.rows]
     baseline = next((c for r, c in zip(table.rows, cells, strict=True) if r.method == BASELINE), None)
-    cases = sorted({case for cell in cells if cell for case in _case_values(cell, column.metric)})
+    cases = sorted({case for cell in cells if cell for case in _case_values(cell, column)})
     return {
         "mode": column.mode,
         "group": column.group,
         "task": column.task,
         "metric": column.metric,
         "title": column.title,
-        "lower": column.metric in LOWER_IS_BETTER,
+        "lower": scores.sign(column.metric) < 0,
+        "unit": scores.unit(column.metric),
+        "digits": column.digits,
         "cases": cases,
-        "cells": [cell and _cell(cell, column.metric, cases, baseline, places) for cell in cells],
+        "cells": [cell and _cell(cell, column, cases, baseline, places) for cell in cells],
     }
 
 
 def _cell(
-    cell: Cell, metric: str, cases: Sequence[str], baseline: Cell | None, places: dict[int, int]
+    cell: Cell, column: Column, cases: Sequence[str], baseline: Cell | None, places: dict[int, int]
 ) -> dict[str, Any]:
-    values = _case_values(cell, metric)
+    values = _case_values(cell, column)
+    fine, coarse = column.digits + 2, column.digits + 1
     test = cell.comparison
     return {
-        "mean": round(cell.mean, 3),
-        "sd": None if cell.sd is None else round(cell.sd, 3),
-        "seeds": [[*seed, round(score, 3)] for seed, score in cell.seeds.items()],
+        "mean": round(cell.mean, fine),
+        "sd": None if cell.sd is None else round(cell.sd, fine),
+        "seeds": [[*seed, round(score, fine)] for seed, score in cell.seeds.items()],
         "n": cell.n_cases,
-        "interval": cell.interval and [round(cell.interval.low, 2), round(cell.interval.high, 2)],
+        "interval": cell.interval and [round(cell.interval.low, coarse), round(cell.interval.high, coarse)],
         "over": cell.interval and cell.interval.over,
-        "delta": None if cell.delta is None else round(cell.delta, 3),
+        "delta": None if cell.delta is None else round(cell.delta, fine),
         "p": test and round(test.p_holm, 4),
         "significant": bool(test and test.significant),
         "powerless": bool(test and test.powerless),
@@ -142,17 +145,18 @@ def _cell(
         "records": [places[id(record)] for record in cell.records],
         "cases": [values.get(case) for case in cases],
         "peak": best_score(cell),
-        "curve": [[step, round(score, 2)] for step, score in mean_curve(cell)],
+        "curve": [[step, round(score, coarse)] for step, score in mean_curve(cell)],
         "reach": steps_to_reach(cell, best_score(baseline) if baseline else None),
     }
 
 
-def _case_values(cell: Cell, metric: str) -> dict[str, float]:
+def _case_values(cell: Cell, column: Column) -> dict[str, float]:
     """Return a value of each test case, averaged over seeds.
 
     For DSC and its kind it is the metric in percent, for errors the error itself. AUC has
     no value of a single case: there it is the probability of the true class, in percent.
     """
+    metric = column.metric
     values: dict[str, list[float]] = defaultdict(list)
     for record in cell.records:
         for case in record["per_case"]:
@@ -161,8 +165,7 @@ def _case_values(cell: Cell, metric: str) -> dict[str, float]:
                 values[str(case["case"])].append(p if case["target"] else 1 - p)
             elif case.get(metric) is not None:
                 values[str(case["case"])].append(case[metric])
-    scale = 1 if metric in LOWER_IS_BETTER else 100
-    return {case: round(scale * fmean(v), 2) for case, v in values.items()}
+    return {case: round(scores.scale(metric) * fmean(v), column.digits + 1) for case, v in values.items()}
 
 
 # --- Few labels -----------------------------------------------------------------------------------
@@ -170,18 +173,23 @@ def _case_values(cell: Cell, metric: str) -> dict[str, float]:
 
 def _labels(model: TableModel) -> list[dict[str, Any]]:
     """Return score over share of labels of each method, task and mode that has several shares."""
-    return [
-        {
+    shown = []
+    for curve in label_curves(model):
+        digits = scores.digits(curve.metric, [p.mean for p in curve.points])
+        points = []
+        for p in curve.points:
+            bounds = (
+                [round(b, digits + 1) for b in (p.interval.low, p.interval.high)]
+                if p.interval
+                else [None, None]
+            )
+            points.append([p.fraction, round(p.mean, digits + 2), *bounds])
+        shown.append({
             "mode": curve.mode, "group": MODES.get(curve.mode, curve.mode), "task": curve.task,
             "metric": curve.metric, "method": curve.method, "title": curve.title, "reaches": curve.reaches,
-            "points": [
-                [p.fraction, round(p.mean, 3), *([round(p.interval.low, 2), round(p.interval.high, 2)]
-                                                 if p.interval else [None, None])]
-                for p in curve.points
-            ],
-        }
-        for curve in label_curves(model)
-    ]  # fmt: skip
+            "points": points,
+        })  # fmt: skip
+    return shown
 
 
 # --- Pretraining ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ const rows = () => table().rows.map((row, index) => ({ ...row, index }))
 
 function summary() {
   const t = table();
-  const gains = t.columns.filter((c) => !c.lower).flatMap((c) => c.cells.map((cell, i) => ({ c, cell, row: t.rows[i] })))
+  const gains = t.columns.filter((c) => c.unit === "%").flatMap((c) => c.cells.map((cell, i) => ({ c, cell, row: t.rows[i] })))
     .filter((g) => g.cell && g.cell.delta != null);
   const top = gains.reduce((a, b) => (a && a.cell.delta >= b.cell.delta ? a : b), null);
   const wins = t.rows.map((row, i) => [row.title, t.columns.filter((c) => c.cells[i] && c.cells[i].best).length]);
@@ -152,37 +152,39 @@ function results() {
       el("tbody", {}, body))),
     body.length ? null : el("p", { role: "status" }, "No method matches the filter."),
     el("ul", { class: "notes" },
-      el("li", {}, "Mean ± standard deviation over seeds in percent; brackets: 95 % interval; Δ: difference to scratch in percentage points, * significant after Holm's correction; highlighted and bold: best of the column, underlined: second. Activate a cell for its records."),
+      el("li", {}, `Mean ± standard deviation over seeds ${table().units}; brackets: 95 % interval; Δ: difference to scratch, * significant after Holm's correction; highlighted and bold: best of the column, underlined: second. Activate a cell for its records.`),
       table().footnotes.map(([mark, text]) => el("li", {}, `${mark} ${text}`)), table().remarks.map((text) => el("li", {}, text))),
   ];
 }
 
 function figures(row, column, cell) {
-  const delta = cell.delta == null ? null : `Δ ${signed(cell.delta)}${cell.significant ? "*" : ""}`;
-  return el("button", { type: "button", "aria-label": `${row.title}, ${column.group} ${column.title}: ${fixed(cell.mean)}. Show its records.`,
+  const digits = column.digits;
+  const delta = cell.delta == null ? null : `Δ ${signed(cell.delta, digits)}${cell.significant ? "*" : ""}`;
+  return el("button", { type: "button", "aria-label": `${row.title}, ${column.group} ${column.title}: ${fixed(cell.mean, digits)}. Show its records.`,
     onclick: () => provenance(row, column, cell) },
-  el("span", { class: "mean" }, fixed(cell.mean), cell.marks), cell.sd == null ? null : ` ± ${fixed(cell.sd)}`,
-  cell.interval && el("span", { class: "sub" }, `[${fixed(cell.interval[0])}, ${fixed(cell.interval[1])}]`),
+  el("span", { class: "mean" }, fixed(cell.mean, digits), cell.marks), cell.sd == null ? null : ` ± ${fixed(cell.sd, digits)}`,
+  cell.interval && el("span", { class: "sub" }, `[${fixed(cell.interval[0], digits)}, ${fixed(cell.interval[1], digits)}]`),
   delta && el("span", { class: `sub ${(column.lower ? -cell.delta : cell.delta) >= 0 ? "up" : "down"}` }, delta));
 }
 
 function provenance(row, column, cell) {
   const dialog = document.getElementById("record");
+  const digits = column.digits + 1;
   const fact = (label, value) => value != null && el("tr", {}, el("th", { scope: "row" }, label), el("td", { class: "left" }, value));
   dialog.replaceChildren(
     el("button", { type: "button", class: "close", onclick: () => dialog.close() }, "Close"),
     el("h2", { id: "record-title" }, `${row.title}: ${column.group.toLowerCase()} ${column.title}`),
     el("table", {}, el("tbody", {},
-      fact("Mean ± sd over seeds", `${fixed(cell.mean, 2)}${cell.sd == null ? "" : ` ± ${fixed(cell.sd, 2)}`} %`),
-      fact("Seeds", cell.seeds.map(([seed, , score]) => `${seed}: ${fixed(score, 2)}`).join(",  ")),
+      fact("Mean ± sd over seeds", `${fixed(cell.mean, digits)}${cell.sd == null ? "" : ` ± ${fixed(cell.sd, digits)}`} ${column.unit}`),
+      fact("Seeds", cell.seeds.map(([seed, , score]) => `${seed}: ${fixed(score, digits)}`).join(",  ")),
       fact("Test cases", `${cell.n}`),
-      cell.interval && fact("95 % interval", `${fixed(cell.interval[0], 2)} to ${fixed(cell.interval[1], 2)}, over ${cell.over}`),
+      cell.interval && fact("95 % interval", `${fixed(cell.interval[0], digits)} to ${fixed(cell.interval[1], digits)}, over ${cell.over}`),
       fact("Rank", cell.rank && `${cell.rank[0]} (95 %: ${cell.rank[1]} to ${cell.rank[2]})`),
       fact("Against scratch", cell.p != null ? `p = ${cell.p} after Holm${cell.powerless ? "; cannot be significant with so few cases" : ""}` : null))),
     el("h3", { style: "margin-top:1rem" }, `${cell.records.length} record${cell.records.length === 1 ? "" : "s"}`),
     ...cell.records.map((place, i) => {
       const { file, ...record } = DATA.records[place];
-      return el("details", { open: i === 0 }, el("summary", {}, file, ` (seed ${record.identity.seed}, ${record.identity.split}: ${fixed(record.score, 2)})`),
+      return el("details", { open: i === 0 }, el("summary", {}, file, ` (seed ${record.identity.seed}, ${record.identity.split}: ${fixed(record.score, digits)})`),
         el("pre", { tabindex: 0 }, JSON.stringify(record, null, 2)));
     }));
   dialog.showModal();
@@ -269,7 +271,7 @@ function curves() {
     return `${cell.reach}${cell === base ? "" : less ? ` (${Math.abs(less)} % ${less < 0 ? "more" : "fewer"})` : " (the same)"}`;
   };
   return [
-    el("p", { class: "soft" }, "Validation score in percent over training steps of the evaluation, mean over seeds. The dotted line is the best that scratch reaches."), chips(),
+    el("p", { class: "soft" }, "Validation score over training steps of the evaluation, mean over seeds. The dotted line is the best that scratch reaches."), chips(),
     el("div", { class: "grid" }, trained.map((c) => {
       const lines = chosen.filter((row) => c.cells[row.index]?.curve.length).map((row) => ({ name: row.title, colour: colour(row.index), dash: dash(row.index), points: c.cells[row.index].curve }));
       return el("figure", {}, el("h3", {}, `${c.group}: ${c.title}`), lines.length ? chart(lines, `Validation curves, ${c.group} ${c.title}`, best(c.cells[scratch])) : el("p", { class: "soft" }, "No method chosen."));
@@ -360,7 +362,7 @@ function quantile(ordered, q) {
 function strips(column, chosen) {
   const [width, left, pitch] = [400, 118, 22];
   const all = chosen.flatMap((row) => column.cells[row.index].cases.filter((v) => v != null));
-  const low = Math.min(...all), high = Math.max(...all, low + 1);
+  const low = Math.min(...all), high = Math.max(...all) > low ? Math.max(...all) : low + 1;
   const x = (v) => left + ((v - low) / (high - low)) * (width - left - 10);
   const height = chosen.length * pitch + 24;
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Scores of single cases, ${column.group} ${column.title}` },
@@ -370,10 +372,10 @@ function strips(column, chosen) {
       const values = cell.cases.filter((v) => v != null).sort((a, b) => a - b);
       const y = i * pitch + pitch / 2 + 2;
       const name = row.title.length > 17 ? `${row.title.slice(0, 16)}…` : row.title;
-      return svg("g", {}, svg("title", {}, `${row.title}: median ${fixed(quantile(values, 0.5))}, ${values.length} cases`),
+      return svg("g", {}, svg("title", {}, `${row.title}: median ${fixed(quantile(values, 0.5), column.digits)}, ${values.length} cases`),
         svg("text", { class: "name", x: left - 8, y: y + 4, "text-anchor": "end" }, name),
         svg("rect", { class: "box", x: x(quantile(values, 0.25)), y: y - 7, width: Math.max(1, x(quantile(values, 0.75)) - x(quantile(values, 0.25))), height: 14, rx: 2 }),
-        cell.cases.map((v, k) => v != null && svg("circle", { class: "dot", cx: x(v).toFixed(1), cy: y + ((k * 7) % 5) - 2, r: 2.4 }, svg("title", {}, `${row.title}, case ${column.cases[k]}: ${fixed(v)}`))),
+        cell.cases.map((v, k) => v != null && svg("circle", { class: "dot", cx: x(v).toFixed(1), cy: y + ((k * 7) % 5) - 2, r: 2.4 }, svg("title", {}, `${row.title}, case ${column.cases[k]}: ${fixed(v, column.digits)}`))),
         svg("line", { class: "median", x1: x(quantile(values, 0.5)), x2: x(quantile(values, 0.5)), y1: y - 8, y2: y + 8 }));
     }));
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssl3d.results.table import LOWER_IS_BETTER
+from ssl3d.results.scores import sign
 
 if TYPE_CHECKING:
     from ssl3d.results.table import Cell
 
 
 def mean_curve(cell: Cell) -> list[tuple[int, float]]:
-    """Return (step, validation score in percent) of a cell, averaged over its seeds and folds.
+    """Return (step, validation score) of a cell, averaged over its seeds and folds.
 
     Only steps that every record of the cell has validated are kept. Empty for a mode without
     training, such as k-NN.
@@ -25,12 +25,12 @@ def mean_curve(cell: Cell) -> list[tuple[int, float]]:
 
 def best_score(cell: Cell) -> float | None:
     """Return the best point of :func:`mean_curve`, the lowest for errors; None without a curve."""
-    best = min if _lower_is_better(cell) else max
+    best = max if _sign(cell) > 0 else min
     return best((score for _, score in mean_curve(cell)), default=None)
 
 
-def _lower_is_better(cell: Cell) -> bool:
-    return any(record["metric"] in LOWER_IS_BETTER for record in cell.records)
+def _sign(cell: Cell) -> int:
+    return min((sign(record["metric"]) for record in cell.records), default=1)
 
 
 def steps_to_reach(cell: Cell, target: float | None) -> int | None:
@@ -43,5 +43,5 @@ def steps_to_reach(cell: Cell, target: float | None) -> int | None:
     """
     if target is None:
         return None
-    sign = -1 if _lower_is_better(cell) else 1
-    return next((step for step, score in mean_curve(cell) if sign * score >= sign * target), None)
+    direction = _sign(cell)
+    return next((step for step, score in mean_curve(cell) if direction * score >= direction * target), None)

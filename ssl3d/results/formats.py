@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssl3d.results import wording
+from ssl3d.results import scores, wording
 from ssl3d.results.convergence import best_score, steps_to_reach
 from ssl3d.results.cost import cost_of
 from ssl3d.results.html import render_html
@@ -188,28 +188,29 @@ def _shrinking_block(columns: Sequence[Sequence[Lines]]) -> RichTable:
 def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Lines:
     if cell is None:
         return [[("    –", "dim")]]
-    # Five characters before the deviation, signs included, put the decimal points in one line.
-    mean = wording.mean(cell)
+    # So many characters before the deviation, signs included, put the decimal points in one line.
+    width = 4 + column.digits
+    mean = wording.mean(cell, column)
     first = [
-        (" " * (5 - len(mean)), ""),
+        (" " * (width - len(mean)), ""),
         (mean, "bold" if cell.best else "underline" if cell.second else ""),
     ]
     if not styled:
         first.append(("*" if cell.best else " ", ""))
     if cell.sd is not None:
-        first.append((f" {wording.sd(cell)}", "dim"))
+        first.append((f" {wording.sd(cell, column)}", "dim"))
     lines = [[*first, (cell.marks, "")]]
     for detail in wording.details(cell, column):
         line, style = detail.text, "" if detail.strong else _RICH_STYLES.get(detail.kind, "dim")
         if detail.kind == "delta":
-            shown = wording.shown_delta(cell) or 0.0
-            line, style = f"{line:>5}", "green" if shown > 0 else "red" if shown < 0 else "dim"
+            line, style = f"{line:>{width}}", _RICH_GAIN[wording.gain(cell, column)]
         elif detail.kind == "paper":
             line = f"{cell.paper:5.1f} paper"  # its decimal point below that of the mean
         lines += [[(part, style)] for part in line.split("\n")]
     return lines
 
 
+_RICH_GAIN = {1: "green", 0: "dim", -1: "red"}
 _RICH_STYLES = {"paper": "dim italic", "support": "yellow"}
 
 
@@ -267,9 +268,9 @@ def _markdown_table(model: TableModel, table: Table) -> str:
 def _markdown_cell(cell: Cell | None, column: Column) -> str:
     if cell is None:
         return "–"
-    mean = wording.mean(cell)
+    mean = wording.mean(cell, column)
     mean = f"**{mean}**" if cell.best else f"<u>{mean}</u>" if cell.second else mean
-    lines = [" ".join(filter(None, (mean, wording.sd(cell)))) + _escape_markdown(cell.marks)]
+    lines = [" ".join(filter(None, (mean, wording.sd(cell, column)))) + _escape_markdown(cell.marks)]
     lines += [f"**{d.text}**" if d.strong else d.text for d in wording.details(cell, column)]
     return "<br>".join(lines)
 
@@ -278,7 +279,7 @@ def _markdown_cell(cell: Cell | None, column: Column) -> str:
 
 CSV_FIELDS = (
     "table", "preset", "method", "title", "method_config", "trains", "label_fraction",
-    "mode", "task", "metric",
+    "mode", "task", "metric", "unit",
     "mean", "sd", "delta", "n_seeds", "n_cases", "best", "second", "notes", "missing_folds", "paper",
     "ci_low", "ci_high", "p", "p_holm", "effect", "rank", "rank_low", "rank_high", "rank_first",
     "steps_to_scratch_best", "pretrain_steps", "voxels_seen", "pretrain_seconds", "downstream_seconds",
@@ -289,7 +290,8 @@ CSV_FIELDS = (
 def render_csv(model: TableModel) -> str:
     """Return one line for each method, mode and task (tidy), unrounded, with a header.
 
-    Figures are in percent, sd and delta in percentage points; an empty field is "does not exist".
+    Figures are in the ``unit`` of their line: ``%`` (sd and delta in percentage points), or ``value`` for
+    errors in the unit of what is predicted. An empty field is "does not exist".
     """
     import csv
     import io
@@ -319,6 +321,7 @@ def _csv_line(
         "method_config": canonical_json(row.config), "trains": row.trains,
         "label_fraction": table.facets.get("label_fraction", 1.0),
         "mode": column.mode, "task": column.task, "metric": column.metric,
+        "unit": scores.unit(column.metric) or "value",
         "mean": cell.mean, "sd": cell.sd, "delta": cell.delta,
         "n_seeds": cell.n_seeds, "n_cases": cell.n_cases, "best": int(cell.best), "second": int(cell.second),
         "notes": "; ".join(notes), "missing_folds": " ".join(cell.missing_folds), "paper": cell.paper,

@@ -79,16 +79,15 @@ def _row(row: Row, table: Table) -> str:
 def _cell(cell: Cell | None, column: Column) -> str:
     if cell is None:
         return "<td>–</td>"
-    mean = wording.mean(cell)
+    mean = wording.mean(cell, column)
     mean = f"<strong>{mean}</strong>" if cell.best else f"<u>{mean}</u>" if cell.second else mean
-    deviation = f' <span class="sd">{wording.sd(cell)}</span>' if cell.sd is not None else ""
+    deviation = f' <span class="sd">{wording.sd(cell, column)}</span>' if cell.sd is not None else ""
     signs = "".join(f"<sup>{_text(text)}</sup>" for text in (wording.stars(cell), cell.marks) if text)
     lines = []
     for detail in wording.details(cell, column):
         look = "strong" if detail.strong else ""
         if detail.kind == "delta":
-            shown = wording.shown_delta(cell) or 0.0
-            look = "better" if shown > 0 else "worse" if shown < 0 else ""
+            look = {1: "better", 0: "", -1: "worse"}[wording.gain(cell, column)]
         css = f' class="{look}"' if look else ""
         lines.append(f"<div{css}>{_text(detail.text)}</div>")
     return f"<td>{mean}{deviation}{signs}{''.join(lines)}</td>"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.results.scores import sign
 from ssl3d.results.store import canonical_json
-from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Row, TableModel
+from ssl3d.results.table import BASELINE, Cell, Row, TableModel
 
 if TYPE_CHECKING:
     from ssl3d.results.statistics import Interval
@@ -20,7 +21,7 @@ class LabelPoint:
 
     Attributes:
         fraction: of the training subjects, in (0, 1].
-        mean: over seeds, in percent.
+        mean: over seeds, in the unit of the metric.
         interval: 95 %, see :func:`ssl3d.results.statistics.interval`; None when not asked for.
         n_seeds, n_cases: behind the mean.
     """
@@ -88,14 +89,12 @@ def label_curves(model: TableModel, intervals: bool = True) -> list[LabelCurve]:
         row, cell, metric = next(iter(cells.values()))
         identity = cell.records[0]["identity"]
         points = tuple(_point(f, c, metric, intervals) for f, (_, c, _) in sorted(cells.items()))
-        target = baselines.get(_shared(identity))
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        target, direction = baselines.get(_shared(identity)), sign(metric)
+        rising = [(p.fraction, direction * p.mean) for p in points]
+        reaches = None if target is None else fraction_reaching(rising, direction * target)
         curves.append(
-            LabelCurve(
-                row.method, row.title, identity["mode"], identity["task"], metric, points,
-                None if target is None else fraction_reaching([(p.fraction, sign * p.mean) for p in points], sign * target),
-            )
-        )  # fmt: skip
+            LabelCurve(row.method, row.title, identity["mode"], identity["task"], metric, points, reaches)
+        )
     return curves
 
 

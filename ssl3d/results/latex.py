@@ -103,7 +103,7 @@ def _row(row: Row, table: Table) -> list[str]:
     below: dict[Kind, dict[int, str]] = {}
     for place, column in enumerate(table.columns):
         cell = row.cells.get(column.key)
-        means.append(_mean(cell) if cell else "--")
+        means.append(_mean(cell, column) if cell else "--")
         for detail in wording.details(cell, column) if cell else ():
             below.setdefault(detail.kind, {})[place] = _detail(detail, cell, column)
     order = [kind for kind in wording.KINDS if kind in below]
@@ -114,10 +114,10 @@ def _row(row: Row, table: Table) -> list[str]:
     return [line + r" \\" for line in lines]
 
 
-def _mean(cell: Cell) -> str:
-    mean = wording.mean(cell)
+def _mean(cell: Cell, column: Column) -> str:
+    mean = wording.mean(cell, column)
     mean = rf"\textbf{{{mean}}}" if cell.best else rf"\underline{{{mean}}}" if cell.second else mean
-    deviation = rf" {{\scriptsize {escape(wording.sd(cell))}}}" if cell.sd is not None else ""
+    deviation = rf" {{\scriptsize {escape(wording.sd(cell, column))}}}" if cell.sd is not None else ""
     significance = escape(wording.stars(cell))
     return f"{mean}{deviation}{significance}{escape(cell.marks)}"
 
@@ -125,8 +125,7 @@ def _mean(cell: Cell) -> str:
 def _detail(detail: wording.Detail, cell: Cell | None, column: Column) -> str:
     text = escape(detail.text)
     if detail.kind == "delta" and cell:
-        shown = wording.shown_delta(cell) or 0.0
-        colour = _BETTER if shown > 0 else _WORSE if shown < 0 else "black"
+        colour = {1: _BETTER, 0: "black", -1: _WORSE}[wording.gain(cell, column)]
         text = rf"\textcolor{{{colour}}}{{{text}}}"
     if detail.strong:
         text = rf"\textbf{{{text}}}"

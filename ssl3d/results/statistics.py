@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ssl3d.errors import ConfigError, nearest
 from ssl3d.results.cost import with_costs
 from ssl3d.results.labels import label_curves, label_remarks
-from ssl3d.results.table import BASELINE, LOWER_IS_BETTER, Cell, Column, Row, Table, TableModel
+from ssl3d.results.scores import scale, sign
+from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ CHOICES = ("ci", "p", "rank", "tau", "cost", "labels")
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval in percent.
+    """A confidence interval in the unit of the score.
 
     Attributes:
         low, high: bounds.
@@ -100,7 +101,7 @@ CaseKey = tuple[str, str]
 class Sample:
     """Numbers behind one cell: ``values`` (S, N) over seeds and cases.
 
-    For DSC and other metrics of single cases the values are that metric in percent; for AUC they
+    For DSC and other metrics of single cases the values are that metric in the unit of the score; for AUC they
     are predicted probabilities, with ``targets`` (N,) and the fold of each case.
     """
 
@@ -129,7 +130,7 @@ def sample(cell: Cell, metric: str) -> Sample:
     import numpy as np
 
     field = "probability" if metric == "auc" else metric
-    scale = 1.0 if metric == "auc" or metric in LOWER_IS_BETTER else 100.0
+    factor = 1.0 if metric == "auc" else scale(metric)
     by_seed: dict[Any, dict[CaseKey, float]] = {seed: {} for seed in cell.seeds}
     targets: dict[CaseKey, bool] = {}
     for record in cell.records:
@@ -138,7 +139,7 @@ def sample(cell: Cell, metric: str) -> Sample:
         for case in record["per_case"]:
             if case.get(field) is not None:
                 key = (identity["split"], str(case["case"]))
-                values[key] = scale * case[field]
+                values[key] = factor * case[field]
                 targets[key] = bool(case.get("target"))
     cases = tuple(
         key for key in next(iter(by_seed.values())) if all(key in values for values in by_seed.values())
@@ -153,7 +154,7 @@ def sample(cell: Cell, metric: str) -> Sample:
 def bootstrap_scores(
     sample: Sample, rng: np.random.Generator, case_counts: Floats | None = None, resamples: int = RESAMPLES
 ) -> Floats:
-    """Return the score of each resample (B,) in percent, seeds and cases resampled independently.
+    """Return the score of each resample (B,) in the unit of the score, seeds and cases resampled independently.
 
     This is the pigeonhole bootstrap for crossed factors (Owen, Annals of Applied Statistics 2007).
     AUC resamples cases within class and fold, because each of those must stay populated.
@@ -325,7 +326,8 @@ def compare(cell: Cell, reference: Cell, metric: str, title: str = BASELINE) -> 
         return Comparison(title, float(2 * norm.sf(abs(difference) / math.sqrt(variance))), None, len(common))
     differences = ours.values.mean(axis=0) - theirs.values.mean(axis=0)  # (N,)
     # Averages of equal values can differ in the last bit, which is no difference to be ranked.
-    differences = differences[np.abs(differences) > 1e-9]
+    size = max(np.abs(ours.values).max(), np.abs(theirs.values).max()) if common else 0.0
+    differences = differences[np.abs(differences) > 1e-11 * size]
     n = len(differences)
     if n == 0:
         return Comparison(title, 1.0, 0.0, 0, p_least=1.0)
@@ -373,7 +375,7 @@ def comparisons(table: Table, against: str = BASELINE) -> dict[Key, Comparison]:
             if column.key in row.cells
         ]
         if against == "best":
-            best = min if column.metric in LOWER_IS_BETTER else max
+            best = max if sign(column.metric) > 0 else min
             reference = best(rows, key=lambda r: r[2].mean)
         else:
             scratch = [r for r in rows if r[3].method == BASELINE]
@@ -417,11 +419,11 @@ def ranks(table: Table, column: Column, resamples: int = RESAMPLES, seed: int = 
     samples = {i: s.on(common) for i, s in samples.items()}
     counts = draw_cases(next(iter(samples.values())), rng, resamples)
     scores = np.stack([bootstrap_scores(s, rng, counts) for s in samples.values()])  # (M, B)
-    sign = 1 if column.metric in LOWER_IS_BETTER else -1
-    drawn = rankdata(sign * scores, axis=0, method="min")  # (M, B)
+    order = -sign(column.metric)  # rank 1 goes to the smallest
+    drawn = rankdata(order * scores, axis=0, method="min")  # (M, B)
     winners = drawn == 1
     share = (winners / winners.sum(axis=0)).mean(axis=1)  # (M,)
-    means = rankdata([sign * table.rows[i].cells[column.key].mean for i in samples], method="min")
+    means = rankdata([order * table.rows[i].cells[column.key].mean for i in samples], method="min")
     bounds = np.quantile(drawn, [0.025, 0.975], axis=1, method="nearest")  # (2, M)
     return {
         i: Rank(int(means[k]), int(bounds[0, k]), int(bounds[1, k]), float(share[k]))

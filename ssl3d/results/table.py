@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.results import scores
 from ssl3d.results.cost import Cost, cost_of, mixed_budgets
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
 
@@ -49,12 +50,14 @@ class Column:
         mode, task: names as in the records.
         metric: ``dsc``, ``auc``, ...; shown in capitals.
         support: (seeds, cases) that most cells of the column stand on.
+        digits: decimals of its scores; what is equal at these is not told apart.
     """
 
     mode: str
     task: str
     metric: str
     support: tuple[int, int]
+    digits: int = 1
 
     @property
     def key(self) -> tuple[str, str]:
@@ -76,10 +79,11 @@ class Cell:
     """One method on one task in one mode, over all its seeds.
 
     Attributes:
-        seeds: the primary metric in percent for each seed, folds pooled within the seed.
+        seeds: the primary metric for each seed, folds pooled within the seed; in percent, or for errors in
+            the unit of what is predicted (see :mod:`ssl3d.results.scores`), as is every other figure here.
         n_cases: scored test cases of one seed, all folds together.
-        delta: mean minus the mean of scratch, in percentage points; None without scratch.
-        best, second: highest and second highest of the column, at one decimal.
+        delta: mean minus the mean of scratch; None without scratch.
+        best, second: best and second best of the column, at the decimals that it is shown with.
         marks: signs of the footnotes that belong to this cell.
         missing_folds: folds that other cells of the column have and this one lacks.
         paper: the paper's own figure in percent, where it was asked for and exists.
@@ -104,12 +108,12 @@ class Cell:
 
     @cached_property
     def mean(self) -> float:
-        """Mean over seeds in percent."""
+        """Mean over seeds."""
         return fmean(self.seeds.values())
 
     @cached_property
     def sd(self) -> float | None:
-        """Sample standard deviation over seeds (n - 1) in percentage points; None for one seed."""
+        """Sample standard deviation over seeds (n - 1); None for one seed."""
         if len(self.seeds) < 2:
             return None
         # statistics.stdev computes with fractions: exact, and slow for thousands of cells.
@@ -432,10 +436,12 @@ def _table(
             )
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: _cell(records, folds, marks) for row, records in by_row.items()}
-        for row, cell in _compared(cells, lower_is_better=metrics <= LOWER_IS_BETTER).items():
+        metric = metrics.pop()
+        digits = scores.digits(metric, [cell.mean for cell in cells.values()])
+        for row, cell in _compared(cells, metric, digits).items():
             rows[row][key] = cell
         support = Counter(cell.support for cell in cells.values()).most_common(1)[0][0]
-        columns.append(Column(*key, metric=metrics.pop(), support=support))
+        columns.append(Column(*key, metric, support, digits))
 
     configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for (method, _), head in heads.items():
@@ -536,12 +542,8 @@ def _seed_order(item: tuple[Seed, Any]) -> tuple[int, int]:
     return seed, -1 if pretrain_seed is None else pretrain_seed
 
 
-LOWER_IS_BETTER = frozenset({"mae"})
-"""Metrics that are errors, in the unit of what is predicted; every other one is in percent."""
-
-
 def _pool(folds: list[Record]) -> tuple[float, int]:
-    """Return (score, scored cases) of one seed; in percent unless it is an error.
+    """Return (score, scored cases) of one seed.
 
     A metric that exists for every case (DSC) is pooled over the cases of all folds; one that only
     exists for a set of cases (AUC) is averaged over folds, because the scores of differently
@@ -555,21 +557,20 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     if len(folds) == 1:
         return float(folds[0]["score"]), len(values) or len(per_case)
     if values:
-        return (1 if metric in LOWER_IS_BETTER else 100) * fmean(values), len(values)
+        return scores.scale(metric) * fmean(values), len(values)
     return fmean(record["score"] for record in folds), len(per_case)
 
 
-def _compared(
-    cells: Mapping[tuple[str, str], Cell], lower_is_better: bool = False
-) -> dict[tuple[str, str], Cell]:
+def _compared(cells: Mapping[tuple[str, str], Cell], metric: str, digits: int) -> dict[tuple[str, str], Cell]:
     """Fill in differences to scratch, best and second best of one column."""
     baseline = next((cell.mean for (method, _), cell in cells.items() if method == BASELINE), None)
     shown = sorted(
-        {round(c.mean, 1) for c in cells.values() if not c.missing_folds}, reverse=not lower_is_better
+        {round(c.mean, digits) for c in cells.values() if not c.missing_folds},
+        reverse=scores.sign(metric) > 0,
     )
     compared = {}
     for row, cell in cells.items():
-        value, ranked = round(cell.mean, 1), not cell.missing_folds
+        value, ranked = round(cell.mean, digits), not cell.missing_folds
         compared[row] = replace(
             cell,
             delta=None if baseline is None or row[0] == BASELINE else cell.mean - baseline,

@@ -5,10 +5,11 @@ A format decides only how these look; which of them exist, and their words, are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ssl3d.results import scores
 from ssl3d.results.cost import Cost
 from ssl3d.results.table import PAPER, Cell, Column, Table, TableModel
 
@@ -37,20 +38,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def mean(cell: Cell) -> str:
-    return f"{cell.mean:.1f}"
+def mean(cell: Cell, column: Column) -> str:
+    return f"{cell.mean:.{column.digits}f}"
 
 
-def sd(cell: Cell) -> str:
-    return "" if cell.sd is None else f"±{cell.sd:.1f}"
+def sd(cell: Cell, column: Column) -> str:
+    return "" if cell.sd is None else f"±{cell.sd:.{column.digits}f}"
 
 
-def shown_delta(cell: Cell) -> float | None:
+def shown_delta(cell: Cell, column: Column) -> float | None:
     """Return the difference to scratch as it is shown, so that its sign and colour follow what is seen.
 
     -0.04 is no loss at one decimal.
     """
-    return None if cell.delta is None else round(cell.delta, 1) or 0.0
+    return None if cell.delta is None else round(cell.delta, column.digits) or 0.0
+
+
+def gain(cell: Cell, column: Column) -> int:
+    """Return 1 where the shown difference to scratch is for the better, -1 for the worse, 0 where there is none."""
+    shown = shown_delta(cell, column) or 0.0
+    return scores.sign(column.metric) * ((shown > 0) - (shown < 0))
 
 
 def stars(cell: Cell) -> str:
@@ -64,11 +71,12 @@ def stars(cell: Cell) -> str:
 def details(cell: Cell, column: Column) -> list[Detail]:
     """Return the lines below the mean, in the order in which every format shows them."""
     found = []
-    delta = shown_delta(cell)
+    delta = shown_delta(cell, column)
     if delta is not None:
-        found.append(Detail("delta", f"{delta:+.1f}".replace("-", "−")))
+        found.append(Detail("delta", f"{delta:+.{column.digits}f}".replace("-", "−")))
     if cell.interval:
-        found.append(Detail("interval", f"[{cell.interval.low:.1f}, {cell.interval.high:.1f}]"))
+        bounds = (f"{bound:.{column.digits}f}" for bound in (cell.interval.low, cell.interval.high))
+        found.append(Detail("interval", f"[{', '.join(bounds)}]"))
     if cell.comparison:
         p = cell.comparison.p_holm
         text = "n.p." if cell.comparison.powerless else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
@@ -101,6 +109,19 @@ def heading(model: TableModel, table: Table) -> str:
     return printable(f"Table {number} of {len(model.tables)}. {table.caption}{differs}")
 
 
+def units(metrics: Collection[str]) -> str:
+    """Return in what the scores of a table are.
+
+    >>> units(["dsc", "mae"]), units(["mae"])
+    ('in % (MAE: in the unit of the values, lower is better)', 'in the unit of the values, lower is better')
+    """
+    errors = sorted({metric for metric in metrics if not scores.in_percent(metric)})
+    if not errors:
+        return "in %"
+    own = "in the unit of the values, lower is better"
+    return own if set(metrics) == set(errors) else f"in % ({', '.join(errors).upper()}: {own})"
+
+
 def legend(table: Table, best: str, second: str, colours: str = "", starred: bool = False) -> str:
     """Return the sentence that explains the signs which occur in ``table``; no sign, no word.
 
@@ -111,7 +132,7 @@ def legend(table: Table, best: str, second: str, colours: str = "", starred: boo
         starred: the format puts :func:`stars` beside the means.
     """
     cells = [cell for row in table.rows for cell in row.cells.values()]
-    parts = ["Mean over seeds in %"]
+    parts = [f"Mean over seeds {units([column.metric for column in table.columns])}"]
     if any(cell.sd is not None for cell in cells):
         parts.append("± standard deviation over seeds")
     if any(cell.delta is not None for cell in cells):
