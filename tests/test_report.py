@@ -295,7 +295,7 @@ def test_an_empty_store_is_an_error_and_a_damaged_record_is_named(store: ResultS
 # --- Browser ----------------------------------------------------------------------------------------
 
 PROBE = """<script>
-const problems = [];
+const problems = [], before = new Set(Object.keys(window));
 window.addEventListener("error", (e) => problems.push(String(e.message)));
 window.addEventListener("unhandledrejection", (e) => problems.push(String(e.reason)));
 window.addEventListener("securitypolicyviolation", (e) => problems.push(`policy: ${e.blockedURI}`));
@@ -364,14 +364,13 @@ def test_a_browser_draws_sorts_filters_and_shows_records(page: str, tmp_path: Pa
 
 
 @needs_browser
-def test_the_viewer_draws(page: str, tmp_path: Path) -> None:
+def test_the_viewer_draws_as_often_as_it_is_asked(page: str, tmp_path: Path) -> None:
     said = browse(page, """
-        state.text = "gvsl"; // software rendering takes seconds a panel
-        document.getElementById("show").click();
+        const named = Object.keys(window).filter((name) => !before.has(name));
+        const filter = document.getElementById("filter"); // software rendering takes seconds a panel
+        filter.value = "gvsl"; filter.dispatchEvent(new Event("input"));
         const note = document.querySelector("#viewer [role=status]");
-        for (let i = 0; i < 300 && !note.textContent.startsWith("Case"); i++)
-            await new Promise((done) => setTimeout(done, 100));
-        const colours = opened.map((viewer) => {
+        const colours = ({ viewer }) => {
             viewer.drawScene(); // the buffer is readable until the frame ends
             const gl = viewer.gl, [w, h] = [gl.drawingBufferWidth, gl.drawingBufferHeight], p = new Uint8Array(4 * w * h);
             gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, p);
@@ -381,11 +380,23 @@ def test_the_viewer_draws(page: str, tmp_path: Path) -> None:
                 tinted += Math.max(p[i], p[i + 1], p[i + 2]) - Math.min(p[i], p[i + 1], p[i + 2]) > 60;
             }
             return [seen.size, tinted];
-        });
-        return { note: note.textContent, colours };
+        };
+        const openings = [];
+        for (const clicks of [1, 1, 2]) { // the last time impatiently
+            note.textContent = "";
+            for (let k = 0; k < clicks; k++) document.getElementById("show").click();
+            for (let i = 0; i < 300 && !/^(Case|The viewer)/.test(note.textContent); i++)
+                await new Promise((done) => setTimeout(done, 100));
+            openings.push({ note: note.textContent, colours: [...document.querySelectorAll("#panels canvas")].map(colours) });
+        }
+        return { openings, named };
     """, tmp_path)  # fmt: skip
-    assert said["problems"] == [] and said["note"].startswith("Case case 0")
-    image, truth, *methods = said["colours"]
-    assert len(methods) == 1
-    assert all(count > 20 for count, _ in said["colours"]), "a blank canvas has one colour"
-    assert all(tinted > 2 * image[1] + 500 for _, tinted in (truth, *methods)), "labels are in colour"
+    assert said["problems"] == []
+    assert said["named"] == [], "a global function could be overwritten by the library, which names itself there"
+    assert len(said["openings"]) == 3
+    for opening in said["openings"]:
+        assert opening["note"].startswith("Case case 0"), opening["note"]
+        image, truth, *methods = opening["colours"]
+        assert len(methods) == 1
+        assert all(count > 20 for count, _ in opening["colours"]), "a blank canvas has one colour"
+        assert all(tinted > 2 * image[1] + 500 for _, tinted in (truth, *methods)), "labels are in colour"

@@ -1,5 +1,7 @@
-"use strict";
 // The page of `ssl3d report`. Values of records only ever become text nodes and attributes, never markup.
+// Nothing of it is global: a library that is loaded later cannot overwrite a function of the page.
+(() => {
+"use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
@@ -426,13 +428,17 @@ function labelColours(count) {
 
 const MOST_PANELS = 12; // browsers keep about sixteen WebGL contexts alive
 let opened = [];
+let turn = 0;
 
 async function open(scene, panels, note) {
+  const mine = ++turn;
+  const outdated = () => mine !== turn; // another scene was asked for before this one stood
   for (const viewer of opened) viewer.gl?.getExtension("WEBGL_lose_context")?.loseContext();
   opened = [];
   panels.replaceChildren();
   note.textContent = "Loading…";
   const { Niivue, NVImage } = await niivue();
+  if (outdated()) return;
   const views = [{ title: "Image" }, { title: "Truth", file: scene.truth },
     ...scene.methods.map((m) => ({ title: `${m.title}: ${fixed(m.score)}`, file: m.file, seed: m.seed }))].slice(0, MOST_PANELS);
   const volume = (file, name) => NVImage.loadFromBase64({ base64: DATA.viewer.volumes[file], name });
@@ -440,19 +446,20 @@ async function open(scene, panels, note) {
     const canvas = el("canvas", { tabindex: 0, role: "application", "aria-label": `${view.title}, case ${scene.case}` });
     // The viewer styles and resizes its canvas's parent, so that is a box of its own.
     panels.append(el("figure", {}, el("h3", {}, view.title), el("div", { class: "canvas" }, canvas)));
-    const viewer = new Niivue({ isResizeCanvas: true, backColor: [0, 0, 0, 1], show3Dcrosshair: true, crosshairWidth: 0.4, crosshairColor: [1, 1, 1, 0.8], dragAndDropEnabled: false, logLevel: "error" });
+    const viewer = canvas.viewer = new Niivue({ isResizeCanvas: true, backColor: [0, 0, 0, 1], show3Dcrosshair: true, crosshairWidth: 0.4, crosshairColor: [1, 1, 1, 0.8], dragAndDropEnabled: false, logLevel: "error" });
+    opened.push(viewer);
     await viewer.attachToCanvas(canvas);
     const image = await volume(scene.image, "image.nii.gz");
+    const labels = view.file && await volume(view.file, "labels.nii.gz");
+    if (outdated()) return;
     viewer.addVolume(image);
-    if (view.file) {
-      const labels = await volume(view.file, "labels.nii.gz");
+    if (labels) {
       labels.setColormapLabel(labelColours(1 + labels.img.reduce((most, label) => Math.max(most, label), 1)));
       labels.opacity = 0.55;
       viewer.addVolume(labels);
     }
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     viewer.drawScene();
-    opened.push(viewer);
   }
   for (const viewer of opened) viewer.broadcastTo(opened.filter((other) => other !== viewer), { "2d": true, "3d": true });
   const more = scene.methods.length + 2 - views.length;
@@ -503,3 +510,4 @@ function start() {
 
 choose();
 start();
+})();
