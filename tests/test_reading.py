@@ -17,7 +17,7 @@ from ssl3d.data.cohort import Reading
 from ssl3d.data.prepare import prepare, prepare_file
 from ssl3d.data.sources import pretraining_cohort, task_cohort
 from ssl3d.data.steps import Intensity, Preparation
-from ssl3d.data.volume import read_volume
+from ssl3d.data.volume import read_labels, read_volume, write_like
 from ssl3d.downstream.task_files import load_task
 from ssl3d.errors import ConfigError, DataError
 
@@ -183,3 +183,135 @@ def test_data_without_a_choice_keep_their_fingerprint(tmp_path: Path) -> None:
         prints.append(cohort.fingerprint)
     assert len(set(prints)) == 4
     assert prints[0] == "b195c85a05ae577282df7a5c7bd9bd3b46c629f71fe40df2991208f95946071a"
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3])
+def test_a_broken_sform_beside_a_whole_qform(tmp_path: Path, factor: float) -> None:
+    """As some converters leave it: rows of zeros, or metres for millimetres."""
+    path = save(tmp_path / "a.nii", volume(0))
+    raw = bytearray(path.read_bytes())
+    rows = np.frombuffer(bytes(raw[280:328]), "<f4") * factor  # srow_x, srow_y, srow_z
+    raw[280:328] = rows.astype("<f4").tobytes()
+    path.write_bytes(bytes(raw))
+    with pytest.raises(DataError, match=r"under its sform, but not under its qform.*--affine") as raised:
+        read_volume(path)
+    assert "spacing" in str(raised.value)
+    with pytest.raises(DataError, match="spacing"):
+        read_volume(path, reading=Reading(affine="sform"))  # that one is still broken
+    read = read_volume(path, reading=Reading(affine="qform"))
+    np.testing.assert_allclose(read.native_affine, SFORM, atol=1e-6)
+    # A prediction on its grid can be read by everybody: both affines are the right one.
+    write_like(tmp_path / "out.nii", np.ones(SHAPE, np.uint8), path, read.native_affine)
+    np.testing.assert_allclose(read_volume(tmp_path / "out.nii").native_affine, SFORM, atol=1e-6)
+
+
+def test_a_broken_qform_beside_a_whole_sform(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", volume(0))
+    raw = bytearray(path.read_bytes())
+    raw[256:268] = np.array([3, 4, 5], "<f4").tobytes()  # a quaternion longer than 1
+    path.write_bytes(bytes(raw))
+    read = read_volume(path, reading=Reading(affine="sform"))
+    np.testing.assert_allclose(read.native_affine, SFORM, atol=1e-6)
+    with pytest.raises(DataError, match="NaN"):
+        read_volume(path, reading=Reading(affine="qform"))
+
+
+def write_frames(folder: Path, name: str, frames: np.ndarray) -> Path:
+    """Write (frames, x, y, z) int16 in one of the ways in which formats hold several volumes."""
+    import SimpleITK as sitk
+
+    ending, way = name.split(" ")
+    path = folder / f"{way}.{ending}"
+    itk = np.ascontiguousarray(frames.transpose(0, 3, 2, 1))  # (t, z, y, x)
+    count, (x, y, z) = len(frames), frames.shape[1:]
+    if ending == "nii.gz":
+        moved = np.moveaxis(frames, 0, -1)
+        save(path, moved if way == "4d" else moved[:, :, :, None])
+    elif way in {"4d", "vector"}:
+        image = itk if way == "4d" else np.ascontiguousarray(np.moveaxis(itk, 0, -1))
+        sitk.WriteImage(sitk.GetImageFromArray(image, isVector=way == "vector"), str(path))
+    else:  # as 3D Slicer writes sequences: a list, first or last
+        directions = ["(1,0,0)", "(0,1,0)", "(0,0,1)"]
+        place = 0 if way == "list-first" else 3
+        sizes, kinds = [x, y, z], ["domain"] * 3
+        for row, item in ((sizes, count), (kinds, "list"), (directions, "none")):
+            row.insert(place, item)
+        data = np.moveaxis(itk, 0, -1) if place == 0 else itk
+        header = (
+            "NRRD0004\ntype: int16\ndimension: 4\nspace: left-posterior-superior\n"
+            f"sizes: {' '.join(map(str, sizes))}\nspace directions: {' '.join(directions)}\n"
+            f"kinds: {' '.join(kinds)}\nendian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
+        )
+        path.write_bytes(header.encode() + np.ascontiguousarray(data).astype("<i2").tobytes())
+    return path
+
+
+WAYS = [
+    "nii.gz 4d", "nii.gz 5d", "nrrd 4d", "nrrd vector", "nrrd list-first", "nrrd list-last", "mha 4d",
+    "mha vector", "mhd 4d", "nhdr 4d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_frames_are_counted_and_chosen_in_every_format(tmp_path: Path, way: str) -> None:
+    frames = np.random.default_rng(0).integers(-99, 99, (3, 7, 6, 5)).astype(np.int16)  # x, y, z = 7, 6, 5
+    path = write_frames(tmp_path, way, frames)
+    with pytest.raises(DataError, match=r"channel 0 to 2: --channel N"):
+        read_volume(path)
+    with pytest.raises(DataError, match="has no channel 3. Fix: choose a channel from 0 to 2"):
+        read_volume(path, reading=Reading(channel=3))
+    for channel in range(3):
+        read = read_volume(path, reading=Reading(channel=channel))
+        stored = frames[channel] if way.startswith("nii") else frames[channel, ::-1, ::-1]  # LPS -> RAS
+        np.testing.assert_array_equal(read.data, stored)
+    # A segmentation goes onto the grid of one frame.
+    write_like(tmp_path / "out" / path.name, np.ones((7, 6, 5), np.uint8), path)
+    out = read_volume(tmp_path / "out" / path.name)
+    assert out.data.shape == (7, 6, 5)
+    np.testing.assert_allclose(out.affine, read.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_frame_is_read_as_3d_in_every_format(tmp_path: Path, way: str) -> None:
+    frames = np.random.default_rng(0).integers(-99, 99, (1, 7, 6, 5)).astype(np.int16)
+    if "vector" in way:
+        return  # no format stores a vector of one component
+    read = read_volume(write_frames(tmp_path, way, frames))
+    assert read.data.shape == (7, 6, 5) and set(read.data.ravel()) == set(frames.ravel())
+
+
+def test_a_dicom_series_and_a_colour_image_have_their_own_number_of_channels(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.zeros((5, 6, 7, 3), np.uint8), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "rgb.mha"))
+    with pytest.raises(DataError, match=r"has 3 values a voxel \(7 x 6 x 5\)"):
+        read_volume(tmp_path / "rgb.mha")
+
+
+@pytest.mark.parametrize(("largest", "value"), [(2, 1.0000153), (2, 1 + 9e-4), (2000, 1999.98)])
+def test_labels_through_the_slope_of_a_header_are_the_integers_they_were(
+    tmp_path: Path, largest: int, value: float
+) -> None:
+    """Within LABEL_TOLERANCE, or a step of 2^-16 of the largest."""
+    data = np.zeros(SHAPE, np.float64)
+    data[:2], data[2] = largest, value
+    path = save(tmp_path / "label.nii.gz", data)
+    assert set(np.unique(read_labels(path).data)) == {0, largest, round(value)}
+    for bad in (1.3, 1 + 2e-3 if largest < 10 else largest - 0.1, np.nan):
+        data[3] = bad
+        with pytest.raises(DataError, match=f"for example {bad:.6g}"):
+            read_labels(save(tmp_path / "bad.nii.gz", data))
+
+
+def test_float_labels_written_with_an_int16_header(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype("int16")
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE)
+    nibabel.save(nibabel.Nifti1Image(labels.astype("f4"), SFORM, header), tmp_path / "a.nii.gz")
+    stored = np.unique(np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj))
+    assert not np.isin(1.0, stored)  # 1.0000153
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "a.nii.gz").data, nibabel.as_closest_canonical(
+            nibabel.Nifti1Image(labels.astype(np.int16), SFORM)).dataobj
+    )  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 
 from ssl3d.data.adapters import image_suffix
 
+Affine = Literal["sform", "qform"]
 Encoding = Literal["raw", "deflate", "text"]
 
 _MAX_HEADER_BYTES = 4 * 2**20
@@ -35,10 +36,12 @@ class Header:
     """The promises of one file.
 
     Attributes:
-        shape: size of every axis as stored, singleton axes after the third left out.
+        shape: size of the axes of space, then of those of time or channels, whatever their order in the file;
+            singleton axes after the third are left out.
         channels: values a voxel (1 for a scalar image).
         item_bytes: bytes a value; 0 for text.
-        axes_mm: (3, 3), column j is the step in mm along array axis j; None for fewer than 3 axes.
+        axes_mm: (3, 3), column j is the step in mm along array axis j; None for fewer than 3 axes. Of a NIfTI
+            with two affines that of the one that was asked for.
         payload: the file that holds the voxels: the file itself, or another for detached headers.
         offset: byte in ``payload`` at which the (compressed) voxels start; for a compressed
             NIfTI, whose header is compressed too, 0.
@@ -46,6 +49,8 @@ class Header:
         lead_bytes: decompressed bytes before the first voxel.
         xform_gap: NIfTI with an sform and a qform that name the same space: how far apart the two put
             a corner of the volume, in voxels; else 0.
+        origin_mm: (3,) where the first voxel is; None where ``axes_mm`` is.
+        other_axes_mm: (3, 3) of the affine that was not taken, where a NIfTI has two; else None.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +62,13 @@ class Header:
     encoding: Encoding
     lead_bytes: int = 0
     xform_gap: float = 0.0
+    origin_mm: np.ndarray | None = None
+    other_axes_mm: np.ndarray | None = None
+
+    @property
+    def frames(self) -> int:
+        """Number of volumes, one a time point or channel."""
+        return math.prod(self.shape[3:]) * self.channels
 
     @property
     def voxels(self) -> int:
@@ -69,8 +81,12 @@ class Header:
         return self.lead_bytes + self.voxels * self.item_bytes
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, affine: Affine | None = None) -> Header:
     """Read the header of a NIfTI, NRRD or MetaImage file.
+
+    Args:
+        path: the file.
+        affine: of a NIfTI with two affines, the one that is right; None: nibabel's choice, the sform.
 
     Raises:
         HeaderError: not such a file, or a header that makes no sense.
@@ -80,11 +96,11 @@ def read_header(path: Path) -> Header:
     if suffix is None:
         raise HeaderError("its ending is not one of a volume")
     if suffix in {".nii", ".nii.gz"}:
-        return _read_nifti(path, compressed=suffix == ".nii.gz")
+        return _read_nifti(path, suffix == ".nii.gz", affine)
     return _read_nrrd(path) if suffix in {".nrrd", ".nhdr"} else _read_metaimage(path)
 
 
-def _read_nifti(path: Path, compressed: bool) -> Header:
+def _read_nifti(path: Path, compressed: bool, choice: Affine | None) -> Header:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 
@@ -96,7 +112,7 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):  # of which NIfTI-2 is a subclass, CIFTI is not
             raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
-        affine = np.asarray(image.affine, dtype=np.float64)
+        affine = nifti_affine(image, choice)
     except HeaderError:
         raise
     except EOFError as error:
@@ -111,27 +127,56 @@ def _read_nifti(path: Path, compressed: bool) -> Header:
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise HeaderError(f"its voxels are {dtype}, not numbers")
+    sform, qform = (_xform(image.header, name) for name in AFFINES)
+    taken = choice if choice is not None and (qform, sform)[choice == "sform"] is not None else None
+    taken = taken or ("qform" if sform is None else "sform")
+    other = qform if taken == "sform" else sform
     axes = affine[:3, :3]
-    if not image.header["sform_code"]:
+    if taken == "qform":
         axes = axes * (_pixdim(start, image.header) != 0)  # nibabel has replaced zero spacings by 1
+    solid = len(shape) >= 3
     return Header(
-        shape, 1, dtype.itemsize, axes if len(shape) >= 3 else None, path,
+        shape, 1, dtype.itemsize, axes if solid else None, path,
         offset=0 if compressed else int(image.dataobj.offset),
         encoding="deflate" if compressed else "raw",
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
-        xform_gap=_xform_gap(image.header, shape[:3]) if len(shape) >= 3 else 0.0,
+        xform_gap=_xform_gap(image.header, sform, qform, shape[:3]) if solid else 0.0,
+        origin_mm=affine[:3, 3] if solid else None,
+        other_axes_mm=other[:3, :3] if solid and other is not None else None,
     )  # fmt: skip
 
 
-def _xform_gap(header: Any, shape: tuple[int, ...]) -> float:
+AFFINES: tuple[Affine, Affine] = ("sform", "qform")
+
+
+def nifti_affine(image: Any, choice: Affine | None) -> np.ndarray:
+    """Return the affine (4, 4) of a nibabel image: the chosen one where it has that, else nibabel's choice."""
+    chosen = _xform(image.header, choice) if choice is not None else None
+    return np.asarray(image.affine if chosen is None else chosen, dtype=np.float64)
+
+
+def _xform(header: Any, name: Affine) -> np.ndarray | None:
+    """Return the sform or qform (4, 4) of a NIfTI header; None where its code says that there is none."""
+    if not header[f"{name}_code"]:
+        return None
+    if name == "sform":
+        return np.asarray(header.get_sform(), dtype=np.float64)
+    try:
+        return np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # its numbers are no rotation; nibabel raises errors of its own
+        return np.full((4, 4), np.nan)
+
+
+def _xform_gap(
+    header: Any, sform: np.ndarray | None, qform: np.ndarray | None, shape: tuple[int, ...]
+) -> float:
     """Return the distance in voxels between the corners under sform and qform; see ``Header.xform_gap``.
 
     Codes 1 and 2 are the subject's own space, 3 and above a template's; a file may well hold one of each.
     """
     codes = int(header["sform_code"]), int(header["qform_code"])
-    if 0 in codes or (codes[0] != codes[1] and max(codes) > 2):
+    if sform is None or qform is None or (codes[0] != codes[1] and max(codes) > 2):
         return 0.0
-    sform, (qform, _) = header.get_sform(), header.get_qform(coded=True)
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], dtype=float)
     corners[:, :3] *= np.array(shape) - 1  # (8, 4)
     apart_mm = np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max()
@@ -200,19 +245,52 @@ def _read_nrrd(path: Path) -> Header:
         start = _last_bytes(payload, start, math.prod(shape) * size)
     else:
         start += skip
-    return Header(shape, 1, size, _nrrd_axes(fields, len(shape)), payload, start, stored, lead)
+    space = _nrrd_space(fields, len(shape))
+    axes, origin = _nrrd_geometry(fields, space) if len(space) == 3 else (None, None)
+    order = [*space, *(axis for axis in range(len(shape)) if axis not in space)]
+    return Header(
+        _without_last_ones(tuple(shape[axis] for axis in order)), 1, size, axes, payload, start, stored, lead,
+        origin_mm=origin,
+    )  # fmt: skip
 
 
-def _nrrd_axes(fields: Mapping[str, str], dimension: int) -> np.ndarray | None:
-    if dimension != 3:
-        return None
-    if "spacedirections" in fields:
-        vectors = re.findall(r"\(([^)]*)\)", fields["spacedirections"])
-        columns = [_floats(vector.replace(",", " ")) for vector in vectors]
-        if len(columns) != 3 or any(len(column) != 3 for column in columns):
-            raise HeaderError(f'its space directions are "{fields["spacedirections"]}"')
-        return np.array(columns).T  # (3, 3), column j belongs to array axis j
-    return np.diag(_floats(fields.get("spacings", "1 1 1")))
+def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _nrrd_space(fields: Mapping[str, str], dimension: int) -> list[int]:
+    """Return which axes are those of space: three where the file has as many.
+
+    A list of frames or a vector's components have the direction "none", or a kind of their own, and may come
+    first; where every axis claims to be a direction of space, the fourth is time.
+    """
+    axes = list(range(dimension))
+    vectors = re.findall(r"none|\([^)]*\)", fields.get("spacedirections", ""))
+    kinds = fields.get("kinds", "").lower().split()
+    if len(vectors) == dimension:
+        axes = [axis for axis in axes if vectors[axis] != "none"]
+    elif len(kinds) == dimension:
+        axes = [axis for axis in axes if kinds[axis] in {"domain", "space", "???"}]
+    return axes[:3]
+
+
+def _nrrd_geometry(fields: Mapping[str, str], space: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (3, 3), column j along the j-th axis of space, and the origin (3,)."""
+    origin = np.zeros(3)
+    if "spaceorigin" in fields:
+        numbers = fields["spaceorigin"].strip("()").replace(",", " ").split()
+        origin = np.array(_floats(" ".join(numbers[:3])))
+    if "spacedirections" not in fields:
+        spacings = fields.get("spacings", "").split()
+        return np.diag(_floats(" ".join(spacings[axis] for axis in space)) if spacings else [1.0] * 3), origin
+    vectors = re.findall(r"none|\(([^)]*)\)", fields["spacedirections"])
+    columns = [vector.replace(",", " ").split() for vector in vectors]
+    if max(space) >= len(columns) or len({len(columns[axis]) for axis in space}) > 1:
+        raise HeaderError(f'its space directions are "{fields["spacedirections"]}"')
+    axes = [_floats(" ".join(columns[axis][:3])) for axis in space]
+    return np.array(axes).T, origin
 
 
 _META_TYPES = {
@@ -247,15 +325,29 @@ def _read_metaimage(path: Path) -> Header:
         start = _last_bytes(payload, start, math.prod(shape) * channels * size)
     elif payload != path:
         start += max(skip, 0)
-    axes = None
-    if len(shape) == 3:
-        spacing = _floats(fields.get("ElementSpacing") or fields.get("ElementSize") or "1 1 1")
-        names = ("TransformMatrix", "Rotation", "Orientation")
-        direction = next((fields[name] for name in names if name in fields), None)
-        rows = np.eye(3) if direction is None else np.reshape(_floats(direction, 9), (3, 3))
-        axes = rows.T * np.array(spacing)  # row i of the file is the direction of axis i
+    axes, origin = _meta_geometry(fields, len(shape)) if len(shape) >= 3 else (None, None)
     encoding: Encoding = "text" if text else "deflate" if compressed else "raw"
-    return Header(shape, channels, size, axes, payload, start, encoding)
+    shape = _without_last_ones(shape)
+    return Header(shape, channels, size, axes, payload, start, encoding, origin_mm=origin)
+
+
+def _meta_geometry(fields: Mapping[str, str], dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (3, 3) along the first three axes, and the origin (3,)."""
+
+    def first(*names: str) -> str | None:
+        return next((fields[name] for name in names if fields.get(name)), None)
+
+    spacing, direction = (
+        first("ElementSpacing", "ElementSize"),
+        first("TransformMatrix", "Rotation", "Orientation"),
+    )
+    steps = np.ones(dimension) if spacing is None else np.array(_floats(spacing, dimension))
+    rows = np.eye(dimension)  # row i of the file is the direction of axis i
+    if direction is not None:
+        rows = np.reshape(_floats(direction, dimension**2), (dimension, dimension))
+    place = first("Offset", "Origin", "Position")
+    origin = np.zeros(dimension) if place is None else np.array(_floats(place, dimension))
+    return (rows.T * steps)[:3, :3], origin[:3]
 
 
 def _detached(path: Path, name: str) -> Path:

@@ -126,7 +126,7 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
         reading: what to take of a file that leaves a choice.
     """
     if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
-        return _check_series(path, max_bytes)
+        return _check_series(path, max_bytes, reading)
     if not path.is_file():
         return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
     if path.stat().st_size == 0:
@@ -135,7 +135,7 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
         endings = ", ".join(IMAGE_SUFFIXES)
         return [Finding(path, "is not of a format that is read", f"convert it to one that ends in {endings}")]
     try:
-        header = read_header(path)
+        header = read_header(path, reading.affine)
     except (HeaderError, OSError) as error:
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
         return [Finding(path, f"is not a readable image: {error}", fix)]
@@ -143,13 +143,13 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
     return findings or _check_payload(path, header)
 
 
-def _check_series(path: Path, max_bytes: int) -> list[Finding]:
+def _check_series(path: Path, max_bytes: int, reading: Reading) -> list[Finding]:
     try:
         series = open_series(path)
     except SeriesError as error:
         return [Finding(path, error.problem, error.fix)]
-    header = Header(series.shape, 1, 4, series.affine[:3, :3], path, 0, "raw")
-    return _check_header(path, header, max_bytes)
+    header = Header(series.shape, 1, 4, series.affine[:3, :3], path, 0, "raw", origin_mm=series.affine[:3, 3])
+    return _check_header(path, header, max_bytes, reading)
 
 
 def _check_header(
@@ -158,41 +158,56 @@ def _check_header(
     size = " x ".join(map(str, header.shape))
     if min(header.shape, default=0) < 1:
         return [Finding(path, f"has a header that says its size is {size or 'nothing'}", _COPY_AGAIN)]
-    promised = header.voxels * 4
+    # Of a NIfTI one frame can be read without the others.
+    alone = header.frames > 1 and image_suffix(path) in {".nii", ".nii.gz"}
+    promised = header.voxels * 4 // (header.frames if alone else 1)
     if promised > max_bytes:
         problem = f"promises {size} voxels, {promised / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)"
         fix = "if the size is right, crop or resample the volume first; else " + _COPY_AGAIN
         return [Finding(path, problem, fix)]
-    if len(header.shape) == 4 and header.channels == 1 and reading.channel is None:
-        last = header.shape[3] - 1
-        fix = f"choose one of its volumes (channel 0 to {last}: {CHOOSE_CHANNEL}), or split it"
-        return [Finding(path, f"is 4D ({size}), not one 3D volume", fix)]
-    if len(header.shape) > 4 or header.channels > 1:
+    if sum(edge > 1 for edge in (*header.shape[3:], header.channels)) > 1:
         per_voxel = f" with {header.channels} values a voxel" if header.channels > 1 else ""
         problem = f"is {len(header.shape)}D ({size}{per_voxel}), not one 3D volume"
         fix = "split it and keep one 3D volume, for example one time point or channel"
         return [Finding(path, problem, fix)]
-    volumes = header.shape[3] if len(header.shape) == 4 else 1
-    if reading.channel is not None and reading.channel >= volumes:
+    if header.frames > 1 and reading.channel is None:
+        what = (
+            f"is {len(header.shape)}D ({size})"
+            if header.channels == 1
+            else (f"has {header.channels} values a voxel ({size})")
+        )
+        fix = f"choose one of its volumes (channel 0 to {header.frames - 1}: {CHOOSE_CHANNEL}), or split it"
+        return [Finding(path, f"{what}, not one 3D volume", fix)]
+    if reading.channel is not None and reading.channel >= header.frames:
         problem = f"is {len(header.shape)}D ({size}), so it has no channel {reading.channel}"
-        return [Finding(path, problem, f"choose a channel from 0 to {volumes - 1}")]
-    if len(header.shape) < 3 or min(header.shape) < 2:
+        return [Finding(path, problem, f"choose a channel from 0 to {header.frames - 1}")]
+    if len(header.shape) < 3 or min(header.shape[:3]) < 2:
         problem = f"is a single slice ({size}), not a 3D volume"
         return [Finding(path, problem, "stack the slices into one volume")]
     assert header.axes_mm is not None  # it has three axes
-    findings = _check_geometry(path, header.axes_mm)
-    if not findings and header.xform_gap > XFORM_TOLERANCE and reading.affine is None:
+    assert header.origin_mm is not None
+    findings = _check_geometry(path, header.axes_mm, header.origin_mm)
+    if findings and header.other_axes_mm is not None and reading.affine is None:
+        # One of two affines is broken and the other one is whole: no need to write a header.
+        if not _check_geometry(path, header.other_axes_mm, np.zeros(3)):
+            problem = f"{findings[0].problem} under its sform, but not under its qform"
+            findings = [Finding(path, problem, f"say that the qform is right ({CHOOSE_AFFINE})")]
+    elif not findings and header.xform_gap > XFORM_TOLERANCE and reading.affine is None:
         problem = f"has an sform and a qform that disagree, by up to {header.xform_gap:.3g} voxels"
         fix = f"find out which is right (programs differ in which they take) and say so ({CHOOSE_AFFINE})"
         findings = [Finding(path, problem, fix)]
     return findings
 
 
-def _check_geometry(path: Path, axes_mm: np.ndarray) -> list[Finding]:
-    """Check the (3, 3) steps in mm a voxel."""
+def _check_geometry(path: Path, axes_mm: np.ndarray, origin_mm: np.ndarray) -> list[Finding]:
+    """Check the (3, 3) steps in mm a voxel and the (3,) place of the first one."""
     fix = "write the right spacing and orientation into the header (nibabel or SimpleITK)"
     if not np.isfinite(axes_mm).all():
         return [Finding(path, "has NaN or infinite spacing or orientation in its header", fix)]
+    if not np.isfinite(origin_mm).all():
+        place = ", ".join(f"{value:g}" for value in origin_mm)
+        fix = "write the right origin into the header (nibabel or SimpleITK)"
+        return [Finding(path, f"has a NaN or infinite origin in its header ({place} mm)", fix)]
     spacing = np.linalg.norm(axes_mm, axis=0)  # (3,)
     text = " x ".join(f"{value:.4g}" for value in spacing)
     if (spacing == 0).any():

@@ -18,7 +18,7 @@ import numpy as np
 from ssl3d.data import dicom
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.cohort import ANY_READING, Reading
-from ssl3d.data.headers import HeaderError, reason
+from ssl3d.data.headers import AFFINES, HeaderError, nifti_affine, reason
 from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, check_payload, raise_findings
 from ssl3d.errors import DataError, WriteError
 from ssl3d.files import staged
@@ -110,7 +110,7 @@ def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY
             data, affine = dicom.read_voxels(series), series.affine
         else:
             nifti = suffix in {".nii", ".nii.gz"}
-            data, affine = _read_nifti(path, integers, reading) if nifti else _read_itk(path)
+            data, affine = _read_nifti(path, integers, reading) if nifti else _read_itk(path, reading)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
         raise UnreadableError(Finding(path, f"is not a readable image: {reason(error)}", fix)) from error
@@ -129,18 +129,29 @@ def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY
     )
 
 
+LABEL_TOLERANCE = 1e-3
+"""Largest distance of a stored label from the integer that it stands for.
+
+Where labels are large, 2^-16 of the largest: a mask of floats that was written through the slope of a 16-bit header
+comes back in steps of that size (1 as 1.0000153).
+"""
+
+
 def _to_integers(data: np.ndarray, path: Path) -> np.ndarray:
     if data.dtype.kind in "iub" and data.dtype.itemsize < 4:
         return data.astype(np.int32)
     limits = np.iinfo(np.int32)
+    nearest = np.rint(data)
     # A comparison with NaN is false, so NaN counts as not integral.
-    fits = (data >= limits.min) & (data <= limits.max) & (data == np.rint(data))
+    fits = (data >= limits.min) & (data <= limits.max)
+    largest = float(np.abs(data[fits]).max(initial=0))
+    fits &= np.abs(data - nearest) <= max(LABEL_TOLERANCE, largest * 2.0**-16)
     if not fits.all():
         example = data[~fits].flat[0]
         count = int((~fits).sum())
-        problem = f"is not a label map: {count} voxels are not integers (for example {example:g})"
+        problem = f"is not a label map: {count} voxels are not integers (for example {example:.8g})"
         raise UnreadableError(Finding(path, problem, "save the segmentation with one integer a structure"))
-    return data.astype(np.int32)
+    return nearest.astype(np.int32)
 
 
 def _read_nifti(path: Path, exact: bool, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
@@ -149,27 +160,32 @@ def _read_nifti(path: Path, exact: bool, reading: Reading) -> tuple[np.ndarray, 
 
     image = nibabel.load(path)
     dtype = None if exact else np.float32
-    if math.prod(image.shape[3:]) > 1:  # (x, y, z, channels)
-        data = np.asanyarray(image.dataobj[:, :, :, reading.channel], dtype=dtype)
+    if math.prod(image.shape[3:]) > 1:  # (x, y, z, frames), or (x, y, z, 1, frames)
+        chosen = tuple(reading.channel if edge > 1 else 0 for edge in image.shape[3:])
+        data = np.asanyarray(image.dataobj[(slice(None),) * 3 + chosen], dtype=dtype)
     else:
         data = np.asanyarray(image.dataobj, dtype=dtype)
     data = data.reshape(data.shape[:3])  # (x, y, z, 1, ...) -> (x, y, z)
-    affine = image.affine
-    if reading.affine == "qform" and image.header["qform_code"]:
-        affine = image.header.get_qform()
-    return data, np.asarray(affine, dtype=np.float64)
+    return data, nifti_affine(image, reading.affine)
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return voxels, x axis first, and affine (LPS+ -> RAS+) as stored."""
+def _read_itk(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """Return voxels of one frame, x axis first, and affine (LPS+ -> RAS+) as stored."""
     import SimpleITK as sitk
 
     image = sitk.ReadImage(str(path))
+    dimension, frame = image.GetDimension(), reading.channel or 0
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    axes = np.reshape(image.GetDirection(), (dimension, dimension)) * np.array(image.GetSpacing())
+    affine[:3, :3] = axes[:3, :3]
+    affine[:3, 3] = image.GetOrigin()[:3]
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), affine  # (z, y, x) -> (x, y, z)
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = array[..., frame]  # ([t,] z, y, x, components) -> ([t,] z, y, x)
+    while array.ndim > 3:  # (t, z, y, x) -> (z, y, x); of two axes of frames one has a single entry
+        array = array[frame if len(array) > 1 else 0]
+    return array.transpose(2, 1, 0), affine  # (z, y, x) -> (x, y, z)
 
 
 def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
@@ -201,13 +217,14 @@ def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
         _check_written(temporary, path)
 
 
-def write_like(path: Path, data: np.ndarray, source: Path) -> None:
+def write_like(path: Path, data: np.ndarray, source: Path, affine: np.ndarray | None = None) -> None:
     """Write an array on the grid and in the format of an image file: orientation, spacing and origin kept.
 
     Args:
         path: has the ending of ``source``.
         data: the shape of ``source`` as stored (``Volume.native_shape``); an integer type.
-        source: a NIfTI, NRRD or MetaImage file.
+        source: a NIfTI, NRRD or MetaImage file; of several frames the grid of one.
+        affine: (4, 4) of a NIfTI whose sform and qform disagree, the right one: both become it.
 
     Raises:
         DataError: another ending than that of ``source``.
@@ -222,17 +239,25 @@ def write_like(path: Path, data: np.ndarray, source: Path) -> None:
         header = image.header.copy()  # sform, qform and their codes
         header.set_data_dtype(data.dtype)
         header["cal_min"] = header["cal_max"] = 0  # the display range of the image
+        result = type(image)(data, None, header)
+        if affine is not None:
+            for name in AFFINES:
+                code = int(header[f"{name}_code"])
+                getattr(result, f"set_{name}")(affine, code or 1)
         with staged(path) as temporary:
-            nibabel.save(type(image)(data, None, header), temporary)
+            nibabel.save(result, temporary)
             _check_written(temporary, path)
         return
     import SimpleITK as sitk
 
-    reference = sitk.ReadImage(str(source))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(source))
+    reader.ReadImageInformation()
+    dimension = reader.GetDimension()
     result = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))  # (x, y, z) -> (z, y, x)
-    result.SetSpacing(reference.GetSpacing())
-    result.SetOrigin(reference.GetOrigin())
-    result.SetDirection(reference.GetDirection())
+    result.SetSpacing(reader.GetSpacing()[:3])
+    result.SetOrigin(reader.GetOrigin()[:3])
+    result.SetDirection(np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3].ravel().tolist())
     write_itk(path, result)
 
 

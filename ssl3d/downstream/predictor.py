@@ -126,7 +126,7 @@ class Predictor:
                 predicted = self.predict(data, device)
                 if self.task.kind == "segmentation":
                     native = logits_to_native_grid(predicted, affine, image.native_affine, image.native_shape)
-                    self._write(native, image, file, out)
+                    self._write(native, image, file, out, reading)
                 else:
                     rows.append({"file": str(file), **self._row(predicted)})
             if progress is not None:
@@ -135,7 +135,7 @@ class Predictor:
             _write_table(out / TABLE, rows)
         return findings
 
-    def _write(self, native: np.ndarray, image: Volume, file: Path, out: Path) -> None:
+    def _write(self, native: np.ndarray, image: Volume, file: Path, out: Path, reading: Reading) -> None:
         """Write a segmentation 0..K on the grid of its file, with the label values of the training data."""
         values = np.array([0, *self.label_values])
         kind = np.min_scalar_type(values.max()) if values.min() >= 0 else np.dtype(np.int32)
@@ -143,7 +143,8 @@ class Predictor:
         if image_suffix(file) is None:  # a DICOM series
             write_volume(out / _output_name(file), labels, image.native_affine)
         else:
-            write_like(out / file.name, labels, file)
+            chosen = image.native_affine if reading.affine is not None else None
+            write_like(out / file.name, labels, file, chosen)
 
     def _row(self, predicted: np.ndarray) -> dict[str, Any]:
         """Return the columns of one file: probabilities and what they amount to, or a number."""
