@@ -13,12 +13,13 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 import pluggy
 
@@ -43,12 +44,19 @@ class Plugin:
     distribution: str
     version: str
     entry_point: EntryPoint
-    error: str | None = None
+    errors: list[str] = field(default_factory=list)
+    """What it cannot do: its import failed, a hook raised, or something that a hook returned is unusable."""
     problems: list[str] = field(default_factory=list)
+    """What is suspicious, such as a misspelt hook."""
 
     @property
     def name(self) -> str:
         return f"{self.distribution}:{self.entry_point.name}"
+
+    @property
+    def error(self) -> str | None:
+        """All errors in one text; None without any."""
+        return "; ".join(self.errors) or None
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Catalogue(Generic[T]):
             message = f'Unknown {self.kind} "{name}".{nearest(name, self._entries)}'
             for plugin in self._broken():
                 message += (
-                    f"\nThe plugin {plugin.name} could not be imported and may provide it: {plugin.error}"
+                    f"\nThe plugin {plugin.name} is broken and may be meant to provide it: {plugin.error}"
                 )
             raise PluginError(message)
         return self._entries[name]
@@ -136,7 +144,7 @@ class Registry:
         self.manager = pluggy.PluginManager("ssl3d")
         self.manager.add_hookspecs(hookspecs)
         self.plugins: dict[str, Plugin] = {}
-        for distribution, version, entry_point in entry_points or _installed():
+        for distribution, version, entry_point in _installed() if entry_points is None else entry_points:
             self._load(Plugin(distribution, version, entry_point))
 
     def _load(self, plugin: Plugin) -> None:
@@ -146,7 +154,7 @@ class Registry:
         except BaseException as error:  # a plugin may even call sys.exit() at import
             if isinstance(error, KeyboardInterrupt):
                 raise
-            plugin.error = f"{type(error).__name__}: {error}"
+            plugin.errors.append(f"it could not be imported: {type(error).__name__}: {error}")
             return
         known = {name for name in dir(hookspecs) if name.startswith("ssl3d_")}
         for name, member in inspect.getmembers(module, inspect.isroutine):
@@ -158,28 +166,39 @@ class Registry:
         try:
             self.manager.register(module, name=plugin.name)
         except pluggy.PluginValidationError as error:
-            plugin.error = str(error)
+            plugin.errors.append(str(error))
 
     def broken(self) -> list[Plugin]:
         return [plugin for plugin in self.plugins.values() if plugin.error]
 
-    def _returned(self, hook: str) -> Iterator[tuple[Plugin, Any]]:
-        """Call ``hook`` plugin by plugin, so that a failure is the failure of one plugin."""
+    def _entries(self, hook: str, read: Callable[[Any], Entry[Any]]) -> Iterator[Entry[Any]]:
+        """Call ``hook`` plugin by plugin and make an entry of each item that it returns.
+
+        What raises or cannot be used is an error of that plugin alone; its other items stay usable.
+        """
         for impl in getattr(self.manager.hook, hook).get_hookimpls():
             plugin = self.plugins[impl.plugin_name]
             try:
-                items = list(impl.function())
-            except Exception as error:
-                plugin.error = f"{hook}() raised {type(error).__name__}: {error}"
+                returned = impl.function()
+                if isinstance(returned, str | Mapping) or not isinstance(returned, Iterable):
+                    plugin.errors.append(f"{hook}() returned {_shown(returned)}: return a list.")
+                    continue
+                items = list(returned)
+            except (Exception, SystemExit) as error:
+                plugin.errors.append(f"{hook}() raised {type(error).__name__}: {error}")
                 continue
             for item in items:
-                yield plugin, item
+                try:
+                    yield replace(read(item), plugin=plugin.name)
+                except Exception as error:
+                    reason = error if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+                    plugin.errors.append(f"{hook}() returned {_shown(item)}: {reason}")
 
     @cached_property
     def methods(self) -> Catalogue[type[Method]]:
         """Pretext methods and their named variants."""
         catalogue: Catalogue[type[Method]] = Catalogue("method", self.broken)
-        for entry in self._classes("ssl3d_methods"):
+        for entry in self._entries("ssl3d_methods", partial(_class_entry, "ssl3d.pretrain.method:Method")):
             catalogue.add(entry)
             for name, overrides in entry.facts.get("variants", {}).items():
                 summary = f"{entry.title} with " + ", ".join(f"{k}={v}" for k, v in overrides.items())
@@ -198,40 +217,128 @@ class Registry:
     @cached_property
     def backbones(self) -> Catalogue[type[Backbone]]:
         """Backbones."""
-        catalogue: Catalogue[type[Backbone]] = Catalogue("backbone", self.broken)
-        for entry in self._classes("ssl3d_backbones"):
-            catalogue.add(entry)
-        return catalogue
+        return self._catalogue(
+            "backbone", "ssl3d_backbones", partial(_class_entry, "ssl3d.models.factory:Backbone")
+        )
 
     @cached_property
     def tasks(self) -> Catalogue[Task]:
         """Downstream tasks."""
-        return self._objects("task", "ssl3d_tasks")
+        return self._catalogue("task", "ssl3d_tasks", _task_entry)
 
     @cached_property
     def datasets(self) -> Catalogue[Dataset]:
         """Dataset adapters."""
-        return self._objects("dataset", "ssl3d_datasets")
+        return self._catalogue("dataset", "ssl3d_datasets", _dataset_entry)
 
     @cached_property
     def table_formats(self) -> Catalogue[TableFormat]:
         """Formats of ``ssl3d table``."""
-        return self._objects("table format", "ssl3d_table_formats")
+        return self._catalogue("table format", "ssl3d_table_formats", _format_entry)
 
-    def _objects(self, kind: str, hook: str) -> Catalogue[Any]:
+    def _catalogue(self, kind: str, hook: str, read: Callable[[Any], Entry[Any]]) -> Catalogue[Any]:
         catalogue: Catalogue[Any] = Catalogue(kind, self.broken)
-        for plugin, item in self._returned(hook):
-            facts = {"title": getattr(item, "title", None), "summary": getattr(item, "summary", "")}
-            catalogue.add(Entry(item.name, plugin.name, partial(_self, item), facts))
+        for entry in self._entries(hook, read):
+            catalogue.add(entry)
         return catalogue
 
-    def _classes(self, hook: str) -> Iterator[Entry[Any]]:
-        for plugin, item in self._returned(hook):
-            try:
-                facts = read_facts(item) if isinstance(item, str) else class_facts(item)
-                yield Entry(facts["name"], plugin.name, partial(load_class, item), facts)
-            except Exception as error:
-                plugin.problems.append(f"{hook}() returned {item!r}: {error}")
+
+# --- What a hook may return -----------------------------------------------------------------------
+
+# Each of these makes the entry of one item, or raises PluginError saying why the item is none.
+# Whatever a listing or the command line reads of an item is checked here.
+
+
+def _shown(item: Any) -> str:
+    """Return an item as code, however broken it is."""
+    try:
+        return repr(item)
+    except Exception:
+        return f"an object of {type(item).__name__}"
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise PluginError(message)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _class_entry(base: str, item: Any) -> Entry[Any]:
+    _demand(isinstance(item, str | type), 'return classes, or strings "module:Class".')
+    if isinstance(item, type):
+        module_name, _, class_name = base.partition(":")
+        module = sys.modules.get(module_name)  # whoever made a subclass has imported it; a listing need not
+        _demand(
+            module is not None and issubclass(item, getattr(module, class_name)),
+            f"return subclasses of ssl3d.{class_name}.",
+        )
+    facts = read_facts(item) if isinstance(item, str) else class_facts(item)
+    _demand(_is_name(facts["name"]), f"its name is {facts['name']!r}, which is no text.")
+    variants = facts.get("variants", {})
+    _demand(
+        isinstance(variants, Mapping)
+        and all(
+            _is_name(k) and isinstance(v, Mapping) and all(map(_is_name, v)) for k, v in variants.items()
+        ),
+        f"variants = {variants!r}; write {{name: {{option: value}}}}.",
+    )
+    return Entry(facts["name"], "", partial(load_class, item), facts)
+
+
+def _object_entry(item: Any) -> Entry[Any]:
+    _demand(_is_name(item.name), f"its name is {item.name!r}, which is no text.")
+    facts = {"title": getattr(item, "title", None), "summary": getattr(item, "summary", "")}
+    _demand(isinstance(facts["summary"], str), f"its summary is {facts['summary']!r}, which is no text.")
+    return Entry(item.name, "", partial(_self, item), facts)
+
+
+def _task_entry(item: Any) -> Entry[Task]:
+    from ssl3d.downstream.tasks import Kind, Metric, Task
+
+    _demand(isinstance(item, Task), "return ssl3d.Task objects.")
+    for key, allowed in (("kind", get_args(Kind)), ("metric", get_args(Metric))):
+        value = getattr(item, key)
+        _demand(value in allowed, f"{key} = {value!r}.{nearest(str(value), allowed)}")
+    _demand(_is_name(item.dataset), f"dataset = {item.dataset!r}; name a registered dataset.")
+    counts = item.counts
+    _demand(
+        counts is None
+        or (
+            isinstance(counts, Sequence)
+            and len(counts) == 3
+            and all(isinstance(n, int) and n > 0 for n in counts)
+        ),
+        f"counts = {counts!r}; write (training, validation, test), or None.",
+    )
+    return _object_entry(item)
+
+
+def _dataset_entry(item: Any) -> Entry[Dataset]:
+    from ssl3d.data.cohort import Dataset, Modality
+
+    _demand(isinstance(item, Dataset), "return objects of subclasses of ssl3d.Dataset.")
+    _demand(
+        type(item).cases is not Dataset.cases,
+        f"{type(item).__name__} has no method cases, which lists the cases.",
+    )
+    modalities = get_args(Modality)
+    _demand(
+        item.modality in modalities, f"modality = {item.modality!r}.{nearest(str(item.modality), modalities)}"
+    )
+    offset = item.intensity_offset
+    _demand(
+        offset == "auto" or isinstance(offset, int | float),
+        f'intensity_offset = {offset!r}; a number or "auto".',
+    )
+    return _object_entry(item)
+
+
+def _format_entry(item: Any) -> Entry[TableFormat]:
+    _demand(callable(getattr(item, "render", None)), "return ssl3d.TableFormat objects.")
+    return _object_entry(item)
 
 
 FACTS = ("name", "title", "trains", "paper", "variants", "volumes_per_item")

@@ -72,6 +72,15 @@ def test_an_emptied_cluster_gets_a_part_of_the_largest() -> None:
     assert np.array_equal(fill_empty(points, truth, 4, 0), truth), "nothing is empty, nothing changes"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_repeated_features_leave_no_cluster_empty(seed: int) -> None:
+    """The mean of equal points is not always that point: the rest may put all of them on one side."""
+    rng = np.random.default_rng(seed)
+    distinct = rng.normal(size=(int(rng.integers(1, 4)), 5))
+    points = distinct[rng.integers(0, len(distinct), 13)]
+    assert np.bincount(fill_empty(points, np.zeros(13, int), 9, seed), minlength=9).min() >= 1
+
+
 def test_several_empty_clusters_and_points_that_are_all_the_same() -> None:
     same = np.ones((12, 5))
     assert np.bincount(fill_empty(same, np.zeros(12, int), 5, 0), minlength=5).min() >= 1

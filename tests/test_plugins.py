@@ -7,8 +7,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import ssl3d
+from ssl3d.cli import main
 from ssl3d.errors import PluginError
 from ssl3d.plugins import Registry, class_facts, load_class, read_facts, registry
 
@@ -82,7 +84,8 @@ def test_a_plugin_that_fails_at_import_is_named_and_not_fatal(plugin, source: st
     assert [p.name for p in found.broken()] == [f"dist-{name}:{name}"]
     assert found.methods.get("gvsl")
     with pytest.raises(
-        PluginError, match=rf"Unknown method \"theirs\"(.|\n)*dist-{name}:{name} could not be imported"
+        PluginError,
+        match=rf"Unknown method \"theirs\"(.|\n)*dist-{name}:{name} is broken(.|\n)*could not be imported",
     ):
         found.methods.get("theirs")
 
@@ -112,7 +115,90 @@ def test_a_lazy_class_that_does_not_exist_is_reported(plugin) -> None:  # type: 
     source = "import ssl3d\n@ssl3d.hookimpl\ndef ssl3d_methods():\n    return ['ssl3d_methods.gvsl:GSVL']"
     found = Registry([plugin("lazy", source)])
     assert len(found.methods) == 0
-    assert 'no class "GSVL"' in found.plugins["dist-lazy:lazy"].problems[0]
+    assert 'no class "GSVL"' in (found.plugins["dist-lazy:lazy"].error or "")
+
+
+def test_no_entry_points_are_no_plugins() -> None:
+    nothing = Registry([])
+    assert not nothing.plugins and not len(nothing.methods) and not len(nothing.tasks)
+
+
+TASK = 'Task("liver", "Liver", "segmentation", "mmwhs", "dsc", None)'
+WRONG = {
+    "methods": ["5", "[5]", "None", "'gvsl'", "[int]", "['nowhere:Mine']", "[Named]", "[Variants]", "{'a': Mine}",
+                "[Nameless]"],
+    "backbones": ["[Mine]", "['ssl3d.models.unet']"],
+    "tasks": ["['liver']", "[Task]", "[None]", f"[replace({TASK}, kind='segmentaton')]", f"[replace({TASK}, metric=1)]",
+              f"[replace({TASK}, counts=3)]", f"[replace({TASK}, name='')]", f"[replace({TASK}, dataset=None)]",
+              f"[replace({TASK}, summary=None)]", "exec('raise SystemExit(3)')", "(1 / 0 for _ in 'a')"],
+    "datasets": ["['lits']", "[Dataset()]", "[Data]", "[replaced(modality='us')]",
+                 "[replaced(intensity_offset='air')]", "[Hostile()]"],
+    "table_formats": ["['csv']", "[print]", "[Hostile()]"],
+}  # fmt: skip
+MODULE = """
+    import ssl3d
+    from dataclasses import replace
+    from ssl3d import Dataset, Method, Task
+    class Mine(Method):
+        name = "mine"
+    class Named(Method):
+        name = 7
+    class Nameless(Method):
+        pass
+    class Variants(Method):
+        name = "varied"
+        variants = ["a"]
+    class Data(Dataset):
+        name, summary = "data", "Data"
+        def cases(self, root):
+            return []
+    def replaced(**facts):
+        data = Data()
+        vars(data).update(facts)
+        return data
+    class Hostile:
+        def __getattr__(self, name):
+            raise RuntimeError("no attributes")
+        def __repr__(self):
+            raise RuntimeError("no text")
+    @ssl3d.hookimpl
+    def ssl3d_{hook}():
+        return {value}
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "value"), [(hook, value) for hook, values in WRONG.items() for value in values]
+)
+def test_whoever_returns_a_wrong_item_is_named_and_nobody_else_is_harmed(
+    plugin,
+    hook: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
+    name = f"wrong{sum(map(ord, hook + value))}"
+    found = Registry([*BUNDLED, plugin(name, MODULE.format(hook=hook, value=value))])
+    monkeypatch.setattr("ssl3d.plugins.registry", lambda: found)
+    for command in ("methods", "tasks", "datasets", "plugins"):
+        result = CliRunner().invoke(main, [command], env={"COLUMNS": "400"})
+        assert result.exit_code == 0, (command, result.exception)
+    assert f"broken: ssl3d_{hook}() " in result.output
+    assert [p.name for p in found.broken()] == [f"dist-{name}:{name}"]
+    whole = Registry(BUNDLED)
+    for kind in ("methods", "tasks", "datasets", "backbones", "table_formats"):
+        assert getattr(found, kind).names() == getattr(whole, kind).names()
+    with pytest.raises(
+        PluginError, match=rf"dist-{name}:{name} is broken .* ssl3d_{hook}\(\) (returned|raised)"
+    ):
+        getattr(found, hook).get("mine")
+
+
+def test_the_sound_items_of_a_plugin_stay_usable(plugin) -> None:  # type: ignore[no-untyped-def]
+    found = Registry([plugin("half", MODULE.format(hook="methods", value="[5, Mine, 6]"))])
+    assert found.methods.get("mine").load().name == "mine"
+    assert [e.split(":")[0] for e in found.plugins["dist-half:half"].errors] == [
+        "ssl3d_methods() returned 5", "ssl3d_methods() returned 6",
+    ]  # fmt: skip
 
 
 def test_facts_read_from_source_equal_those_of_the_class() -> None:

@@ -387,12 +387,15 @@ def test_the_viewer_draws_as_often_as_it_is_asked(page: str, tmp_path: Path) -> 
             for (let k = 0; k < clicks; k++) document.getElementById("show").click();
             for (let i = 0; i < 300 && !/^(Case|The viewer)/.test(note.textContent); i++)
                 await new Promise((done) => setTimeout(done, 100));
-            openings.push({ note: note.textContent, colours: [...document.querySelectorAll("#panels canvas")].map(colours) });
+            const seen = [...document.querySelectorAll("#panels canvas")].map(colours);
+            openings.push({ note: note.textContent, colours: seen });
         }
         return { openings, named };
     """, tmp_path)  # fmt: skip
     assert said["problems"] == []
-    assert said["named"] == [], "a global function could be overwritten by the library, which names itself there"
+    assert said["named"] == [], (
+        "a global function could be overwritten by the library, which names itself there"
+    )
     assert len(said["openings"]) == 3
     for opening in said["openings"]:
         assert opening["note"].startswith("Case case 0"), opening["note"]

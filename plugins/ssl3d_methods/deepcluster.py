@@ -68,8 +68,8 @@ def fill_empty(points: np.ndarray, labels: np.ndarray, clusters: int, seed: int)
         members = np.flatnonzero(labels == np.bincount(labels).argmax())
         displacement = numpy_rng(seed, "split", int(empty)).standard_normal(points.shape[1])
         beyond = (points[members] - points[members].mean(0)) @ displacement > 0
-        if not beyond.any():  # all its points are one: any half will do
-            beyond[: len(members) // 2] = True
+        if beyond.all() or not beyond.any():  # all its points are one (but for rounding): any half will do
+            beyond = np.arange(len(members)) < len(members) // 2
         labels[members[beyond]] = empty
     return labels
 
