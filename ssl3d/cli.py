@@ -21,6 +21,7 @@ from ssl3d.commands.common import (
     print_conflicts,
     print_skipped,
     quiet_libraries,
+    resumable,
     set_option,
     settings_of,
     text_table,
@@ -231,6 +232,7 @@ def plugins() -> None:
         print_conflicts(console, catalogue)
 
 
+@resumable("--resume")
 @main.command()
 @click.option("--method", "method_name", required=True, metavar="NAME", help='See "ssl3d methods".')
 @click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR",

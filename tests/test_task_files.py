@@ -16,6 +16,8 @@ from sklearn.metrics import mean_absolute_error, roc_auc_score
 from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
 from ssl3d.data.cohort import Case
+from ssl3d.data.integrity import check_cases
+from ssl3d.data.sources import open_dataset
 from ssl3d.data.splits import Split, make_splits
 from ssl3d.downstream.harness import Outcome, evaluate
 from ssl3d.downstream.task_files import load_task
@@ -398,3 +400,33 @@ def test_mistakes_on_the_command_line(own: Path, tmp_path: Path) -> None:
     ]
     lacking = run("bench", "--tasks", multi, *arguments)
     assert lacking.exit_code == 2 and "The task m (multilabel) needs a list of classes" in lacking.output
+
+
+def test_a_task_file_says_what_a_dataset_json_cannot(tmp_path: Path) -> None:
+    """Regions and "ignore" are refused with a remedy in the task file; it must not be read too late."""
+    for i in range(2):
+        for folder, name in (("imagesTr", f"c{i}_0000"), ("labelsTr", f"c{i}")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            data = np.random.default_rng(i).integers(0, 4 if folder == "labelsTr" else 99, (8, 8, 8))
+            image = nibabel.Nifti1Image(data.astype(np.int16), np.eye(4))
+            nibabel.save(image, tmp_path / folder / f"{name}.nii.gz")
+    root = {"channel_names": {"0": "MR"}, "numTraining": 2, "file_ending": ".nii.gz"}
+    head = "name: mine\nkind: segmentation\ndataset: nnunet\n"
+
+    def index(labels: dict[str, object], lines: str) -> tuple[dict[int, int], tuple[str, ...]]:
+        (tmp_path / "dataset.json").write_text(json.dumps({**root, "labels": labels}))
+        (tmp_path / "mine.yaml").write_text(head + lines)
+        dataset = open_dataset("nnunet", tmp_path, facts=load_task(tmp_path / "mine.yaml").facts)
+        assert check_cases(dataset.cases(tmp_path), dataset) == []
+        return dataset.label_index(), dataset.label_names()
+
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3]}
+    with pytest.raises(DataError, match=r'"whole" is a region .*in a task file \(labels\)'):
+        index(regions, "")
+    assert index(regions, "labels: {1: a, 2: b, 3: c}\n") == ({0: 0, 1: 1, 2: 2, 3: 3}, ("a", "b", "c"))
+    marked = {"background": 0, "a": 1, "b": 2, "ignore": 3}
+    with pytest.raises(DataError, match=r"ignore_labels: \[3\]"):
+        index(marked, "")
+    assert index(marked, "ignore_labels: [3]\n") == ({0: 0, 1: 1, 2: 2, 3: 0}, ("a", "b"))
+    plain = {"background": 0, "a": 1, "b": 2, "c": 3}
+    assert index(plain, "ignore_labels: [3]\n") == ({0: 0, 1: 1, 2: 2, 3: 0}, ("a", "b"))

@@ -23,6 +23,7 @@ from ssl3d.commands.common import (
     preset_option,
     print_skipped,
     quiet_libraries,
+    resumable,
     settings_of,
     split_names,
     split_pairs,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ssl3d.data.prepare import Policy, PreparedCohort
 
 
+@resumable()
 @click.command()
 @click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
               help='Rows; "all" is every method, without variants.')  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+_ARGUMENTS, _RESUMES_WITH = "ssl3d.arguments", "resumes_with"
+C = TypeVar("C", bound=click.Command)
+
+
+def resumable(option: str = "") -> Callable[[C], C]:
+    """Mark a command that goes on where it was interrupted when started again, with ``option`` added.
+
+    Only what is marked is said to go on.
+    """
+
+    def mark(command: C) -> C:
+        setattr(command, _RESUMES_WITH, option)
+        return command
+
+    return mark
+
+
 class Group(click.Group):
     """Prints errors meant for users without a traceback, and exits with status 2."""
 
@@ -34,8 +52,25 @@ class Group(click.Group):
             click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
+            click.echo(f"\nInterrupted. {self._what_next(ctx)}", err=True)
             ctx.exit(130)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta.setdefault(
+            _ARGUMENTS, list(args)
+        )  # as the user gave them: the outermost group is asked first
+        return super().parse_args(ctx, args)
+
+    def _what_next(self, ctx: click.Context) -> str:
+        """Return how to go on with the command that was interrupted, or that it begins anew."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        option = getattr(command, _RESUMES_WITH, None)
+        if option is None:
+            return "Started again, it begins anew."
+        words = ["ssl3d", *ctx.meta[_ARGUMENTS]]
+        if option and option not in words:
+            words.append(option)
+        return f"It goes on where it stopped with:\n  {shlex.join(words)}"
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -17,6 +17,7 @@ from ssl3d.commands.common import (
     preset_option,
     print_skipped,
     quiet_libraries,
+    resumable,
     settings_of,
     text_table,
 )  # fmt: skip
@@ -32,6 +33,7 @@ def data() -> None:
     """Make, check and prepare data."""
 
 
+@resumable()
 @data.command()
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
@@ -157,6 +159,7 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
     console.print("; ".join(counts) + ".")
 
 
+@resumable()
 @data.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @layout_option

@@ -61,10 +61,10 @@ def _modality(name: str) -> Modality:
     )
 
 
-def _labels(stored: Any, path: Path) -> dict[int, str]:
+def _labels(stored: Any, path: Path, ignored: frozenset[int] = frozenset()) -> dict[int, str]:
     """Return value -> name without the background from either form of a ``dataset.json``.
 
-    nnU-Net v2 writes ``{"liver": 1}``; v1 and the Decathlon ``{"1": "liver"}``.
+    nnU-Net v2 writes ``{"liver": 1}``; v1 and the Decathlon ``{"1": "liver"}``. What a task file ignores is left out.
     """
     if not isinstance(stored, dict) or not stored:
         raise DataError(f'{path} has no "labels". Fix: add {{"background": 0, "name": 1}}.')
@@ -73,13 +73,17 @@ def _labels(stored: Any, path: Path) -> dict[int, str]:
         if isinstance(value, list):
             raise DataError(
                 f'{path}: the label "{key}" is a region of the values {value}. '
-                "Fix: give one name a value; regions that overlap cannot be read."
+                "Fix: give one name a value (regions that overlap cannot be read), or name the values in a task file "
+                "(labels)."
             )
         name, number = (value, key) if str(key).strip().isdigit() else (key, value)
+        if str(number).strip().isdigit() and int(number) in ignored:
+            continue
         if str(name).lower() == "ignore":
             raise DataError(
                 f'{path}: the label "ignore" ({number}) marks voxels without truth, which cannot be scored. '
-                "Fix: take these cases out, and the label out of the file."
+                f"Fix: take these cases out, and the label out of the file; or make it background in a task file "
+                f"(ignore_labels: [{number}])."
             )
         try:
             labels[int(number)] = str(name)
@@ -141,7 +145,7 @@ class NNUNet(Dataset):
         path = root / "dataset.json"
         facts = _read_json(path, self)
         number, channel = _channel(self, facts.get("channel_names") or facts.get("modality"), path)
-        names = _labels(facts.get("labels"), path) if labels else {}
+        names = _labels(facts.get("labels"), path, self.ignored_label_values) if labels else {}
         return self.with_facts(label_values=names, modality=_modality(channel), channel=number)
 
     def reading(self) -> Reading:
@@ -226,7 +230,7 @@ class MSD(Dataset):
         path = root / "dataset.json"
         facts = _read_json(path, self)
         number, channel = _channel(self, facts.get("modality"), path)
-        names = _labels(facts.get("labels"), path) if labels else {}
+        names = _labels(facts.get("labels"), path, self.ignored_label_values) if labels else {}
         chosen = None if self.channel is None else number  # images with one channel are 3D
         return self.with_facts(label_values=names, modality=_modality(channel), channel=chosen)
 

@@ -70,8 +70,11 @@ def open_dataset(
     """
     dataset: Dataset = registry().datasets.get(name).load()
     chosen = {key: value for key, value in (facts or {}).items() if value is not None}
-    before = {key: chosen.pop(key) for key in ("affine", "channel") if key in chosen}
-    return dataset.with_facts(**before).open(root, labels).with_facts(**chosen)
+    before = {key: chosen[key] for key in ("affine", "channel", "ignored_label_values") if key in chosen}
+    after = {key: value for key, value in chosen.items() if key not in ("affine", "channel")}
+    # Names that are said need not be read, and may be said because the data's own file makes no sense.
+    named = "label_values" in chosen
+    return dataset.with_facts(**before).open(root, labels and not named).with_facts(**after)
 
 
 def _reading_facts(name: str, settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ssl3d.code import code_of, method_modules
 from ssl3d.config import Settings, identity_values
 from ssl3d.environment import PeakMemory, autocast_dtype, device_name, environment, to_device
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
-from ssl3d.files import write_bytes, write_json
+from ssl3d.files import is_temporary, write_bytes, write_json
 from ssl3d.models.checkpoint import (
     BACKBONE,
     BACKBONE_AT,
@@ -250,7 +250,7 @@ def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str,
 def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Return the provenance of the run that ``out`` holds; {} when there is none."""
     if not (out / RUN).is_file():
-        if out.is_dir() and any(out.iterdir()) and not any(out.glob("log.jsonl")):
+        if out.is_dir() and not (out / "log.jsonl").exists() and not all(map(_is_of_a_run, out.iterdir())):
             raise CheckpointError(f"{out} is not empty and holds no run: give another --out.")
         return {}
     previous = read_run(out)
@@ -264,6 +264,12 @@ def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str
             + "; ".join(_differences(previous["identity"], identity))
         )
     return previous
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run that was interrupted before its first checkpoint may have left this file or folder."""
+    names = ("tensorboard", BACKBONE)
+    return is_temporary(path) or path.name in names
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
