@@ -191,7 +191,7 @@ class Bench:
                     "trains": spec.cls.trains,
                     "notes": self._notes(spec, data, identity),
                 },
-                "preset": self.settings.preset,
+                "preset": self.settings.title,
                 "metric": data.task.metric,
                 "score": outcome.score,
                 "per_case": outcome.per_case,

@@ -6,6 +6,8 @@ Unknown keys are refused with the nearest valid one.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -22,6 +24,17 @@ class _WithoutEffect:
 WITHOUT_EFFECT: Final = _WithoutEffect()
 """Marks, in ``Annotated``, an option that changes no number: how fast a run is, what it keeps or says. Such an option
 is in no identity, and another value of it makes nothing stale. An option of a method or a backbone can be marked, too."""
+
+
+@dataclass(frozen=True)
+class KeysAre:
+    """Marks, in ``Annotated``, a mapping whose keys are names of registered things, such as methods.
+
+    Attributes:
+        kind: ``method``, ``task`` or ``dataset``.
+    """
+
+    kind: Literal["method", "task", "dataset"]
 
 
 class Model(BaseModel):
@@ -85,15 +98,15 @@ class DataConfig(Model):
 
     spacing_mm: float = Field(1.0, gt=0)
     """Isotropic spacing after preparation, in mm."""
-    task_spacing_mm: dict[str, float] = {}
+    task_spacing_mm: Annotated[dict[str, float], KeysAre("task")] = {}
     """Spacing of single tasks where it differs, for example {ccc: 6.4}."""
-    intensity_offset: dict[str, float] = {}
+    intensity_offset: Annotated[dict[str, float], KeysAre("dataset")] = {}
     """Added to stored values of a dataset so that air is near 0; overrides the adapter's."""
-    affine: dict[str, Literal["sform", "qform"]] = {}
+    affine: Annotated[dict[str, Literal["sform", "qform"]], KeysAre("dataset")] = {}
     """Dataset -> which of an sform and a qform that disagree is right; default: such files are refused."""
-    channel: dict[str, int | str] = {}
+    channel: Annotated[dict[str, int | str], KeysAre("dataset")] = {}
     """Dataset -> the channel to read of images with several: its number from 0, or its name."""
-    counts: dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]] = {}
+    counts: Annotated[dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]], KeysAre("task")] = {}
     """Cases for (training, validation, test) of single tasks; default: the task's own."""
     folds: int = Field(4, ge=2)
     """Folds of the cross-validation where test labels are not public."""
@@ -233,11 +246,17 @@ class BackboneConfig(Model):
         return dict(self.model_extra or {})
 
 
+SHOWN_CHANGES = 4
+"""So many options that `--set` changed are named above a table."""
+
+
 class Settings(Model):
     """One preset: everything that decides a number, except method, task and seed."""
 
     preset: Annotated[str, WITHOUT_EFFECT] = "custom"
-    """Name shown in tables."""
+    """Name of the preset; what `--set` changed of it stands in `changed`."""
+    changed: Annotated[tuple[str, ...], WITHOUT_EFFECT] = ()
+    """What `--set` changed of the preset's numbers, as KEY=VALUE; filled in by `load_settings`."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], WITHOUT_EFFECT] = (0,)
     """Seeds of `ssl3d bench`, unless `--seeds` names others; one seed covers a whole run."""
     phantoms: PhantomConfig = PhantomConfig()
@@ -245,10 +264,21 @@ class Settings(Model):
     backbone: BackboneConfig = BackboneConfig()
     pretrain: PretrainConfig = PretrainConfig()
     downstream: DownstreamConfig = DownstreamConfig()
-    method_lr: dict[str, Annotated[float, Field(gt=0)]] = {}
+    method_lr: Annotated[dict[str, Annotated[float, Field(gt=0)]], KeysAre("method")] = {}
     """Learning rates of single rows in place of `pretrain.lr`, for example {byol: 3.0e-3}; a variant is its own row."""
-    methods: dict[str, dict[str, Any]] = {}
+    methods: Annotated[dict[str, dict[str, Any]], KeysAre("method")] = {}
     """Options of single methods, for example {byol: {base_momentum: 0.99}}."""
+
+    @property
+    def title(self) -> str:
+        """The preset as it is named above tables: with what `--set` has changed.
+
+        >>> Settings(preset="quick", changed=("pretrain.steps=9",)).title
+        'quick (pretrain.steps=9)'
+        """
+        more = len(self.changed) - SHOWN_CHANGES
+        shown = ", ".join(self.changed[:SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
+        return f"{self.preset} ({shown})" if shown else self.preset
 
     def for_method(self, name: str) -> Settings:
         """Return the settings that method ``name`` is pretrained with: its learning rate is ``pretrain.lr``."""
@@ -268,7 +298,11 @@ def preset_names() -> list[str]:
 
 
 def load_settings(
-    preset: str, overrides: list[str] | tuple[str, ...] = (), methods: list[str] | None = None
+    preset: str,
+    overrides: Collection[str] = (),
+    methods: Collection[str] | None = None,
+    tasks: Collection[str] | None = None,
+    datasets: Collection[str] | None = None,
 ) -> Settings:
     """Load a preset and apply ``key=value`` overrides.
 
@@ -276,13 +310,20 @@ def load_settings(
         preset: a name (``smoke``, ``quick``, ``study``, ``paper``) or the path of a YAML file.
         overrides: ``section.option=value`` or ``method.option=value``; values are YAML. ``pretrain.lr`` takes the
             place of the preset's ``method_lr`` too, ``downstream.crop`` that of its crops of single modes.
-        methods: names that may stand in the place of a section; default: none.
+        methods: names that may stand in the place of a section, and that options of single methods may be
+            given for; None: no section, and these options are not checked.
+        tasks, datasets: names that options of single tasks and data sets may be given for; None: not checked.
 
     Raises:
         ConfigError: unknown preset, key or value out of range; names the key and the nearest one.
     """
-    values = _read_preset(preset)
-    values.setdefault("preset", Path(preset).stem)
+    path = _find_preset(preset)
+    values = _read_preset(path)
+    values.setdefault(
+        "preset", path.stem if path.stem not in preset_names() or _is_bundled(path) else path.name
+    )
+    where = f"preset {path.stem}"
+    plain = validate(Settings, values, where) if overrides else None
     named = {override.partition("=")[0].strip() for override in overrides}
     if "pretrain.lr" in named:  # who names one rate means it for every method,
         values["method_lr"] = {}
@@ -290,18 +331,88 @@ def load_settings(
         for mode in values.get("downstream", {}).values():
             if isinstance(mode, dict):
                 mode.pop("crop", None)
-    for override in overrides:
-        _apply(values, override, methods or [])
-    return validate(Settings, values, f"preset {Path(preset).stem}")
+    paths = {override: _apply(values, override, methods or ()) for override in overrides}
+    settings = validate(Settings, values, where)
+    check_keys(settings, {"method": methods, "task": tasks, "dataset": datasets}, where)
+    if plain is not None:
+        settings = settings.model_copy(update={"changed": _changed(plain, settings, paths)})
+    return settings
 
 
-def _read_preset(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a preset, over those of the one that it ``extends``."""
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_folder() / f"{preset}.yaml"
+def _changed(plain: Settings, settings: Settings, paths: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Return the overrides that changed what decides a number, in their order."""
+    before, after = (s.model_dump(mode="json") for s in (plain, settings))
+
+    def value(tree: Any, path: list[str]) -> Any:
+        for part in path:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+        return tree
+
+    without_effect = options_without_effect()
+    found = {}
+    for override, path in paths.items():
+        key, _, text = override.partition("=")
+        shared = {"pretrain.lr": ["method_lr"], "downstream.crop": ["downstream"]}.get(".".join(path), path)
+        if ".".join(path) in without_effect:
+            continue
+        if any(value(before, p) != value(after, p) for p in (path, shared)):
+            found[".".join(path)] = f"{key.strip()}={text.strip()}"
+    return tuple(found.values())
+
+
+def check_keys(settings: Settings, known: Mapping[str, Collection[str] | None], where: str) -> None:
+    """Refuse options of single methods, tasks and data sets that do not exist.
+
+    Args:
+        settings: of a preset.
+        known: names by kind (see :class:`KeysAre`); those of a kind that is None are not checked.
+        where: the preset, for the message.
+
+    Raises:
+        ConfigError: one line a name, with the nearest one.
+    """
+    lines = []
+    for path, keys, kind in _keyed(settings):
+        names = known.get(kind)
+        if not names:
+            continue
+        for key in keys:
+            if key not in names:
+                files = " A task file has splits and spacing of its own." if kind == "task" else ""
+                lines.append(f'{where}: {path}: unknown {kind} "{key}".{nearest(key, names)}{files}')
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _keyed(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, list[str], str]]:
+    """Yield (path, keys, kind) of each mapping that is marked by :class:`KeysAre`."""
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        marks = [mark for mark in info.metadata if isinstance(mark, KeysAre)]
+        if marks:
+            yield prefix + name, list(value), marks[0].kind
+        elif isinstance(value, BaseModel):
+            yield from _keyed(value, f"{prefix}{name}.")
+
+
+def _is_bundled(path: Path) -> bool:
+    return path.resolve().parent == presets_folder().resolve()
+
+
+def _find_preset(preset: str, folder: Path | None = None) -> Path:
+    """Return the file of a preset, named by its name or by its path from ``folder`` (None: the working directory)."""
+    named = preset.endswith((".yaml", ".yml"))
+    path = (folder or Path()) / Path(preset).expanduser() if named else presets_folder() / f"{preset}.yaml"
     if not path.is_file():
+        looked = f" There is no {path}." if named else ""
         raise ConfigError(
-            f'Unknown preset "{preset}".{nearest(preset, preset_names())} A path to a .yaml file works too.'
+            f'Unknown preset "{preset}".{looked}{nearest(preset, preset_names())} A path to a .yaml file works too.'
         )
+    return path
+
+
+def _read_preset(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a preset, over those of the one that it ``extends`` (a name, or a path from its folder)."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -310,10 +421,15 @@ def _read_preset(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}.")
     if "extends" not in values:
         return values
-    base = str(values.pop("extends"))
-    if base in (*above, preset):
-        raise ConfigError(f"{path}: extends = {base} leads back to itself. Name another preset.")
-    return _merged(_read_preset(base, (*above, preset)), values)
+    named = str(values.pop("extends"))
+    try:
+        base = _find_preset(named, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends = {named}: {error}") from None
+    above = (*above, path.resolve())
+    if base.resolve() in above:
+        raise ConfigError(f"{path}: extends = {named} leads back to itself. Name another preset.")
+    return _merged(_read_preset(base, above), values)
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -326,7 +442,8 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return base | values | both
 
 
-def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
+def _apply(values: dict[str, Any], override: str, methods: Collection[str]) -> list[str]:
+    """Set one option in ``values``, and return its path."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f'--set "{override}" has no value; write --set key=value.')
@@ -339,8 +456,6 @@ def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f'--set {key}: "{text}" is not a value: {error}') from error
     parts = key.strip().split(".")
-    if parts[0] == "method_lr" and methods and len(parts) > 1 and parts[1] not in methods:
-        raise ConfigError(f'Unknown method in "{key}".{nearest(parts[1], methods)}')
     if parts[0] not in Settings.model_fields:
         if len(parts) > 1 and parts[0] in methods:
             parts.insert(0, "methods")
@@ -355,6 +470,7 @@ def _apply(values: dict[str, Any], override: str, methods: list[str]) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f'"{key}" goes below "{part}", which is a value, not a section.')
     node[parts[-1]] = value
+    return parts
 
 
 def _is_number(text: str) -> bool:

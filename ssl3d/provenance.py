@@ -32,7 +32,9 @@ def run_of(
         here = flatten(values)
         # None: the preset's rate of a method, which `pretrain.lr` has taken the place of.
         changed = {
-            k: here.get(k) for k in here.keys() | preset.keys() if k not in preset or preset[k] != here.get(k)
+            k: here.get(k)
+            for k in (here.keys() | preset.keys()) - {"changed"}
+            if k not in preset or preset[k] != here.get(k)
         }
     return {
         "settings": values,

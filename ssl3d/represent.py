@@ -206,7 +206,7 @@ def represent(
         "schema": SCHEMA,
         "task": task.name,
         "title": task.title,
-        "preset": settings.preset,
+        "preset": settings.title,
         "task_data": cohort.fingerprint,
         "split": splits[0].name,
         "seed": seed,

@@ -1,10 +1,14 @@
 """Configuration: presets load, overrides apply, everything wrong is named with the nearest name."""
 
+import re
 from pathlib import Path
+from typing import Any, get_origin
 
 import pytest
+from pydantic import BaseModel
 
-from ssl3d.config import Settings, load_settings, option_paths, preset_names, validate
+from ssl3d.commands.common import settings_of
+from ssl3d.config import KeysAre, Settings, load_settings, option_paths, preset_names, validate
 from ssl3d.data.steps import Preparation
 from ssl3d.errors import ConfigError
 
@@ -52,7 +56,7 @@ def test_overrides() -> None:
 def test_a_preset_extends_another(tmp_path: Path) -> None:
     quick, study = load_settings("quick", ["pretrain.precision=float32"]), load_settings("study")
     assert (quick.seeds, study.seeds, study.preset) == ((0,), (0, 1, 2), "study")
-    other = {"seeds", "preset", "phantoms", "downstream", "method_lr"}
+    other = {"seeds", "preset", "changed", "phantoms", "downstream", "method_lr"}
     assert quick.model_dump(exclude=other) == study.model_dump(exclude=other)
     assert study.phantoms == quick.phantoms.model_copy(update={"placement": 1})
     assert study.downstream.precision == "float32"
@@ -73,12 +77,111 @@ def test_a_preset_extends_another(tmp_path: Path) -> None:
             load_settings(str(own))
 
 
+def test_a_path_that_a_preset_extends_starts_at_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "presets" / "mine"
+    folder.mkdir(parents=True)
+    (folder.parent / "base.yaml").write_text("extends: smoke\npretrain: {steps: 5}\n")
+    (folder / "own.yaml").write_text("extends: ../base.yaml\npretrain: {lr: 1}\n")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "presets").mkdir(parents=True)
+    (elsewhere / "base.yaml").write_text("pretrain: {steps: 99}\n")
+    for place in (elsewhere, folder, tmp_path):
+        monkeypatch.chdir(place)
+        mine = load_settings(str(folder / "own.yaml"))
+        assert (mine.preset, mine.pretrain.steps, mine.pretrain.lr) == ("own", 5, 1)
+    monkeypatch.chdir(tmp_path)
+    assert load_settings("presets/mine/own.yaml").pretrain.steps == 5
+    (folder / "own.yaml").write_text("extends: bass.yaml\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: extends = bass.yaml: .* There is no .*mine/bass.yaml"):
+        load_settings("presets/mine/own.yaml")
+    (folder / "own.yaml").write_text("extends: ../mine/own.yaml\n")
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load_settings("presets/mine/own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method_lr: {byoll: 3.0e-3}", 'method_lr: unknown method "byoll". Did you mean "byol"'),
+        ("methods: {gsvl: {ncc_weight: 1}}", 'methods: unknown method "gsvl". Did you mean "gvsl"'),
+        (
+            "data: {task_spacing_mm: {cccc: 6.4}}",
+            'data.task_spacing_mm: unknown task "cccc". Did you mean "ccc"',
+        ),
+        ("data: {counts: {sch: [1, 1, 1]}}", 'data.counts: unknown task "sch". Did you mean "shc"'),
+        ("data: {affine: {foldr: sform}}", 'data.affine: unknown dataset "foldr". Did you mean "folder"'),
+        ("data: {channel: {mds: 1}}", 'data.channel: unknown dataset "mds". Did you mean "msd"'),
+        (
+            "data: {intensity_offset: {mwhs: 1}}",
+            'data.intensity_offset: unknown dataset "mwhs". Did you mean',
+        ),
+    ],
+)
+def test_misspelt_names_in_a_preset_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        settings_of(str(tmp_path / "p.yaml"), (), [])
+
+
+def test_options_of_a_task_file_are_known_where_it_is_named(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    (tmp_path / "p.yaml").write_text("data: {counts: {liver: [1, 1, 1]}}")
+    liver: Any = SimpleNamespace(name="liver")
+    assert settings_of(str(tmp_path / "p.yaml"), (), [liver]).data.counts == {"liver": (1, 1, 1)}
+    assert settings_of(str(tmp_path / "p.yaml"), ()).data.counts, "no task at hand: not looked at"
+    with pytest.raises(ConfigError, match='unknown task "liver".*A task file has splits'):
+        settings_of(str(tmp_path / "p.yaml"), (), [])
+
+
+def test_every_mapping_by_name_says_what_its_names_are() -> None:
+    """A new option of single methods, tasks or data sets cannot be misspelt in silence either."""
+
+    def mappings(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, info in model.model_fields.items():
+            if get_origin(info.annotation) is dict:
+                found[prefix + name] = [m for m in info.metadata if isinstance(m, KeysAre)]
+            elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                found |= mappings(info.annotation, f"{prefix}{name}.")
+        return found
+
+    found = mappings(Settings)
+    assert len(found) == 7 and all(found.values()), found
+
+
+def test_a_changed_preset_says_so(tmp_path: Path) -> None:
+    plain = load_settings("smoke", ["pretrain.workers=7", "data.folds=4"])
+    assert (plain.changed, plain.title) == ((), "smoke"), "no number changes"
+    changed = load_settings(
+        "smoke", ["pretrain.steps = 9", "gvsl.ncc_weight=0.5", "pretrain.workers=1"], ["gvsl"]
+    )
+    assert changed.changed == ("pretrain.steps=9", "gvsl.ncc_weight=0.5")
+    assert changed.title == "smoke (pretrain.steps=9, gvsl.ncc_weight=0.5)" and changed.preset == "smoke"
+    many = ["pretrain.steps=5", "pretrain.batch_size=5", "pretrain.lr=5", "data.split_seed=1", "data.folds=3",
+            "pretrain.clip_grad=1"]  # fmt: skip
+    assert load_settings("smoke", many[:4]).title.endswith(", data.split_seed=1)")
+    assert load_settings("smoke", many).title.endswith(", data.split_seed=1 and 2 more)")
+    study = load_settings("study")
+    rate = study.pretrain.lr  # the preset's own, but now for every method
+    assert load_settings("study", [f"pretrain.lr={rate}"]).changed == (f"pretrain.lr={rate}",)
+    own = tmp_path / "quick.yaml"
+    own.write_text("extends: smoke\n")
+    assert load_settings(str(own)).title == "quick.yaml", "not the quick that everybody knows"
+
+
 def test_a_method_has_its_own_learning_rate_unless_one_is_named_for_all() -> None:
     preset = ["pretrain.lr=0.1", "method_lr.byol=0.3"]
     mine = load_settings("smoke", preset, ["byol", "gvsl"])
     assert [mine.for_method(m).pretrain.lr for m in ("byol", "gvsl")] == [0.3, 0.1]
     assert mine.for_method("byol").for_method("gvsl").pretrain.lr == 0.3, "resolved once"
-    assert mine.for_method("byol") == load_settings("smoke", ["pretrain.lr=0.3"]), "nothing else changes"
+    alike = [
+        s.model_dump(exclude={"changed"})
+        for s in (mine.for_method("byol"), load_settings("smoke", ["pretrain.lr=0.3"]))
+    ]
+    assert alike[0] == alike[1], "nothing else changes"
     study = load_settings("study")
     assert study.method_lr and not load_settings("study", ["pretrain.lr=0.1"]).method_lr
     assert load_settings("study", ["pretrain.lr=0.1", "method_lr.gvsl=1"]).method_lr == {"gvsl": 1}
@@ -102,7 +205,7 @@ def test_a_mode_has_its_own_crop_unless_one_is_named_for_all(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method_lr.gvls=3", r'Unknown method in "method_lr.gvls". Did you mean "gvsl"'),
+        ("method_lr.gvls=3", r'method_lr: unknown method "gvls". Did you mean "gvsl"'),
         ("method_lr.gvsl=0", r"method_lr.gvsl = 0: .*greater than 0"),
         ("pretrain.stepz=3", r'unknown key "pretrain.stepz". Did you mean "pretrain.steps"'),
         ("pretrian.steps=3", r'Unknown key "pretrian.steps". Did you mean "pretrain.steps"'),

@@ -207,7 +207,6 @@ def _bench_of(
     from ssl3d.plugins import registry
 
     found = registry()
-    settings = settings_of(preset, overrides)
     chosen_tasks = found.tasks.names() if task_names == "all" else split_names(task_names)
     chosen_methods = (
         [e.name for e in found.methods if not e.base] if method_names == "all" else split_names(method_names)
@@ -215,6 +214,7 @@ def _bench_of(
     for name in chosen_methods:
         found.methods.get(name)
     tasks = load_tasks(chosen_tasks)
+    settings = settings_of(preset, overrides, tasks)
     chosen_tasks = [task.name for task in tasks]
     chosen_seeds = list(settings.seeds) if seeds is None else [_seed(text) for text in split_names(seeds)]
     fractions = tuple(_fraction(text) for text in split_names(label_fractions))

@@ -208,8 +208,17 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
 
 
-def settings_of(preset: str, overrides: tuple[str, ...]) -> Any:
+def settings_of(preset: str, overrides: tuple[str, ...], tasks: Iterable[Task] | None = None) -> Any:
+    """Return the settings of --preset and --set.
+
+    Args:
+        preset, overrides: as on the command line.
+        tasks: those at hand. Options of tasks that are neither registered nor among them are refused; None:
+            options of tasks are not looked at.
+    """
     from ssl3d.config import load_settings
     from ssl3d.plugins import registry
 
-    return load_settings(preset, overrides, registry().methods.names())
+    found = registry()
+    names = None if tasks is None else [*found.tasks.names(), *(task.name for task in tasks)]
+    return load_settings(preset, overrides, found.methods.names(), names, found.datasets.names())

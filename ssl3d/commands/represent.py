@@ -24,6 +24,7 @@ from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import Policy
+    from ssl3d.downstream.tasks import Task
     from ssl3d.represent import Job
 
 
@@ -77,8 +78,9 @@ def represent(
     else:
         if out is None:
             raise ConfigError("Give --out: the numbers and pictures of single runs belong to no store.")
-        settings = settings_of(preset, overrides)
-        jobs, folder = _jobs_of_runs(sources, names or ["shc"], settings, task_data), out
+        tasks = load_tasks(names or ["shc"])
+        settings = settings_of(preset, overrides, tasks)
+        jobs, folder = _jobs_of_runs(sources, tasks, settings, task_data), out
     extent = Extent(cases, pairs, voxels, map_voxels)
     where = select_device(device)
     results = []
@@ -92,13 +94,12 @@ def represent(
 
 
 def _jobs_of_runs(
-    folders: tuple[Path, ...], names: list[str], settings: Any, task_data: tuple[str, ...]
+    folders: tuple[Path, ...], tasks: list[Task], settings: Any, task_data: tuple[str, ...]
 ) -> list[Job]:
     from ssl3d.models.checkpoint import read_run
     from ssl3d.represent import Entry, Job
 
     places = split_pairs(task_data, "--task-data")
-    tasks = load_tasks(names)
     for name in places.keys() - {task.name for task in tasks}:
         raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
     entries: list[Entry] = []

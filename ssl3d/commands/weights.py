@@ -53,7 +53,7 @@ def finetune(
     quiet_libraries()
     keep_freed_memory()
     (task,) = load_tasks([task_name])
-    settings = settings_of(preset, overrides)
+    settings = settings_of(preset, overrides, [task])
     from ssl3d.config import BackboneConfig
     from ssl3d.data.sources import task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode, evaluate
