@@ -1,21 +1,64 @@
-"""The documentation is run: every Python block of docs/plugins.md, and the commands that README names."""
+"""The documentation is used as a reader would: every block of code, and every command that a page shows."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
+import click
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
+import ssl3d
+from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, validate
+from ssl3d.models.checkpoint import weights_fingerprint
 from ssl3d.plugins import Registry
+from ssl3d.plugins import registry as installed
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE | re.DOTALL
-)
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+UNUSED = [
+    (page, language, text)
+    for page in PAGES
+    for language, text in re.findall(
+        r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+]
+"""(page, language, text) of the fenced blocks that nothing below has taken."""
+
+
+def take(page: str, language: str, word: str = "") -> list[str]:
+    """Return the blocks of a page that hold ``word``; whoever takes them uses them."""
+    found = [block for block in UNUSED if block[:2] == (page, language) and word in block[2]]
+    assert found, f"{page} has no {language} block with {word}"
+    for block in found:
+        UNUSED.remove(block)
+    return [text for *_, text in found]
+
+
+(CHECK,) = take("docs/plugins.md", "python", "check_method")
+BLOCKS = take("docs/plugins.md", "python", "@ssl3d.hookimpl")
+(ENTRY_POINTS,) = take("docs/plugins.md", "toml")
+(README_METHOD,) = take("README.md", "python", "class Denoise")
+(TASK_FILE,) = take("docs/own_data.md", "yaml")
+(NNUNET,) = take("docs/weights.md", "python", "nnUNetPlans")
+(MONAI,) = take("docs/weights.md", "python", "from network import load")
+SHELL = [text for page in {page for page, language, _ in UNUSED if not language} for text in take(page, "")]
+
+
+def test_every_block_is_used_by_a_test_here() -> None:
+    assert not UNUSED, "take it and use it as a reader would"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +68,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     entry_points = [("ssl3d", "0", EntryPoint("builtins", "ssl3d.builtins", "ssl3d"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        for number, block in enumerate(b for b in BLOCKS if "@ssl3d.hookimpl" in b):
+        for number, block in enumerate(BLOCKS):
             (folder / f"docs_block_{number}.py").write_text(block)
             entry_points.append(("docs", "1", EntryPoint(f"b{number}", f"docs_block_{number}", "ssl3d")))
         found = Registry(entry_points)
@@ -40,8 +83,7 @@ def test_every_block_registers_without_a_complaint(registry: Registry) -> None:
 
 
 def test_the_documented_method_passes_the_conformance_suite(registry: Registry) -> None:
-    (check,) = (block for block in BLOCKS if "check_method" in block)
-    exec(check, {"Denoise": registry.methods.get("my_denoise").load()})
+    exec(CHECK, {"Denoise": registry.methods.get("my_denoise").load()})
 
 
 def test_the_documented_method_is_shorter_than_40_lines() -> None:
@@ -76,12 +118,205 @@ def test_the_documented_table_format_renders(registry: Registry) -> None:
 def test_the_documented_task_file_is_read(tmp_path: Path) -> None:
     from ssl3d.downstream.task_files import load_task
 
-    (block,) = re.findall(
-        r"^```yaml\n(.*?)^```", (ROOT / "docs/own_data.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    (tmp_path / "liver.yaml").write_text(block)
+    (tmp_path / "liver.yaml").write_text(TASK_FILE)
     task = load_task(tmp_path / "liver.yaml")
     assert (task.name, task.folds, task.facts["label_values"]) == ("liver", 5, {1: "liver", 2: "tumour"})
+
+
+# --- A reader's package ------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+def done(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+@contextmanager
+def announced(site: Path, source: str) -> Iterator[None]:
+    """Let ``source`` be an installed module, announced as docs/plugins.md says."""
+    entry_points = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"]["ssl3d"]
+    (module,) = entry_points.values()
+    (site / f"{module}.py").write_text(source)
+    info = site / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[ssl3d]", *lines]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.delitem(sys.modules, module, raising=False)
+        installed.cache_clear()
+        yield
+        sys.modules.pop(module, None)
+    installed.cache_clear()
+
+
+@pytest.fixture
+def livers(tmp_path: Path) -> Path:
+    """Ten livers in the documented layout: HU, a tumour in each."""
+    import nibabel
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "livers").mkdir()
+    for i in range(10):
+        grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij"))
+        label = np.zeros((20, 20, 20), np.uint8)
+        for value, radius in ((1, 0.5), (2, 0.2)):
+            label[((grid - rng.uniform(-0.2, 0.2, (3, 1, 1, 1))) ** 2).sum(0) < radius**2] = value
+        image = np.where((grid**2).sum(0) < 0.8, 0, -1000) + 60 * label + rng.normal(0, 10, label.shape)
+        for name, data in (("volume", image.astype(np.int16)), ("segmentation", label)):
+            affine = np.diag([6.4, 6.4, 6.4, 1])
+            nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / f"livers/{name}-{i}.nii.gz")
+    return tmp_path / "livers"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_documented_plugin_is_pretrained_evaluated_shown_and_exported(
+    livers: Path, tmp_path: Path
+) -> None:
+    """Everything of docs/plugins.md together: its method on its backbone, its data set, task and table format."""
+    (tmp_path / "site").mkdir()
+    with announced(tmp_path / "site", "\n\n".join(BLOCKS)):
+        _use_the_plugin(livers, tmp_path)
+
+
+def _use_the_plugin(livers: Path, tmp_path: Path) -> None:
+    assert "broken" not in done("plugins") and "my_liver_task" in done("tasks")
+    out, store, cache = tmp_path / "run", tmp_path / "store", ["--cache", tmp_path / "cache"]
+    (selects,) = re.findall(r"`--set 'backbone=(.*)'` selects it", (ROOT / "docs/plugins.md").read_text())
+    options = ["--preset", "smoke", "--set", f"backbone={selects.replace('my_backbone', 'my_tiny')}", *cache]
+    pretrain = ["pretrain", "--method", "my_denoise", "--data", f"my_liver={livers}", "--out", out, *options]
+    done(*pretrain)
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    done(*pretrain, "--resume")
+    (documented,) = re.findall(
+        r"`ssl3d (bench --tasks my_liver_task[^`]*)`", (ROOT / "docs/plugins.md").read_text()
+    )
+    words = shlex.split(documented.replace("/data/liver", str(livers)).replace("results", str(store)))
+    more = [
+        "--methods",
+        "scratch,my_denoise",
+        "--checkpoint",
+        f"my_denoise={out}",
+        "--modes",
+        "linear,finetune",
+    ]
+    table = done(*words, *more, *options, "--allow-overlap", "my_liver_task")
+    assert "My denoising" in table and "MY_LIVER_TASK DSC" in table
+    cells = json.loads(done("table", "--store", store, "--format", "my_json"))
+    assert {(c["method"], c["mode"]) for c in cells} == {
+        (method, mode) for method in ("scratch", "my_denoise") for mode in ("linear", "finetune")
+    }
+    done("export", "--checkpoint", out, "--to", "safetensors", "--out", tmp_path / "exported")
+    model = ssl3d.create_model(tmp_path / "exported")
+    assert type(model).__name__ == "Tiny"
+    assert weights_fingerprint(model) == weights_fingerprint(ssl3d.create_model(out))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_fingerprint_takes_any_convolution_in_any_layout(layout: torch.memory_format) -> None:
+    """A kernel or a number of channels of 1 leaves strides that say nothing."""
+    found = set()
+    for kernel in ((1, 1, 1), (3, 1, 1), (1, 1, 3), (2, 2, 2)):
+        for channels in ((1, 1), (1, 5), (5, 1), (4, 4)):
+            torch.manual_seed(0)
+            module = torch.nn.Conv3d(*channels, kernel)
+            plain = weights_fingerprint(module)
+            assert weights_fingerprint(module.to(memory_format=layout)) == plain  # type: ignore[call-overload]
+            found.add(plain)
+    assert len(found) == 12, "(3, 1, 1) and (1, 1, 3) draw the same numbers"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_method_in_the_readme_is_pretrained(volume_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    with announced(tmp_path / "site", README_METHOD):
+        done("pretrain", "--method", "my_denoise", "--data", volume_folder, "--preset", "smoke",
+             "--set", "my_denoise.sigma=0.3", "--out", tmp_path / "run", "--cache", tmp_path / "cache")  # fmt: skip
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    assert identity["method"]["config"] == {"sigma": 0.3}
+
+
+# --- Weights in other tools --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a run of five stages, exported for both tools."""
+    from test_export import FIVE, finished
+
+    out = finished(tmp_path, FIVE)
+    for target in ("nnunet", "monai"):
+        done("export", "--checkpoint", out, "--to", target, "--out", tmp_path / target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_plans_of_nnunet_build_the_network(exported: Path) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    (exported / "nnunet").rename(exported / "exported")
+    plans = exported / "nnUNet_preprocessed/Dataset001_Heart/nnUNetPlans.json"
+    plans.parent.mkdir(parents=True)
+    before = {
+        "plans_name": "nnUNetPlans",
+        "configurations": {"3d_fullres": {"architecture": {}, "spacing": [1, 1, 1]}},
+    }
+    plans.write_text(json.dumps(before))
+    exec(compile(NNUNET, "weights.md", "exec"), {})
+    made = PlansManager(str(plans.with_name("ssl3dPlans.json"))).get_configuration("3d_fullres")
+    assert made.network_arch_class_name == "ssl3d.models.nnunet.NNUNetUNet3D" and made.patch_size == [128] * 3
+    assert made.normalization_schemes == ["RescaleTo01Normalization"]
+
+
+def test_monai_loads_the_weights(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (exported / "monai").rename(exported / "exported")
+    monkeypatch.syspath_prepend(str(exported / "exported"))
+    names: dict[str, Any] = {}
+    exec(compile(MONAI, "weights.md", "exec"), names)
+    with torch.no_grad():
+        assert names["model"](torch.rand(1, 1, 32, 32, 32)).shape == (1, 4, 32, 32, 32)
+
+
+# --- Commands ----------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    """Return every command that a page shows: in a block without language, indented, or `ssl3d ...` in a line."""
+    text = "\n".join(SHELL)
+    for page in PAGES:
+        content = (ROOT / page).read_text()
+        text += "\n" + "\n".join(re.findall(r"^    ((?:.*\\\n)*.*)$", content, re.MULTILINE))
+        text += "\n" + "\n".join(m.replace("\n", " ") for m in re.findall(r"`(ssl3d [a-z][^`]*)`", content))
+    lines = text.replace("\\\n", " ").splitlines()
+    return sorted({line.split("  #")[0].strip() for line in lines if re.match(r"\s*(ssl3d|make) ", line)})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_that_is_shown_exists_with_its_options(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, *words = shlex.split(command)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[0] in targets
+        return
+    monkeypatch.chdir(tmp_path)
+    known: click.Command = main
+    context = click.Context(main)
+    while isinstance(known, click.Group) and words:
+        names = words.pop(0).split("|")  # "ls|show" stands for two
+        subcommands = [known.get_command(context, name) for name in names]
+        assert all(subcommands), f"no such command: {command}"
+        known = subcommands[0]  # type: ignore[assignment]
+    options = {name for p in known.params for name in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+    used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    assert used <= options, f"{command}: {used - options}"
 
 
 def test_every_layout_is_documented(registry: Registry) -> None:

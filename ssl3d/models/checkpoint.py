@@ -75,8 +75,8 @@ def weights_fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else
-                      tensor.detach().cpu().reshape(1).view(torch.uint8).numpy().tobytes())  # fmt: skip
+        # Flat first: a 1x1x1 convolution in channels_last counts as contiguous, but its last stride is not 1.
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
