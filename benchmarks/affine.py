@@ -95,7 +95,7 @@ def on_fixed_pairs(
 def on_new_pairs(settings: Settings, cohort: PreparedCohort, steps: int, lr: float) -> list[dict[str, float]]:
     """Train as GVSL's pretraining does, views and all."""
     method, optimizer = new_method(settings, lr)
-    source = CropSource(cohort, settings.pretrain.crop, settings.pretrain.batch_size, 2, 0)
+    source = CropSource(cohort, settings.pretrain.crop, settings.pretrain.batch_size // 2, 2, 0)
     curve = []
     for number, batch in enumerate(source.batches(0, steps, 0)):
         views = method.views(batch.x, BatchRng(0, number, batch.items, CPU, ("views",), batch.volumes))

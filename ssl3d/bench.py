@@ -283,9 +283,8 @@ class Bench:
         settings = self.settings.for_method(spec.name)
         if self.match == "steps" or spec.cls.trains == "none":
             return settings
-        cost = float(spec.cls.volumes_per_item)
-        if self.match == "time":
-            cost *= self._relative_cost(spec)
+        # A step has the same voxels for every method, so matching these needs no other number of steps.
+        cost = self._relative_cost(spec) if self.match == "time" else 1.0
         steps = max(1, round(settings.pretrain.steps / cost))
         pretraining = settings.pretrain.model_copy(update={"steps": steps})
         return settings.model_copy(update={"pretrain": pretraining})

@@ -120,7 +120,8 @@ class PretrainConfig(Model):
     steps: NonNegativeInt = 200_000
     """Optimizer steps."""
     batch_size: PositiveInt = 2
-    """Items a step (pairs, for a method that compares volumes)."""
+    """Crops a step, by voxels: the same voxels pass the network in a step of every method. A method on pairs gets half as
+    many pairs, one that compares small views more of these (see `Method.items_per_step`)."""
     crop: Shape = (128, 128, 128)
     """Crop (D, H, W) in voxels; smaller volumes are padded with zeros."""
     optimizer: str = "adam"

@@ -102,7 +102,7 @@ def _again(
         unlabelled = pretraining_cohort(run["data"], settings, cache)
     match = identity.get("match", {"by": "steps"})
     if match["by"] == "time":  # the cost that was measured then; another measurement gives other steps
-        per_step = match["steps"] / identity["pretrain"]["budget"]["steps"] / spec.cls.volumes_per_item
+        per_step = match["steps"] / identity["pretrain"]["budget"]["steps"]
         write_json(out / RELATIVE_COST, {spec.name: per_step})
     bench = Bench(
         [spec], [TaskData(task, cohort, splits, place)], [check_mode(identity["mode"])], [identity["seed"]],

@@ -138,7 +138,7 @@ class Suite:
 
     def __init__(self, spec: MethodSpec, collapse_steps: int = 40) -> None:
         self.spec, self.collapse_steps = spec, collapse_steps
-        self.batch_size = max(4, spec.cls.minimum_batch_size)
+        self.batch_size = max(4, spec.cls.minimum_items)
         self.volumes = _Volumes(8)
 
     # -- pieces -----------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ class Suite:
         for batch, shape in ((1, (EDGE,) * 3), (3, (EDGE,) * 3), (2, (16, 20, 12)), (2, (17, 19, 13))):
             what = f"batch {batch} of {'x'.join(map(str, shape))}"
             try:
-                if batch < self.spec.cls.minimum_batch_size:
+                if batch < self.spec.cls.minimum_items:
                     raise SSL3DError("below the declared minimum")
                 method, source = self.started(batch, shape)
                 losses = self.losses(method, self.views(method, source))

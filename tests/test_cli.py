@@ -132,7 +132,17 @@ def test_misspelt_names_get_the_nearest_one() -> None:
         run("bench", "--set", "gvsl.ncc_wieght=2", "--store", "x"), 'unknown key "ncc_wieght"', "ncc_weight"
     )
     refused(
-        run("pretrain", "--method", "simclr", "--set", "pretrain.batch_size=1", "--out", "x"),
+        run(
+            "pretrain",
+            "--method",
+            "simclr",
+            "--set",
+            "simclr.views.edge=1",
+            "--set",
+            "pretrain.batch_size=2",
+            "--out",
+            "x",
+        ),
         "simclr",
         "batch_size",
     )

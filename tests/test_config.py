@@ -22,7 +22,7 @@ def test_paper_preset_is_the_papers_protocol() -> None:
     s = load_settings("paper")
     assert (s.pretrain.steps, s.pretrain.batch_size, s.pretrain.lr, s.pretrain.optimizer) == (
         200_000,
-        2,
+        4,  # two pairs of GVSL; every method gets as many voxels
         1e-4,
         "adam",
     )

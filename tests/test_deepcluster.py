@@ -38,9 +38,12 @@ def planted(sizes: tuple[int, ...], channels: int = 12, noise: float = 0.05) -> 
 
 def test_planted_clusters_are_found_whatever_their_sizes() -> None:
     points, truth = planted((40, 10, 25, 5))
-    labels = cluster(points, 4, 3, seed=0)
+    others, belong = points[::3] + 0.01, truth[::3]
+    labels, placed = cluster(points, others, 4, 3, seed=0)
     assert adjusted_rand_score(truth, labels) == 1
-    assert np.array_equal(labels, cluster(points, 4, 3, seed=0))
+    assert np.array_equal(placed, labels[::3]), "points that decide nothing are in the cluster they lie in"
+    assert np.array_equal(np.unique(belong), np.arange(4))
+    assert np.array_equal(labels, cluster(points, others[:0], 4, 3, seed=0)[0])
 
 
 def test_features_are_whitened_so_that_a_strong_channel_does_not_decide_alone() -> None:
@@ -48,7 +51,7 @@ def test_features_are_whitened_so_that_a_strong_channel_does_not_decide_alone() 
     truth = np.repeat([0, 1], 40)
     weak = np.where(truth == 0, -1, 1) * 0.1 + 0.005 * rng.standard_normal(80)
     points = np.stack([weak, rng.uniform(-100, 100, 80)], axis=1)
-    assert adjusted_rand_score(truth, cluster(points, 2, 2, seed=0)) > 0.5
+    assert adjusted_rand_score(truth, cluster(points, points[:0], 2, 2, seed=0)[0]) > 0.5
     from sklearn.cluster import KMeans
 
     assert adjusted_rand_score(truth, KMeans(2, n_init=5, random_state=0).fit_predict(points)) < 0.1
@@ -84,7 +87,7 @@ def test_repeated_features_leave_no_cluster_empty(seed: int) -> None:
 def test_several_empty_clusters_and_points_that_are_all_the_same() -> None:
     same = np.ones((12, 5))
     assert np.bincount(fill_empty(same, np.zeros(12, int), 5, 0), minlength=5).min() >= 1
-    labels = cluster(same, 5, 3, seed=1)  # k-means itself finds one cluster only
+    labels, _ = cluster(same, same[:0], 5, 3, seed=1)  # k-means itself finds one cluster only
     assert np.bincount(labels, minlength=5).min() >= 1
 
 
@@ -102,6 +105,7 @@ def test_every_cluster_is_drawn_equally_often_and_every_crop_has_its_label() -> 
     m.on_epoch_start(source, 0)
     m.labels.copy_(torch.tensor([0] * 18 + [1] * 3 + [2] * 2 + [3]))  # 24 crops, clusters of unequal size
     plain = {
+        "edge": 1.0,
         "box": (1.0, 1.0),
         "flip_p": 0.0,
         "contrast_p": 0.0,
@@ -126,22 +130,26 @@ def test_every_cluster_is_drawn_equally_often_and_every_crop_has_its_label() -> 
     assert set(drawn) == set(range(24)), "every crop of a cluster"
 
 
-def test_clustering_resets_the_classifier_and_standardises_the_features() -> None:
+def test_clustering_resets_the_classifier_and_normalises_the_features() -> None:
     m, source = method()
     m.on_epoch_start(source, 0)
-    first = m.classifier.weight.detach().clone()
-    assert 0.005 < float(first.std()) < 0.02 and not m.classifier.bias.any()
-    features = torch.cat([m.backbone.encode(m.crop(i)[None])[-1].mean((2, 3, 4)) for i in range(24)]).detach()
-    torch.testing.assert_close(m.mean, features.mean(0))
+    first = m.classifier.linear.weight.detach().clone()
+    assert 0.005 < float(first.std()) < 0.02 and not m.classifier.linear.bias.any()
+    halved = [torch.nn.functional.avg_pool3d(m.crop(i)[None], 2) for i in range(24)]  # the size of a view
+    features = torch.cat([m.backbone.encode(x)[-1].mean((2, 3, 4)) for x in halved]).detach()
+    torch.testing.assert_close(m.classifier.norm.mean, features.mean(0))
     labels = m.labels.clone()
     # Four passes over the volumes are one over the crops, of which there are four a volume.
     with torch.no_grad():
-        m.classifier.weight.fill_(7.0)
+        m.classifier.linear.weight.fill_(7.0)
     for epoch in (1, 2, 3):
         m.on_epoch_start(source, epoch)
-        assert bool((m.classifier.weight == 7).all())
+        assert bool((m.classifier.linear.weight == 7).all())
     m.on_epoch_start(source, 4)
-    assert not torch.equal(m.classifier.weight, first) and float(m.classifier.weight.detach().std()) < 0.02
+    assert (
+        not torch.equal(m.classifier.linear.weight, first)
+        and float(m.classifier.linear.weight.detach().std()) < 0.02
+    )
     # The network did not change, so the clusters are the same up to their order.
     assert float(m.stability) > 0.3 and len(m.labels.unique()) == len(labels.unique()) == 4
     often, _ = method(recluster_every=1)

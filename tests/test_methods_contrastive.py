@@ -67,11 +67,14 @@ def test_a_view_does_not_depend_on_its_neighbours_and_stays_in_range() -> None:
     together = RandomViews().view(x, rng(3))
     alone = RandomViews().view(x[1:2], BatchRng(0, 0, [1], keys=("views",)))
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
-    assert together.shape == x.shape and float(together.min()) >= 0 and float(together.max()) <= 1
+    assert together.shape == (3, 1, 8, 8, 8), "half the edge"
+    assert RandomViews(edge=1).view(x, rng(3)).shape == x.shape
+    assert RandomViews(edge=0.3).shape((16, 12, 1)) == (5, 4, 1)
+    assert float(together.min()) >= 0 and float(together.max()) <= 1
 
 
 def test_without_transforms_a_view_is_a_box_of_the_crop() -> None:
-    off = RandomViews(flip_p=0, contrast_p=0, gamma_p=0, blur_p=0, noise_p=0, box=(1, 1))
+    off = RandomViews(flip_p=0, contrast_p=0, gamma_p=0, blur_p=0, noise_p=0, box=(1, 1), edge=1)
     torch.testing.assert_close(off.view(crops(), rng()), crops(), atol=1e-6, rtol=0)
     half = off.model_copy(update={"box": (0.5, 0.5)})
     ramp = torch.linspace(0, 1, 16).view(1, 1, 16, 1, 1).expand(1, 1, 16, 16, 16)
@@ -145,18 +148,33 @@ def test_projectors_are_built_as_in_the_papers() -> None:
         "BatchNorm1d",
         "ReLU",
         "Linear",
-    ]
+        "BatchNorm1d",
+        "Scale",
+    ], "the output is normalised, with a factor and without offset"
 
 
 def test_a_batch_of_one_is_refused_before_any_data_are_read_where_it_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="simclr needs pretrain.batch_size of at least 2, not 1"):
-        check_run(resolve_method("simclr", {}), settings(batch_size=1), 0)
+    whole: dict[str, Any] = {"views": {"edge": 1}}
+    with pytest.raises(
+        ConfigError, match=r"simclr needs 2 items a step, .* 2 views of 8x8x8 .* of at least 4"
+    ):
+        check_run(resolve_method("simclr", {"simclr": whole}), settings(batch_size=2), 0)
+    check_run(resolve_method("simclr", {"simclr": whole}), settings(batch_size=4), 0)
     for name in ("byol", "simsiam"):
         with pytest.raises(
-            ConfigError, match=rf"{name}.norm=batch needs .* of at least 2, not 1.*{name}.norm=layer"
+            ConfigError, match=rf"{name}.norm=batch needs at least 2 .*, not 1.*{name}.norm=layer"
         ):
-            check_run(resolve_method(name, {}), settings(batch_size=1), 0)
-        check_run(resolve_method(name, {name: {"norm": "layer"}}), settings(batch_size=1), 0)
+            check_run(resolve_method(name, {name: whole}), settings(batch_size=2), 0)
+        check_run(resolve_method(name, {name: {**whole, "norm": "layer"}}), settings(batch_size=2), 0)
+
+
+@pytest.mark.parametrize("name", (*CONTRASTIVE, "deepcluster"))
+def test_samples_are_compared_with_enough_others_at_the_voxels_of_every_method(name: str) -> None:
+    m = method(name)
+    items = m.items_per_step((32, 32, 32), 2)
+    views = m.views_per_item * items
+    assert views == 16 and views * 16**3 == 2 * 32**3
+    assert m.voxels_per_item((32, 32, 32)) * items == 2 * 32**3
 
 
 # SimCLR ---------------------------------------------------------------------------------------
@@ -192,8 +210,9 @@ def test_the_loop_tells_simclr_which_volumes_a_batch_shows(
     )
     cohort = noise_cohort(3)
     pretrain(resolve_method("simclr", {}), cohort, settings(), 0, tmp_path / "r", torch.device("cpu"))  # type: ignore[arg-type]
-    source = CropSource(cohort, (8, 8, 8), 2, 1, 0)  # type: ignore[arg-type]
-    assert seen == [source.batch(step).volumes for step in range(3)]
+    source = CropSource(cohort, (8, 8, 8), 8, 1, 0)  # type: ignore[arg-type]
+    # Eight held-back batches before training, then two steps until these are scored again.
+    assert seen[8:10] == [source.batch(step).volumes for step in range(2)]
 
 
 def test_simclr_needs_two_volumes() -> None:
@@ -248,6 +267,7 @@ def test_the_target_is_a_copy_without_gradient_with_the_online_buffers_and_no_de
 def test_byols_loss_is_symmetric_and_crosses_the_views() -> None:
     m = method("byol", norm="layer")
     views = m.views(crops(), rng())
+    del views["volume"]
     with torch.no_grad():
         f = {k: m.backbone.encode(v)[-1].mean((2, 3, 4)) for k, v in views.items()}
         q = {k: F.normalize(m.predictor(m.projector(v)), dim=1) for k, v in f.items()}

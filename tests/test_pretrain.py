@@ -187,9 +187,11 @@ def test_what_can_be_known_before_data_are_read_is_checked() -> None:
         check_run(spec(), settings(crop=(8, 1, 8)), 0)
 
     class Pairs(Restore):
-        minimum_batch_size = 2
+        minimum_items = 2
 
-    with pytest.raises(ConfigError, match="restore needs pretrain.batch_size of at least 2, not 1"):
+    with pytest.raises(
+        ConfigError, match="restore needs 2 items a step, .* pretrain.batch_size of at least 2"
+    ):
         check_run(spec(Pairs), settings(batch_size=1), 0)
 
 

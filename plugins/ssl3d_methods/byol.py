@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ssl3d import Method, MethodConfig, Progress
-from ssl3d.losses import cosine_distance
-from ssl3d.models.heads import MLP, Norm, check_norm
+from ssl3d.losses import cosine_distance, matching_error
+from ssl3d.models.heads import MLP, Norm, check_norm, pool
 from ssl3d.pretrain.monitor import view_measures
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import RandomViews
@@ -66,11 +66,13 @@ class BYOL(Method):
         "target.encoder": "backbone.encoder",
         "target_projector": "projector",
     }
+    views_per_item = 2
     Config = BYOLConfig
     config: BYOLConfig
 
     def __init__(self, backbone: Any, config: BYOLConfig) -> None:
         super().__init__(backbone, config)
+        self.view_edge = config.views.edge
         self.projector = MLP((backbone.global_channels, config.hidden, config.embedding), config.norm)
         self.predictor = MLP((config.embedding, config.hidden, config.embedding), config.norm)
         # Copies, not networks with an initialisation of their own.
@@ -80,21 +82,31 @@ class BYOL(Method):
         self.target.requires_grad_(False)
         self.target_projector.requires_grad_(False)
 
-    def check(self, crop: Sequence[int], batch_size: int) -> None:
-        check_norm(self.name, self.config.norm, batch_size)
+    def check(self, crop: Sequence[int], items: int) -> None:
+        check_norm(self.name, self.config.norm, items)
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
-        return {"first": first, "second": second}
+        return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
+
+    def embed(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return predictions and targets (2B, embedding): row i predicts what the target makes of the other view."""
+        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
+        q = self.predictor(self.projector(pool(self.backbone.encode(x))))  # (2B, embedding)
+        with torch.no_grad():
+            z = self.target_projector(pool(self.target.encode(x)))  # (2B, embedding)
+        return q, z.roll(len(z) // 2, 0)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
-        pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-        q = self.predictor(self.projector(pooled)).chunk(2)  # (B, embedding) each
-        with torch.no_grad():
-            pooled = self.target.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-            z = self.target_projector(pooled).chunk(2)  # (B, embedding) each
-        return {"first": cosine_distance(q[0], z[1]), "second": cosine_distance(q[1], z[0])}
+        (q_first, q_second), (z_second, z_first) = (v.chunk(2) for v in self.embed(views))
+        return {"first": cosine_distance(q_first, z_second), "second": cosine_distance(q_second, z_first)}
+
+    def pretext_score(self, views: dict[str, Tensor]) -> float:
+        """Return the loss over that against the views of other volumes: the loss alone is least after a collapse."""
+        return matching_error(*self.embed(views), views["volume"])
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return 1.0
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress) -> None:

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl3d import Method, MethodConfig
 from ssl3d.errors import ConfigError
+from ssl3d.models.heads import PooledLinear, pool
 from ssl3d.pretrain.monitor import pooled_features
 from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng, derive_seed, numpy_rng, torch_rng
 from ssl3d.transforms import RandomViews
 
 
-def cluster(features: np.ndarray, clusters: int, dimensions: int, seed: int) -> np.ndarray:
+def cluster(
+    features: np.ndarray, others: np.ndarray, clusters: int, dimensions: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the pseudo-label of each feature: PCA, whitening, unit length, k-means (section 3).
 
     Args:
         features: (N, C).
+        others: (M, C), which decide nothing: each gets the label of the nearest cluster.
         clusters: k <= N.
         dimensions: most dimensions kept by the PCA. At most N / 4 are: whitened in N - 1 dimensions,
             N points are all equally far from each other.
         seed: decides where k-means starts.
 
     Returns:
-        (N,) in {0, ..., k - 1}; no cluster is empty.
+        (N,) in {0, ..., k - 1}, in which no cluster is empty, and (M,).
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
@@ -44,10 +49,16 @@ def cluster(features: np.ndarray, clusters: int, dimensions: int, seed: int) -> 
     # Features that are all the same are no error: fill_empty deals them out.
     with threadpool_limits(1), np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        whitened = PCA(kept, whiten=True, svd_solver="full").fit_transform(features.astype(np.float64))
-        points = normalize(whitened)  # (N, kept), unit length
+        pca = PCA(kept, whiten=True, svd_solver="full").fit(features.astype(np.float64))
+        points = normalize(pca.transform(features.astype(np.float64)))  # (N, kept), unit length
         labels = KMeans(clusters, n_init=5, random_state=seed % 2**32).fit_predict(points)
-    return fill_empty(points, labels, clusters, seed)
+        labels = fill_empty(points, labels, clusters, seed)
+        if not len(others):
+            return labels, labels[:0]
+        centroids = np.stack([points[labels == k].mean(0) for k in range(clusters)])  # (k, kept)
+        placed = normalize(pca.transform(others.astype(np.float64)))  # (M, kept)
+    distances = ((placed[:, None] - centroids) ** 2).sum(2)  # (M, k)
+    return labels, distances.argmin(1)
 
 
 def fill_empty(points: np.ndarray, labels: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -84,7 +95,8 @@ class DeepClusterConfig(MethodConfig):
     """Crops of each volume that get a pseudo-label; the method trains on these."""
     recluster_every: int | None = Field(None, ge=1)
     """Passes over the volumes from one clustering to the next. None: `crops_per_volume`, which is one
-    pass over the crops, as in the paper."""
+    pass over the crops, as in the paper: there 5,000 steps, in which the fresh classifier learns its
+    clusters. Where a pass is a few steps, give more."""
     pca: int = Field(16, ge=1)
     """Most dimensions in which features are clustered (256 in the paper); at most a quarter of the
     number of crops."""
@@ -96,9 +108,10 @@ class DeepCluster(Method):
     """Cluster the features, and learn to tell the clusters apart, in turn.
 
     Departures from the paper: the clustered feature is f^g averaged over voxels, without further
-    layers; the classifier sees it standardised by the mean and deviation over all crops at the last
-    clustering, since batches are too small for the paper's batch norm; no Sobel filter, for there are no
-    colours; the optimizer's moments of the classifier outlive its reset (they are the loop's).
+    layers; the classifier sees it normalised by `ssl3d.models.heads.PooledNorm` (the paper: batch norm
+    throughout the network), which follows the features, where statistics of the last clustering do not;
+    no Sobel filter, for there are no colours; the optimizer's moments of the classifier outlive its
+    reset (they are the loop's).
     """
 
     name = "deepcluster"
@@ -116,14 +129,13 @@ class DeepCluster(Method):
     """Epoch of the last clustering, -1 before the first."""
     stability: Tensor
     """Normalised mutual information of the last two clusterings, in [0, 1]; the paper's figure 2 b."""
-    mean: Tensor
-    deviation: Tensor
+    held_back_labels: Tensor
+    """Cluster of each held-back crop, by its running number."""
 
     def __init__(self, backbone: Any, config: DeepClusterConfig) -> None:
         super().__init__(backbone, config)
-        self.classifier = nn.Linear(backbone.global_channels, config.clusters)
-        self.register_buffer("mean", torch.zeros(backbone.global_channels))
-        self.register_buffer("deviation", torch.ones(backbone.global_channels))
+        self.view_edge = config.views.edge
+        self.classifier = PooledLinear(backbone.global_channels, config.clusters)
         self.register_buffer("clustered", torch.tensor(-1))
         self.register_buffer("stability", torch.tensor(0.0))
 
@@ -137,30 +149,38 @@ class DeepCluster(Method):
             )
         self.source = volumes
         self.register_buffer("labels", torch.zeros(crops, dtype=torch.long))
+        held_back = sum(len(batch.items) for batch in volumes.held_back)
+        self.register_buffer("held_back_labels", torch.zeros(held_back, dtype=torch.long))
 
     def on_epoch_start(self, volumes: CropSource, epoch: int) -> None:
         every = self.config.recluster_every or self.config.crops_per_volume
         if 0 <= int(self.clustered) > epoch - every:
             return
-        device = self.labels.device
-        crops = (self.crop(i)[None].to(device) for i in range(len(self.labels)))
-        features = torch.cat([pooled_features(self.backbone, crop) for crop in crops])  # (N, C)
+        features = self.features(self.crop(i)[None] for i in range(len(self.labels)))  # (N, C)
+        others = self.features(batch.x for batch in volumes.held_back)  # (M, C)
         seed = derive_seed(volumes.seed, "deepcluster", epoch)
-        labels = cluster(features.cpu().numpy(), self.config.clusters, self.config.pca, seed)
+        labels, held_back = cluster(
+            features.cpu().numpy(), others.cpu().numpy(), self.config.clusters, self.config.pca, seed
+        )
         if int(self.clustered) >= 0:
             from sklearn.metrics import normalized_mutual_info_score
 
             self.stability.fill_(normalized_mutual_info_score(self.labels.cpu().numpy(), labels))
         self.labels.copy_(torch.from_numpy(labels))
+        self.held_back_labels.copy_(torch.from_numpy(held_back))
         self.clustered.fill_(epoch)
-        self.mean.copy_(features.mean(0))
-        self.deviation.copy_(features.std(0) + 1e-6)
+        self.classifier.calibrate(features)
         # Clusters have no order, so what the classifier learnt of the former ones is void.
-        weight = torch.empty(self.classifier.weight.shape)
-        weight.normal_(std=0.01, generator=torch_rng(volumes.seed, "classifier", epoch))
-        with torch.no_grad():
-            self.classifier.weight.copy_(weight)
-            self.classifier.bias.zero_()
+        self.classifier.restart(torch_rng(volumes.seed, "classifier", epoch))
+
+    def features(self, crops: Iterable[Tensor]) -> Tensor:
+        """Return the pooled f^g (N, C) of crops (n, 1, D, H, W), each as a whole at the size of a view."""
+        device = self.labels.device
+        seen = [torch.zeros(0, self.backbone.global_channels, device=device)]
+        for x in crops:
+            whole = F.interpolate(x.to(device), self.view_shape(x.shape[2:]), mode="area")
+            seen.append(pooled_features(self.backbone, whole))
+        return torch.cat(seen)
 
     def crop(self, index: int) -> Tensor:
         """Return labelled crop ``index`` (1, D, H, W)."""
@@ -182,10 +202,21 @@ class DeepCluster(Method):
         crops = torch.stack([self.crop(i) for i in chosen]).to(x.device)  # (B, 1, D, H, W)
         return {"view": self.config.views.view(crops, rng.fork("view")), "label": labels[chosen].to(x.device)}
 
+    def held_back_views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        """Return views of held-back crops (B, 1, D, H, W), and the clusters nearest to these (B,)."""
+        return {
+            "view": self.config.views.view(x, rng.fork("view")),
+            "label": self.held_back_labels[rng.indices],
+        }
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        """Entropy of the clusters of all held-back crops, at most log k: the best constant answer."""
+        share = self.held_back_labels.bincount(minlength=self.config.clusters) / len(self.held_back_labels)
+        return float(torch.special.entr(share.double()).sum())
+
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        pooled = self.backbone.encode(views["view"])[-1].mean((2, 3, 4))  # (B, C)
-        logits = self.classifier((pooled - self.mean) / self.deviation)  # (B, k)
-        return {"cross_entropy": F.cross_entropy(logits, views["label"])}
+        pooled = pool(self.backbone.encode(views["view"]))  # (B, C)
+        return {"cross_entropy": F.cross_entropy(self.classifier(pooled), views["label"])}
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
         return {"cluster_stability": float(self.stability)}

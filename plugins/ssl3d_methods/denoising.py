@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig
-from ssl3d.models.heads import RestorationHead
+from ssl3d.models.heads import RestorationHead, mean_image_error
 from ssl3d.models.spatial import full_precision
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import GaussianNoise, RandomSpatial
@@ -53,6 +53,9 @@ class Denoising(Method):
             x = self.spatial(x, rng.fork("spatial"))
         # Noise last: interpolation would average it away.
         return {"noisy": self.noise(x, rng), "clean": x}  # (B, 1, D, H, W) each
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return mean_image_error(views["clean"])
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         _, local = self.backbone(views["noisy"])  # (B, C, D, H, W)

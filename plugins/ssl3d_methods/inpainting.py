@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig
-from ssl3d.models.heads import RestorationHead
+from ssl3d.models.heads import RestorationHead, mean_image_error
 from ssl3d.models.spatial import full_precision
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import InPainting as Boxes
@@ -71,6 +71,10 @@ class InPainting(Method):
         else:
             filling = x.new_zeros(())
         return {"cut": torch.where(holes, filling, x), "whole": x, "holes": holes}
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        over = views["holes"] if self.config.loss_over == "holes" else None
+        return mean_image_error(views["whole"], over)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         _, local = self.backbone(views["cut"])  # (B, C, D, H, W)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig
-from ssl3d.models.heads import RestorationHead
+from ssl3d.models.heads import RestorationHead, mean_image_error
 from ssl3d.models.spatial import full_precision
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import BezierIntensity, Flip, InPainting, LocalShuffle, OutPainting
@@ -88,6 +88,9 @@ class ModelsGenesis(Method):
         )
         holes = only_where(painted, holes, torch.zeros_like(holes))
         return torch.where(holes, rng.uniform(shape=x.shape[1:]), x)
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return mean_image_error(views["target"])
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         _, local = self.backbone(views["damaged"])  # (B, C, D, H, W)

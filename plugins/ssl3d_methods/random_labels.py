@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class RandomLabels(Method):
     name = "random_labels"
     title = "Random labels"
     trains = "encoder"
+    control = True
     Config = RandomLabelsConfig
     config: RandomLabelsConfig
 
@@ -40,6 +42,9 @@ class RandomLabels(Method):
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         return {"x": x, "label": rng.integers(0, self.config.classes)}  # (B, 1, D, H, W), (B,)
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return math.log(self.config.classes)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         pooled = pool(self.backbone.encode(views["x"]))  # (B, C)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Rotation(Method):
         self.rotations = ROTATIONS_10 if config.classes == 10 else ROTATIONS_24
         self.classifier = PooledLinear(backbone.global_channels, len(self.rotations))
 
-    def check(self, crop: Sequence[int], batch_size: int) -> None:
+    def check(self, crop: Sequence[int], items: int) -> None:
         if len(set(crop)) > 1:
             raise ConfigError(
                 f"rotation needs cubic crops, not pretrain.crop = {tuple(crop)}: a rotated box has another shape, "
@@ -80,6 +81,9 @@ class Rotation(Method):
         labels = rng.integers(0, len(self.rotations))  # (B,)
         rotated = [rotate(v, self.rotations[label]) for v, label in zip(x, labels.tolist(), strict=True)]
         return {"rotated": torch.stack(rotated), "label": labels}  # (B, 1, D, H, W), (B,)
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return math.log(len(self.rotations))
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         pooled = pool(self.backbone.encode(views["rotated"]))  # (B, C)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl3d import Method, MethodConfig
 from ssl3d.errors import DataError
 from ssl3d.losses import nt_xent
-from ssl3d.models.heads import MLP, Norm
+from ssl3d.models.heads import MLP, Norm, pool
 from ssl3d.pretrain.monitor import view_measures
 from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng
@@ -28,7 +28,7 @@ class SimCLRConfig(MethodConfig):
     embedding: int = Field(128, ge=1)
     """Length of the embedding that is compared (paper)."""
     norm: Norm = "batch"
-    """Norm of the projector's hidden layer: `batch`, over both views of all crops (released code), or `layer`."""
+    """Norm after both of the projector's layers: `batch`, over both views of all crops (released code), or `layer`."""
     views: RandomViews = RandomViews()
     """Augmentations, shared by all contrastive methods."""
 
@@ -44,13 +44,16 @@ class SimCLR(Method):
     title = "SimCLR"
     paper = "Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020"
     trains = "encoder"
-    minimum_batch_size = 2
+    views_per_item = 2
+    minimum_items = 2
     Config = SimCLRConfig
     config: SimCLRConfig
 
     def __init__(self, backbone: Any, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
-        self.projector = MLP((backbone.global_channels, config.hidden, config.embedding), config.norm)
+        self.view_edge = config.views.edge
+        widths = (backbone.global_channels, config.hidden, config.embedding)
+        self.projector = MLP(widths, config.norm, last=config.norm, last_scale=True)
 
     def setup(self, volumes: CropSource) -> None:
         if len(volumes) < 2:
@@ -60,9 +63,15 @@ class SimCLR(Method):
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
         return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
 
+    def chance(self, views: dict[str, Tensor]) -> float:
+        """Log of the views among which the other one is to be found, itself included."""
+        shown = views["volume"].repeat(2)  # (2B,)
+        candidates = (shown[:, None] != shown).sum(1) + 1
+        return float(candidates.double().log().mean())
+
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
-        pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
+        pooled = pool(self.backbone.encode(x))  # (2B, C)
         first, second = self.projector(pooled).chunk(2)  # (B, embedding) each
         return {"nt_xent": nt_xent(first, second, self.config.temperature, views["volume"])}
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig, StopGradient
-from ssl3d.losses import negative_cosine
-from ssl3d.models.heads import MLP, Norm, check_norm
+from ssl3d.losses import matching_error, negative_cosine
+from ssl3d.models.heads import MLP, Norm, check_norm, pool
 from ssl3d.pretrain.monitor import view_measures
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import RandomViews
@@ -44,33 +44,44 @@ class SimSiam(Method):
     paper = "Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021"
     trains = "encoder"
     stop_gradients = ("stop_gradient",)
+    views_per_item = 2
     Config = SimSiamConfig
     config: SimSiamConfig
 
     def __init__(self, backbone: Any, config: SimSiamConfig) -> None:
         super().__init__(backbone, config)
+        self.view_edge = config.views.edge
         width = config.embedding
         self.projector = MLP((backbone.global_channels, width, width, width), config.norm, last=config.norm)
         self.predictor = MLP((width, config.bottleneck, width), config.norm)
         self.stop_gradient = StopGradient()
 
-    def check(self, crop: Sequence[int], batch_size: int) -> None:
-        check_norm(self.name, self.config.norm, batch_size)
+    def check(self, crop: Sequence[int], items: int) -> None:
+        check_norm(self.name, self.config.norm, items)
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
-        return {"first": first, "second": second}
+        return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
+
+    def embed(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return predictions and what they predict (2B, embedding), without gradient: row i's is the other view's."""
+        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
+        z = self.projector(pool(self.backbone.encode(x)))  # (2B, embedding)
+        return self.predictor(z), self.stop_gradient(z).roll(len(z) // 2, 0)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
-        pooled = self.backbone.encode(x)[-1].mean((2, 3, 4))  # (2B, C)
-        z = self.projector(pooled)  # (2B, embedding)
-        p = self.predictor(z).chunk(2)  # (B, embedding) each
-        z = self.stop_gradient(z).chunk(2)
+        (p_first, p_second), (z_second, z_first) = (v.chunk(2) for v in self.embed(views))
         return {
-            "first": negative_cosine(p[0], z[1]) / 2,
-            "second": negative_cosine(p[1], z[0]) / 2,
+            "first": negative_cosine(p_first, z_second) / 2,
+            "second": negative_cosine(p_second, z_first) / 2,
         }
+
+    def pretext_score(self, views: dict[str, Tensor]) -> float:
+        """Return 1 - cos over that against the views of other volumes: the loss alone is least after a collapse."""
+        return matching_error(*self.embed(views), views["volume"])
+
+    def chance(self, views: dict[str, Tensor]) -> float:
+        return 1.0
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
         return view_measures(self.backbone, self.projector, *self.config.views.pair(probe, rng))

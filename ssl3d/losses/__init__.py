@@ -2,6 +2,7 @@
 
 from ssl3d.losses.contrastive import alignment as alignment
 from ssl3d.losses.contrastive import cosine_distance as cosine_distance
+from ssl3d.losses.contrastive import matching_error as matching_error
 from ssl3d.losses.contrastive import negative_cosine as negative_cosine
 from ssl3d.losses.contrastive import nt_xent as nt_xent
 from ssl3d.losses.contrastive import uniformity as uniformity

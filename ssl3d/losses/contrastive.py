@@ -112,6 +112,27 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         return -F.cosine_similarity(full_precision(prediction), full_precision(target), dim=1).mean()
 
 
+def matching_error(prediction: Tensor, target: Tensor, identity: Tensor) -> float:
+    """Return mean 1 - cos of matching rows over that of rows of different volumes; without gradient.
+
+    0 is perfect. A prediction that ignores its input is as far from the others' targets as from its own,
+    so it is at 1, and so are collapsed embeddings. (1 - cos itself is least, 0, after a collapse.)
+
+    Args:
+        prediction: of the first view of B volumes, then of the second (2B, C).
+        target: what each should be (2B, C).
+        identity: which volume each shows (B,). Where all show one, different crops stand for volumes.
+    """
+    p, z = (F.normalize(full_precision(v.detach()), dim=1) for v in (prediction, target))
+    distance = 1 - p @ z.T  # (2B, 2B)
+    shown = identity.repeat(2)
+    if len(identity.unique()) == 1:
+        shown = torch.arange(len(identity), device=identity.device).repeat(2)
+    others = distance[shown[:, None] != shown]
+    tiny = 1e-6  # about the error of 1 - cos in float32: a complete collapse is 0 / 0
+    return float((distance.diagonal().mean() + tiny) / (others.mean() + tiny))
+
+
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean squared distance of two views' unit vectors, in [0, 4]; 0 is perfect.
 

@@ -97,17 +97,28 @@ class PooledNorm(nn.Module):
             return (x - mean) / (variance + self.eps).sqrt()
 
 
-class PooledLinear(nn.Sequential):
+class PooledLinear(nn.Module):
     """The readout of pooled features: :class:`PooledNorm` (B, C), then a linear layer -> (B, outputs)."""
 
     def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__(PooledNorm(channels), nn.Linear(channels, outputs))
+        super().__init__()
+        self.norm = PooledNorm(channels)
+        self.linear = nn.Linear(channels, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.norm(x))
+        return y
 
     def calibrate(self, features: Tensor) -> None:
         """See :meth:`PooledNorm.calibrate`."""
-        norm = self[0]
-        assert isinstance(norm, PooledNorm)
-        norm.calibrate(features)
+        self.norm.calibrate(features)
+
+    @torch.no_grad()
+    def restart(self, generator: torch.Generator, std: float = 0.01) -> None:
+        """Forget what the linear layer learnt: small random weights, no bias."""
+        weight = torch.empty(self.linear.weight.shape).normal_(std=std, generator=generator)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.zero_()
 
 
 class RestorationHead(nn.Sequential):
@@ -130,15 +141,43 @@ class RestorationHead(nn.Sequential):
         )
 
 
+def mean_image_error(x: Tensor, over: Tensor | None = None) -> float:
+    """Return the mean squared error of the best restoration that ignores its input: the mean image.
+
+    It is estimated without bias from the images themselves: their variance in each voxel, with N - 1
+    degrees of freedom. Of a single image that is undefined, and its best constant takes its place.
+
+    Args:
+        x: images (N, 1, D, H, W).
+        over: where the error counts (N, 1, D, H, W) bool; None: everywhere.
+    """
+    x = full_precision(x)
+    n = len(x)
+    error = (x - x.mean(0)).square() * (n / (n - 1)) if n > 1 else (x - x.mean()).square()
+    return float(error.mean() if over is None else error[over].mean())
+
+
+class Scale(nn.Module):
+    """A trained factor for each channel, 1 at first: (B, C) -> (B, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
 class MLP(nn.Sequential):
     """Projector or predictor of a contrastive method: linear layers with a norm and ReLU between them.
 
     (B, widths[0]) -> (B, widths[-1]).
 
     Batch norm over 2 samples maps every channel to +1 and -1, whatever it was: the embeddings of two
-    volumes become each other's negative, and no gradient is left. 3D batches are that small, so a
-    method must pass both views of all crops at once, (2B, C): 4 samples for a batch of 2. (SimCLR's
-    released code does so; BYOL and SimSiam normalise each view apart, over thousands of samples.)
+    volumes become each other's negative, and no gradient is left. 3D batches are small, so a
+    method must pass both views of all crops at once, (2B, C), and have many of them (`RandomViews.edge`).
+    (SimCLR's released code passes both at once; BYOL and SimSiam normalise each view apart, over
+    thousands of samples.)
 
     Layer norm works on any batch, but keeps what all samples have in common, which is nearly all of a
     pooled feature: measured on batches of 2 and 4, BYOL and SimSiam then map every volume to one
@@ -148,9 +187,12 @@ class MLP(nn.Sequential):
         widths: features of the input, of each hidden layer, and of the output.
         norm: norm after each hidden linear layer.
         last: norm after the output too, without affine parameters; None for none.
+        last_scale: a factor for each channel after that norm, but no offset (SimCLR's released code).
     """
 
-    def __init__(self, widths: Sequence[int], norm: Norm, last: Norm | None = None) -> None:
+    def __init__(
+        self, widths: Sequence[int], norm: Norm, last: Norm | None = None, last_scale: bool = False
+    ) -> None:
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(pairwise(widths)):
             hidden = i < len(widths) - 2
@@ -163,13 +205,16 @@ class MLP(nn.Sequential):
                 layers.append(nn.BatchNorm1d(c_out, affine=hidden))
             if hidden:
                 layers.append(nn.ReLU())
+        if last_scale:
+            layers.append(Scale(widths[-1]))
         super().__init__(*layers)
 
 
-def check_norm(method: str, norm: Norm, batch_size: int) -> None:
+def check_norm(method: str, norm: Norm, items: int) -> None:
     """Raise ConfigError for a batch norm over the two views of one crop: it leaves no gradient."""
-    if norm == "batch" and batch_size < 2:
+    if norm == "batch" and items < 2:
         raise ConfigError(
-            f"{method}.norm=batch needs pretrain.batch_size of at least 2, not {batch_size}: normalised over its own "
-            f"two views alone, a crop has no gradient. Use a larger batch, or --set {method}.norm=layer."
+            f"{method}.norm=batch needs at least 2 crops a step, not {items}: normalised over its own two views alone, a "
+            f"crop has no gradient. Use a larger pretrain.batch_size, smaller views (--set {method}.views.edge=0.5), or "
+            f"--set {method}.norm=layer."
         )

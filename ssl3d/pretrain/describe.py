@@ -102,13 +102,12 @@ def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) 
 
     What a method does when an epoch starts is not part of a step.
 
-    Both run in turn on the CPU with the same backbone and as many crops; a method that takes
-    several volumes an item gets as many items as fit into ``batch_size`` volumes.
+    Both run in turn on the CPU with the same backbone and as many voxels.
 
     Args:
         name: a registered method.
         edge: edge of the crops in voxels.
-        batch_size: volumes a step.
+        batch_size: crops a step.
         repeats: medians are taken over this many.
     """
     spec = resolve_method(name, {})
@@ -118,12 +117,13 @@ def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) 
     supervised = nn.ModuleDict({"net": build_backbone(config, 0), "head": nn.Conv3d(16, 8, 1)})
     for module in (method, supervised):
         to_device(module, torch.device("cpu"))
-    items, per_item = max(1, batch_size // spec.cls.volumes_per_item), spec.cls.volumes_per_item
-    source = CropSource(_Noise(max(8, batch_size), edge), (edge,) * 3, items, per_item, 0)  # type: ignore[arg-type]
+    items = method.items_per_step((edge,) * 3, batch_size)
+    source = CropSource(_Noise(max(8, items), edge), (edge,) * 3, items, method.volumes_per_item, 0)  # type: ignore[arg-type]
     method.setup(source)
     method.on_epoch_start(source, 0)
     batch = source.batch(0)
-    volumes = batch.x.view(-1, 1, edge, edge, edge)  # (B, 1, D, H, W)
+    volumes = batch.x.view(-1, 1, edge, edge, edge)[:batch_size]  # (B, 1, D, H, W)
+    volumes = volumes.repeat(batch_size, 1, 1, 1, 1)[:batch_size]
     labels = torch.randint(0, 8, (len(volumes), edge, edge, edge), generator=torch_rng(0, "labels"))
 
     def ours(step: int) -> None:

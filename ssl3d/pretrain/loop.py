@@ -29,9 +29,10 @@ from ssl3d.models.checkpoint import (
 )
 from ssl3d.models.factory import build_backbone
 from ssl3d.optim import check_optimizer, make_optimizer
-from ssl3d.pretrain.method import Method, MethodSpec, Progress, check_batch_size
+from ssl3d.pretrain.method import Method, MethodSpec, Progress
 from ssl3d.pretrain.monitor import collapse_measures
-from ssl3d.pretrain.source import CropSource
+from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
+from ssl3d.pretrain.source import CropSource, training_source
 from ssl3d.progress import Track
 from ssl3d.rng import BatchRng
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from ssl3d.data.prepare import PreparedCohort
 
 PROBE_CROPS = 16
+HELD_BACK_CROPS = 16
+"""The pretext task is scored on as many voxels as these crops have."""
 
 
 def pretrain_identity(spec: MethodSpec, settings: Settings, data: str, seed: int) -> dict[str, Any]:
@@ -54,9 +57,10 @@ def pretrain_identity(spec: MethodSpec, settings: Settings, data: str, seed: int
 
 def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.device) -> Method:
     """Build backbone and method on ``device``."""
-    check_batch_size(spec, settings.pretrain.batch_size)
     method = spec.build(build_backbone(settings.backbone, seed), seed)
-    method.check(settings.pretrain.crop, settings.pretrain.batch_size)
+    if method.trains != "none":
+        crop = settings.pretrain.crop
+        method.check(crop, method.items_per_step(crop, settings.pretrain.batch_size))
     freeze_untrained(method)
     to_device(method, device)
     return method
@@ -79,10 +83,13 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
     check_optimizer(settings.pretrain.optimizer)
     method = build_method(spec, settings, seed, torch.device("cpu"))
     least = method.backbone.minimum_edge()
-    if spec.cls.trains != "none" and min(settings.pretrain.crop) < least:
+    view = method.view_shape(settings.pretrain.crop)
+    if spec.cls.trains != "none" and min(view) < least:
+        views = f", of which {spec.name} makes views of {view}," if method.view_edge != 1 else ""
         raise ConfigError(
-            f"pretrain.crop = {tuple(settings.pretrain.crop)} is too small for the backbone {settings.backbone.name}, "
-            f"whose depth needs edges of at least {least}: use a larger crop or fewer backbone.channels."
+            f"pretrain.crop = {tuple(settings.pretrain.crop)}{views} is too small for the backbone "
+            f"{settings.backbone.name}, whose depth needs edges of at least {least}: use a larger crop or fewer "
+            "backbone.channels."
         )
 
 
@@ -142,7 +149,9 @@ def pretrain(
     }
     if steps:
         assert cohort is not None
-        source = CropSource(cohort, cfg.crop, cfg.batch_size, spec.cls.volumes_per_item, seed)
+        items = method.items_per_step(cfg.crop, cfg.batch_size)
+        held_back = max(1, HELD_BACK_CROPS // cfg.batch_size)
+        source = training_source(cohort, cfg.crop, items, method.volumes_per_item, seed, held_back)
         run["padded"] = source.padded
         _train(method, source, settings, seed, out, device, run)
     save_tensors(out / BACKBONE, method.backbone.state_dict())
@@ -150,7 +159,7 @@ def pretrain(
         "status": "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": steps,
-        "voxels_seen": steps * cfg.batch_size * spec.cls.volumes_per_item * math.prod(cfg.crop),
+        "voxels_seen": steps and steps * source.batch_size * method.voxels_per_item(cfg.crop),
         "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "peak_memory_mib": memory.mib(),
         "weights_sha256": weights_fingerprint(method.backbone),
@@ -178,10 +187,15 @@ def _train(
     probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
     began, before = time.monotonic(), run["seconds"]
     method.train()
+    score: Score | None = None
     with Log(out, start) as log, Track(f"Pretraining {name}, seed {seed}", cfg.steps) as track:
         for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers), start):
             if source.starts_epoch(step):
                 method.on_epoch_start(source, source.epoch_of(step))
+            if step == 0:
+                log.write(
+                    0, {HELD_BACK_SCORE: held_back_score(method, source.held_back, device, dtype).value}
+                )
             x = batch.x.to(device, non_blocking=True)  # (B, [V,] 1, D, H, W)
             views = method.views(x, BatchRng(seed, step, batch.items, device, ("views",), batch.volumes))
             scheduler.step_update(step)
@@ -197,7 +211,9 @@ def _train(
             method.on_step_end(Progress(done, cfg.steps))
 
             if done % cfg.monitor_every == 0 or done == cfg.steps:
-                log.write(done, measure(method, probe, seed) if len(probe) > 1 else {})
+                score = held_back_score(method, source.held_back, device, dtype)
+                measures = measure(method, probe, seed) if len(probe) > 1 else {}
+                log.write(done, {HELD_BACK_SCORE: score.value, **measures})
             if done % cfg.log_every == 0 or done == cfg.steps:
                 log.write(done, {**values, "lr": optimizer.param_groups[0]["lr"]})
             track.update(done, values)
@@ -212,6 +228,9 @@ def _train(
                 if cfg.keep_checkpoints:
                     save_tensors(out / BACKBONE_AT.format(step=done), method.backbone.state_dict())
                 write_json(out / RUN, run)
+        # Without a step to do (killed after the last state was saved), the score has to be taken anew.
+        end = score or held_back_score(method, source.held_back, device, dtype)
+        run["pretext"] = summary(method, log.before_training(HELD_BACK_SCORE), end, source.held_back_is)
 
 
 @torch.no_grad()
@@ -290,21 +309,28 @@ class Log:
 
         self.path = out / "log.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+        kept: list[str] = []
+        for line in self.path.read_text().splitlines() if start and self.path.is_file() else []:
             try:
                 if json.loads(line)["step"] <= start:
                     kept.append(line)
             except json.JSONDecodeError:  # the line that was being written when the run was killed
                 break
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self._before_training = [json.loads(line) for line in kept if json.loads(line)["step"] == 0]
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> Log:
         return self
 
+    def before_training(self, name: str) -> float | None:
+        """Return what was written as ``name`` of step 0, also before an interruption; None if the log was lost."""
+        return next((line[name] for line in self._before_training if name in line), None)
+
     def write(self, step: int, values: dict[str, float]) -> None:
+        if step == 0:
+            self._before_training.append(values)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

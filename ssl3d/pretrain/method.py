@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -62,8 +63,15 @@ class Method(nn.Module):
     the segmentation tasks with a random decoder."""
     volumes_per_item: ClassVar[int] = 1
     """Volumes that one training item consists of: 2 for methods that compare two patients."""
-    minimum_batch_size: ClassVar[int] = 1
-    """Smallest batch on which the method is defined."""
+    views_per_item: int = 1
+    """Views of each volume of an item that pass the network in a step: 2 for methods that compare two."""
+    view_edge: float = 1.0
+    """Edge of such a view over that of the crop. A step has as many items as have the voxels of
+    ``pretrain.batch_size`` crops, so that smaller views are more views: at 0.5 eight for each crop."""
+    minimum_items: ClassVar[int] = 1
+    """Fewest items a step on which the method is defined: 2 for a loss that compares them."""
+    control: ClassVar[bool] = False
+    """Nothing is there to learn, on purpose: the loss has to stay at :meth:`chance`."""
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named configurations, for example ablations: {name: {option: value}}."""
     untrained: ClassVar[tuple[str, ...]] = ()
@@ -81,12 +89,38 @@ class Method(nn.Module):
         self.backbone = backbone
         self.config = config
 
-    def check(self, crop: Sequence[int], batch_size: int) -> None:
+    def view_shape(self, crop: Sequence[int]) -> tuple[int, int, int]:
+        """Return the edges (D, H, W) of a view of a crop with these edges, in voxels."""
+        d, h, w = (max(1, round(self.view_edge * edge)) for edge in crop)
+        return d, h, w
+
+    def voxels_per_item(self, crop: Sequence[int]) -> int:
+        """Return the voxels that pass the trained network for one item; copies of the network do not count."""
+        return self.volumes_per_item * self.views_per_item * math.prod(self.view_shape(crop))
+
+    def items_per_step(self, crop: Sequence[int], batch_size: int) -> int:
+        """Return how many items have the voxels of ``batch_size`` crops; every method gets as many voxels a step.
+
+        Raises:
+            ConfigError: that is less than ``minimum_items``.
+        """
+        items = batch_size * math.prod(crop) // self.voxels_per_item(crop)
+        if items < self.minimum_items:
+            per_item = self.volumes_per_item * self.views_per_item
+            wanted = -(-self.minimum_items * self.voxels_per_item(crop) // math.prod(crop))
+            raise ConfigError(
+                f"{self.name} needs {self.minimum_items} items a step, each with {per_item} views of "
+                f"{'x'.join(map(str, self.view_shape(crop)))} voxels, and pretrain.batch_size={batch_size} gives room for "
+                f"{items}: use pretrain.batch_size of at least {wanted}."
+            )
+        return items
+
+    def check(self, crop: Sequence[int], items: int) -> None:
         """Raise ConfigError where the method is not defined; called before any data are read.
 
         Args:
             crop: edges (D, H, W) of the crops in voxels.
-            batch_size: items a step; ``minimum_batch_size`` has been checked.
+            items: items a step, see :meth:`items_per_step`.
         """
 
     def setup(self, volumes: CropSource) -> None:
@@ -109,6 +143,35 @@ class Method(nn.Module):
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return named scalar losses, already weighted; the framework minimises their sum."""
         raise NotImplementedError
+
+    def chance(self, views: dict[str, Tensor]) -> float | None:
+        """Return the :meth:`pretext_score` of the best output that ignores its input; without gradient.
+
+        The cross-entropy of equal probabilities, the error of the mean image. The framework compares
+        with it what the method reaches on held-back volumes, and says so where that is no better.
+
+        Args:
+            views: what :meth:`held_back_views` returns.
+
+        Returns:
+            The score, or None where there is no such level.
+        """
+        return None
+
+    def pretext_score(self, views: dict[str, Tensor]) -> float:
+        """Return how well the pretext task is solved, the lower, the better; without gradient, in ``eval`` mode.
+
+        Default: the sum of the losses. Another measure where the loss says nothing of learning: that of
+        two embeddings pulled together is least after a collapse.
+        """
+        return sum(float(loss) for loss in self.training_step(views).values())
+
+    def held_back_views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
+        """Make the views of held-back crops on which the pretext task is scored.
+
+        Default: :meth:`views`. For a method whose views are not made of ``x`` alone.
+        """
+        return self.views(x, rng)
 
     def on_step_end(self, progress: Progress) -> None:
         """Called after every optimizer step, for example to move a target network."""
@@ -177,12 +240,3 @@ def resolve_method(name: str, options: dict[str, dict[str, Any]]) -> MethodSpec:
     }
     title = cls.title if name == cls.name else entry.title
     return MethodSpec(name, cls, validate(cls.Config, values, f"method {name}"), title or name)
-
-
-def check_batch_size(spec: MethodSpec, batch_size: int) -> None:
-    """Raise ConfigError when ``batch_size`` is below what the method is defined on."""
-    if batch_size < spec.cls.minimum_batch_size:
-        raise ConfigError(
-            f"{spec.name} needs pretrain.batch_size of at least {spec.cls.minimum_batch_size}, not {batch_size}: "
-            "its loss compares the items of a batch."
-        )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ssl3d.errors import DataError
-from ssl3d.rng import numpy_rng, permuted
+from ssl3d.rng import derive_seed, numpy_rng, permuted
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import PreparedCohort
+    from ssl3d.data.prepare import PreparedCase, PreparedCohort
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,29 @@ class Batch:
     Attributes:
         x: (B, 1, D, H, W), or (B, V, 1, D, H, W) for V > 1 volumes an item; float32 in [0, 1].
         items: running number of each item over the whole run (B,).
-        volumes: index into the cohort of each item's (first) volume (B,).
+        volumes: number of each item's (first) volume in the source (B,).
     """
 
     x: Tensor
     items: list[int]
     volumes: list[int]
+
+
+HELD_BACK_SHARE = 10
+"""One volume of so many is held back from training, to score the pretext task on."""
+MOST_HELD_BACK = 16
+FEWEST_HELD_BACK = 2
+
+
+def held_back_volumes(volumes: int) -> list[int]:
+    """Return which of ``volumes`` volumes no method trains on; the same for every method and seed.
+
+    A tenth of them, 16 at most. None where that is less than two: too few volumes to do without.
+    """
+    count = min(MOST_HELD_BACK, volumes // HELD_BACK_SHARE)
+    if count < FEWEST_HELD_BACK:
+        return []
+    return sorted(int(v) for v in numpy_rng(0, "held back", volumes).permutation(volumes)[:count])
 
 
 def _smaller(shape: Sequence[int], crop: Sequence[int]) -> bool:
@@ -70,6 +87,7 @@ class CropSource:
         batch_size: items a step.
         volumes_per_item: volumes an item.
         seed: the run's seed.
+        volumes: which volumes of the cohort; default: all. Volumes are numbered by their place in this list.
 
     Raises:
         DataError: there are fewer volumes than an item needs.
@@ -82,21 +100,27 @@ class CropSource:
         batch_size: int,
         volumes_per_item: int,
         seed: int,
+        volumes: Sequence[int] | None = None,
     ) -> None:
+        self.held_back: list[Batch] = []
+        """Crops on which the pretext task is scored; see :func:`training_source`."""
+        self.held_back_is = "nothing"
+        """What these are, in words."""
+        self.places = list(range(len(cohort)) if volumes is None else volumes)
         self.cohort, self.crop, self.batch_size = cohort, crop, batch_size
         self.volumes_per_item, self.seed = volumes_per_item, seed
-        if len(cohort) < max(1, volumes_per_item):
+        if len(self) < max(1, volumes_per_item):
             raise DataError(
                 f"Pretraining needs at least {max(1, volumes_per_item)} volumes, but {cohort.dataset} has "
-                f"{len(cohort)}: add more volumes."
+                f"{len(self)}: add more volumes."
             )
-        self.padded = [c.id for c in cohort.cases if _smaller(c.shape, crop)]
+        self.padded = [c.id for c in self._cases() if _smaller(c.shape, crop)]
         if self.padded:
             logger.warning(self._padding_note())
 
     def _padding_note(self) -> str:
         """Return which volumes are padded, and what would spare it."""
-        small = [c for c in self.cohort.cases if _smaller(c.shape, self.crop)]
+        small = [c for c in self._cases() if _smaller(c.shape, self.crop)]
         listed = "\n".join(f"  {c.id}: {tuple(c.shape)}" for c in small[:20])
         more = f"\n  and {len(small) - 20} more" if len(small) > 20 else ""
         spacing = small[0].spacing_mm
@@ -108,8 +132,11 @@ class CropSource:
             f"(data.spacing_mm={_rounded_down(fits)}) or a smaller pretrain.crop."
         )
 
+    def _cases(self) -> list[PreparedCase]:
+        return [self.cohort.cases[place] for place in self.places]
+
     def __len__(self) -> int:
-        return len(self.cohort)
+        return len(self.places)
 
     def epoch_of(self, step: int) -> int:
         """Return the pass over the volumes in which the first item of ``step`` lies."""
@@ -142,14 +169,15 @@ class CropSource:
 
     def _crop(self, volume: int, position: np.ndarray) -> np.ndarray:
         """Return the crop at a relative position in [0, 1) along each axis: (1, D, H, W) float32."""
-        size = self.cohort.cases[volume].shape  # (D, H, W)
+        place = self.places[volume]
+        size = self.cohort.cases[place].shape  # (D, H, W)
         # Where the crop begins in the volume, or where the volume begins in the crop, which holds it then.
         starts = [int(p * (abs(s - e) + 1)) for p, s, e in zip(position, size, self.crop, strict=True)]
         read, write = [], []
         for start, edge, wanted in zip(starts, size, self.crop, strict=True):
             read.append(slice(start, start + wanted) if edge >= wanted else slice(0, edge))
             write.append(slice(0, wanted) if edge >= wanted else slice(start, start + edge))
-        voxels = self.cohort.image(volume, (read[0], read[1], read[2]))
+        voxels = self.cohort.image(place, (read[0], read[1], read[2]))
         if not _smaller(size, self.crop):
             return np.ascontiguousarray(voxels, dtype=np.float32)[None]
         padded = np.zeros(self.crop, dtype=np.float32)
@@ -178,3 +206,33 @@ class CropSource:
                 if step + workers < stop:
                     waiting.append(pool.submit(self.batch, step + workers))
                 yield batch
+
+
+def training_source(
+    cohort: PreparedCohort,
+    crop: tuple[int, int, int],
+    items: int,
+    volumes_per_item: int,
+    seed: int,
+    held_back_batches: int,
+) -> CropSource:
+    """Return the crops to train on, with those that are held back.
+
+    Held-back crops are the same for every seed, and come from volumes that are never trained on. Where
+    there are too few volumes for that (see :func:`held_back_volumes`), they are further crops of the
+    training volumes.
+
+    Args:
+        cohort, crop, volumes_per_item, seed: see :class:`CropSource`.
+        items: items a step.
+        held_back_batches: held-back batches, of ``items`` items each.
+    """
+    held = held_back_volumes(len(cohort))
+    train = [v for v in range(len(cohort)) if v not in held]
+    source = CropSource(cohort, crop, items, volumes_per_item, seed, train)
+    other = CropSource(
+        cohort, crop, items, volumes_per_item, derive_seed(0, "held back"), held if held else train
+    )
+    source.held_back = [other.batch(number) for number in range(held_back_batches)]
+    source.held_back_is = f"{len(held)} volumes" if held else "further crops of the training volumes"
+    return source

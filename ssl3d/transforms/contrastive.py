@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -22,8 +24,11 @@ class RandomViews(Model):
     take even that away.
     """
 
+    edge: float = Field(0.5, gt=0, le=1)
+    """Edge of a view as a fraction of the crop's. A step has the same voxels whatever it is: at 0.5, eight views
+    for each crop. Methods that compare samples need that many, and learn nothing from two."""
     box: tuple[float, float] = (0.5, 1.0)
-    """Smallest and largest edge of the random box, as a fraction of the crop's edge; resampled to the crop."""
+    """Smallest and largest edge of the random box, as a fraction of the crop's edge; resampled to the view."""
     flip_p: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring, for each axis."""
     contrast_p: float = Field(0.8, ge=0, le=1)
@@ -55,10 +60,14 @@ class RandomViews(Model):
             raise ValueError(f"box={self.box}: a box has at most the edge of the crop, 1")
         return self
 
+    def shape(self, crop: Sequence[int]) -> tuple[int, int, int]:
+        """Return the edges (D, H, W) of a view of a crop with these edges, in voxels."""
+        d, h, w = (max(1, round(self.edge * n)) for n in crop)
+        return d, h, w
+
     def view(self, x: Tensor, rng: BatchRng) -> Tensor:
-        """Return one random view of each crop, (B, 1, D, H, W) in [0, 1]."""
-        depth, height, width = x.shape[2:]
-        x = RandomResizedCrop((depth, height, width), self.box)(x, rng.fork("box"))
+        """Return one random view of each crop (B, 1, D, H, W), with the edges of :meth:`shape`; in [0, 1]."""
+        x = RandomResizedCrop(self.shape(x.shape[2:]), self.box)(x, rng.fork("box"))
         x = Flip(self.flip_p)(x, rng.fork("flip"))
         contrast = BrightnessContrast(self.contrast_p, (-self.brightness, self.brightness), self.contrast)
         x = contrast(x, rng.fork("contrast"))
@@ -69,5 +78,5 @@ class RandomViews(Model):
         )  # last: blur would remove it
 
     def pair(self, x: Tensor, rng: BatchRng) -> tuple[Tensor, Tensor]:
-        """Return two independent views of each crop, (B, 1, D, H, W) each."""
+        """Return two independent views of each crop; see :meth:`view`."""
         return self.view(x, rng.fork("first")), self.view(x, rng.fork("second"))
