@@ -91,6 +91,28 @@ class PhantomConfig(Model):
     placement: float = Field(0.0, ge=0, le=1)
     """How far hearts and brains are turned (at 1 by up to 45 degrees about any axis) and shifted (by up to a tenth of the
     edge) in their volumes; at 0 a voxel's place alone tells most of what it shows."""
+    shape_modes: float = Field(0.0, ge=0, le=1)
+    """How far sizes differ beyond the healthy: at 1 a left ventricle's radius by up to 28 % either way and its wall by up
+    to 65 % (dilated and hypertrophic hearts: Lang et al., JASE 2015), ventricles of the brain by 0.74 to 1.7."""
+    variants: float = Field(0.0, ge=0, le=1)
+    """Share of their frequency at which anatomical variants occur: missing coronary branches, left dominance (10 %),
+    pericardial (12 %) and pleural fluid (17 %); foci of small vessel disease in the brain (50 %)."""
+    protocols: float = Field(0.0, ge=0, le=1)
+    """Share of patients scanned with another protocol: CT in the pulmonary or venous phase or without contrast, T1 with
+    0.55 to 1.1 of the contrast between grey and white matter and up to 2.5 times the shading."""
+    noise: float = Field(1.0, ge=1, le=6)
+    """Largest factor of a patient's noise, log-uniform from 1; at 4 low-dose CT of up to 120 HU."""
+    motion: float = Field(0.0, ge=0, le=1)
+    """Share of patients with double contours (CT, up to 12 mm) or ghosts (MR, 5 to 15 % of the signal)."""
+    metal: float = Field(0.0, ge=0, le=1)
+    """Share of patients with a pacemaker's lead and its streaks (CT) or a void by dental metal (MR)."""
+    field_of_view: float = Field(0.0, ge=0, le=0.5)
+    """How much more or less of the body a volume shows, as a share of its edge."""
+    slice_mm: float = Field(0.0, ge=0, le=10)
+    """Thickest slices in mm; each patient's are between 0 and this, axial."""
+    opacities: float = Field(0.0, ge=0, le=1)
+    """Chest: share of patients without COVID-19 whose lungs are clouded by something else (lobar pneumonia, effusion,
+    oedema) of the same amount and density; above 0, COVID-19 has the amount of these, too, at the periphery."""
 
 
 class DataConfig(Model):

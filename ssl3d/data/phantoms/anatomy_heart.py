@@ -8,7 +8,7 @@ before the spine; the pulmonary trunk crosses in front of the ascending aorta to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,10 @@ PULMONARY_VEINS = (
     ([-10, -36, 10], [-30, -45, 6], [-56, -55, 0]),
 )
 SVC_PATH = np.array([[43.0, 4, 86], [43, 3, 55], [44, 0, 18]])
+#: The lead of a pacemaker: from the superior vena cava through the right atrium to the apex of the right ventricle.
+LEAD_PATH = np.concatenate([
+    [[43.0, 4, 86], [43, 3, 55], [44, 0, 18], [40, 6, -4]], [TRICUSPID], [LV_BASE + 52 * LV_AXIS + 24 * LV_SEPTAL],
+])  # fmt: skip
 IVC_PATH = np.array([[40.0, -16, -90], [41, -12, -45], [43, -8, -20]])
 
 
@@ -239,7 +243,7 @@ def _lv_path(along: list[float], angle: list[float], radius: list[float]) -> NDA
     return lv_point(np.array(along), np.array(angle), np.array(radius))
 
 
-def coronary_tree(shape: HeartShape, rng: np.random.Generator) -> list[Vessel]:
+def coronary_tree(shape: HeartShape, rng: np.random.Generator, variant: Collection[str] = ()) -> list[Vessel]:
     """Return the coronary arteries of a heart of this shape, on its surface, roots first.
 
     Left main from the left aortic sinus, dividing into the left anterior descending artery (in the
@@ -247,6 +251,9 @@ def coronary_tree(shape: HeartShape, rng: np.random.Generator) -> list[Vessel]:
     atrioventricular groove, with two marginals); the right coronary artery from the right sinus, in
     the right atrioventricular groove, with an acute marginal, ending as posterior descending and
     posterolateral artery. ``rng`` varies courses and calibres, never the branching.
+
+    ``variant``: "left dominant" (the posterior descending artery comes from the circumflex, 8 to 10 % of
+    people; the right artery ends at its acute marginal), "no D2", "no OM2", "no AM".
     """
 
     def surface(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -329,7 +336,13 @@ def coronary_tree(shape: HeartShape, rng: np.random.Generator) -> list[Vessel]:
         np.concatenate([at(rca, 1), vary(_lv_path([10, 22, 34], [-92, -104, -110], [35, 34, 33]))]),
         (1.4, 0.9),
     )
-    return vessels
+    if "left dominant" in variant:
+        half = len(rca.path) // 2 + 1
+        short = Vessel("RCA", rca.path[:half], rca.radii[:half])
+        vessels = [short if v is rca else v for v in vessels if v.name not in ("PDA", "PLV")]
+        inferior = _lv_path([3, 6, 9, 16, 30, 44], [225, 250, 280, 298, 300, 304], [34, 34, 34, 34, 34, 31])
+        add("PDA", np.concatenate([at(lcx, 1), inferior]), (1.2, 0.9))
+    return [v for v in vessels if f"no {v.name}" not in variant]
 
 
 def cardiac_vein(shape: HeartShape) -> Vessel:
@@ -418,4 +431,4 @@ def paint_heart(
         g.tube(p, [apical[0], basal[0]], (5.0, 3.5)), g.tube(p, [apical[1], basal[1]], (5.0, 3.5))
     )
     put("papillary", (muscles < 0) & (c["lv"] < 0))
-    return tissue, {**c, **s}
+    return tissue, {**c, **s, "hull": hull}

@@ -7,6 +7,8 @@ subject's deformation makes the two sides differ.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,17 +47,70 @@ LIKE_TISSUES = (
 """Fluid, white and grey matter."""
 
 
-def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class BrainShape:
+    """A subject's sizes, as factors of the atlas's.
+
+    Attributes:
+        ventricles: radii of the ventricles; a lateral ventricle holds 5 ml in the young, 60 and more in atrophy.
+        cortex: thickness of the cortex.
+        nuclei: radii of the basal ganglia and the thalamus.
+        temporal: radii of hippocampus and amygdala.
+        cerebellum: radii of the cerebellum.
+        left: width of the left side.
+    """
+
+    ventricles: float = 1.0
+    cortex: float = 1.0
+    nuclei: float = 1.0
+    temporal: float = 1.0
+    cerebellum: float = 1.0
+    left: float = 1.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, spread: float) -> BrainShape:
+        """Draw the factors; ``spread`` 0 gives the atlas."""
+        ranges = {"ventricles": (-0.3, 0.55), "cortex": (-0.25, 0.1), "nuclei": (-0.15, 0.15), "temporal": (-0.25, 0.15),
+                  "cerebellum": (-0.12, 0.08), "left": (-0.06, 0.06)}  # fmt: skip
+        return cls(**{name: float(np.exp(spread * rng.uniform(*r))) for name, r in ranges.items()})
+
+    def sides(self, p: FloatArray) -> FloatArray:
+        """Return atlas points (3, N) with the left side (x < 0) stretched."""
+        return np.stack([np.where(p[0] < 0, p[0] / np.asarray(self.left, p.dtype), p[0]), p[1], p[2]])
+
+
+def white_lesions(
+    p: FloatArray, tissue: NDArray[np.uint8], rng: np.random.Generator, variants: float
+) -> NDArray[np.bool_]:
+    """Return where white matter is dark on T1 (small vessel disease), in half of ``variants``: (N,).
+
+    Up to 12 foci with radii of 3 to 9 mm in the white matter around the ventricles; labels stay white matter.
+    """
+    has, count = rng.random() < variants / 2, int(rng.integers(3, 13))
+    white = np.flatnonzero((tissue == TISSUE_ID["white_matter"]) & (np.abs(p[2] - 20) < 25))
+    found = np.zeros(p.shape[1], dtype=bool)
+    if not has or len(white) == 0:
+        return found
+    for centre in p[:, rng.choice(white, count)].T:
+        found |= g.ellipsoid(p, centre, rng.uniform(3, 9, 3)) < 0
+    return found & (tissue == TISSUE_ID["white_matter"])
+
+
+def paint_brain(
+    p: FloatArray, fold_phase: FloatArray, cortex_mm: float, form: BrainShape | None = None
+) -> NDArray[np.uint8]:
     """Return the tissue map of atlas points.
 
     Args:
         p: points (3, N) in mm.
         fold_phase: a smooth random field (N,) that places the gyri.
         cortex_mm: thickness of the cortex.
+        form: the subject's sizes (its cortex is in ``cortex_mm``); None: the atlas's.
 
     Returns:
         (N,) uint8, ids in ``TISSUE_ID``.
     """
+    form = form or BrainShape()
     x, y, z = p
     q = np.stack([np.abs(x), y, z])  # mirrored: everything below is the right side
     tissue = np.zeros(p.shape[1], dtype=np.uint8)
@@ -71,7 +126,9 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
     cerebrum = np.maximum(cerebrum, np.where(y < -24, tentorium + 2, -1e3))
     gyri = np.sin(fold_phase)  # +1 in the depth of a sulcus, -1 on the crown of a gyrus
     cerebellum = g.smooth_min(
-        6.0, g.ellipsoid(q, (23, -58, -36), (27, 27, 20)), g.ellipsoid(q, (0, -60, -34), (14, 24, 19))
+        6.0,
+        g.ellipsoid(q, (23, -58, -36), form.cerebellum * np.array((27, 27, 20))),
+        g.ellipsoid(q, (0, -60, -34), form.cerebellum * np.array((14, 24, 19))),
     )
     stem = g.tube(q, [[0, -18, -10], [0, -22, -30], [0, -34, -70]], (13.0, 13.0, 9.0))
 
@@ -91,31 +148,44 @@ def paint_brain(p: FloatArray, fold_phase: FloatArray, cortex_mm: float) -> NDAr
                                                 g.tube(q, [[18, -50, -34], [6, -36, -30]], (7.0, 6.0))) < 0)  # fmt: skip
     put("brain_stem", stem < 0)
     put("ventral_dc", g.ellipsoid(q, (10, -14, -9), (10, 12, 7)) < 0)
-    put("thalamus", g.ellipsoid(q, (11, -16, 6), (9, 15, 10)) < 0)
-    put("pallidum", g.ellipsoid(q, (19, 0, 1), (6, 10, 7)) < 0)
+    put("thalamus", g.ellipsoid(q, (11, -16, 6), form.nuclei * np.array((9, 15, 10))) < 0)
+    put("pallidum", g.ellipsoid(q, (19, 0, 1), form.nuclei * np.array((6, 10, 7))) < 0)
     put(
         "putamen",
-        (g.ellipsoid(q, (27, 4, 3), (8, 18, 11)) < 0) & (g.ellipsoid(q, (17, 0, 1), (8.5, 13, 9)) > 0),
+        (g.ellipsoid(q, (27, 4, 3), form.nuclei * np.array((8, 18, 11))) < 0)
+        & (g.ellipsoid(q, (17, 0, 1), (8.5, 13, 9)) > 0),
     )
     put(
         "caudate",
-        g.tube(q, [[13, 24, 6], [16, 10, 16], [19, -8, 20], [23, -22, 17]], (7.5, 6.0, 4.5, 4.0)) < 0,
+        g.tube(
+            q,
+            [[13, 24, 6], [16, 10, 16], [19, -8, 20], [23, -22, 17]],
+            form.nuclei * np.array((7.5, 6.0, 4.5, 4.0)),
+        )
+        < 0,
     )
     put("accumbens", g.ellipsoid(q, (10, 16, -5), (6.5, 8, 6)) < 0)
     put(
         "lateral_ventricle",
         g.tube(
-            q, [[6, 32, 8], [7, 10, 17], [9, -14, 19], [18, -32, 14], [22, -52, 8]], (6.0, 5.0, 5.5, 7.0, 5.0)
+            q,
+            [[6, 32, 8], [7, 10, 17], [9, -14, 19], [18, -32, 14], [22, -52, 8]],
+            form.ventricles * np.array((6.0, 5.0, 5.5, 7.0, 5.0)),
         )
         < 0,
     )
-    put("hippocampus", g.tube(q, [[25, -12, -19], [29, -24, -13], [25, -36, -3]], (7.0, 6.0, 5.0)) < 0)
-    put("amygdala", g.ellipsoid(q, (23, 0, -19), (8, 8, 8)) < 0)
+    put(
+        "hippocampus",
+        g.tube(q, [[25, -12, -19], [29, -24, -13], [25, -36, -3]], form.temporal * np.array((7.0, 6.0, 5.0)))
+        < 0,
+    )
+    put("amygdala", g.ellipsoid(q, (23, 0, -19), form.temporal * np.array((8, 8, 8))) < 0)
     put(
         "inferior_lateral_ventricle",
-        g.tube(q, [[35, -8, -19], [37, -22, -12], [32, -38, -2]], (4.2, 4.2, 4.2)) < 0,
+        g.tube(q, [[35, -8, -19], [37, -22, -12], [32, -38, -2]], form.ventricles * np.array((4.2, 4.2, 4.2)))
+        < 0,
     )
-    put("third_ventricle", g.ellipsoid(q, (0, -10, 3), (3, 15, 10)) < 0)
+    put("third_ventricle", g.ellipsoid(q, (0, -10, 3), form.ventricles * np.array((3, 15, 10))) < 0)
     put("fourth_ventricle", g.ellipsoid(q, (0, -42, -33), (6, 6, 9)) < 0)
     return tissue
 

@@ -138,3 +138,58 @@ def lesion_field(
         field = g.ellipsoid(p, centre, radii) + 3 * g.waves_noise(rng, p, (15, 35), 6)
         opacity = np.maximum(opacity, 1 / (1 + np.exp(np.clip(field / 2.5, -30, 30))))
     return np.where(lungs < 0, opacity, 0)
+
+
+OTHER_OPACITIES = ("lobar", "effusion", "oedema")
+"""What clouds a lung besides COVID-19: lobar pneumonia, pleural effusion, oedema of the lung."""
+BURDEN = (0.04, 0.3)
+"""Share of the lungs that opacities fill, log-uniform, the same for every kind: amount and density tell no kind."""
+
+
+def opacity(kind: str, p: FloatArray, lungs: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return the opacity in [0, 1] of one patient, zero outside the lungs: (N,).
+
+    Kinds differ in place and form only. ``covid``: 4 to 9 rounded foci at the periphery of both lungs, more of them low
+    and at the back (Simpson et al., RSNA consensus 2020: "typical"). ``lobar``: one confluent region of one side, from
+    the hilum to the pleura. ``effusion``: the dependent back of one or both sides, with a level. ``oedema``: around both
+    hila, sparing the periphery.
+
+    Args:
+        kind: one of these.
+        p: atlas points (3, N) in mm.
+        lungs: :func:`lung_field` at them.
+        rng: of the patient.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    burden = float(np.exp(rng.uniform(*np.log(BURDEN))))
+    wave = g.waves_noise(rng, p, (15, 40), 6)
+    inside = lungs < 0
+    if kind == "covid":
+        rim = inside & (lungs > -16) & (np.abs(p[0]) > 45)
+        field = np.full(p.shape[1], np.inf, dtype=p.dtype)
+        for number in range(int(rng.integers(4, 10))):
+            side = rim & (p[0] > 0 if number % 2 else p[0] < 0)  # both lungs
+            weight = np.exp(-(p[1] + p[2] / 2)[side] / 60)
+            centre = p[:, side][:, rng.choice(int(side.sum()), p=weight / weight.sum())]
+            field = np.minimum(
+                field, g.ellipsoid(p, centre, rng.uniform(12, 24) * np.exp(rng.uniform(-0.25, 0.25, 3)))
+            )
+        field = field + 3 * wave
+    elif kind == "lobar":
+        side, high = rng.choice([-1, 1]), rng.choice([-1, 1])
+        centre = (side * rng.uniform(60, 75), rng.uniform(-30, 20), high * rng.uniform(30, 60))
+        field = g.ellipsoid(p, centre, rng.uniform(0.8, 1.2, 3) * (40, 50, 45)) + 4 * wave
+    elif kind == "effusion":
+        tilt = rng.uniform(0.1, 0.4)
+        field = p[1] + tilt * p[2] + wave  # the back, and the base more than the top
+        if rng.random() < 0.5:  # one side only
+            field = field + np.where(p[0] * rng.choice([-1, 1]) > 0, 0, 400).astype(p.dtype)
+    elif kind == "oedema":
+        hila = [g.ellipsoid(p, (x, -14, 4), rng.uniform(0.85, 1.15, 3) * (34, 42, 52)) for x in (44, -46)]
+        field = np.minimum(*hila) + 5 * wave
+    else:
+        raise ValueError(f'no opacity "{kind}": choose from covid, {", ".join(OTHER_OPACITIES)}')
+    level = np.quantile(field[inside], burden)  # as much of the lungs as was drawn, whatever the kind
+    return np.where(inside, 1 / (1 + np.exp(np.clip((field - level) / 2.5, -30, 30))), 0)

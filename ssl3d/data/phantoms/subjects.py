@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from ssl3d.data.phantoms import anatomy_heart as heart
-from ssl3d.data.phantoms import brain, chest
+from ssl3d.data.phantoms import brain, chest, scanner
 from ssl3d.data.phantoms import geometry as g
 from ssl3d.errors import ConfigError
 from ssl3d.rng import numpy_rng
@@ -39,6 +39,9 @@ class PhantomParameters:
         vessel_width: of the coronary arteries and veins, a factor.
         lesion_size: of the radii of COVID-19 lesions, a factor.
         placement: how far heart and brain are turned and shifted in their volumes, see :func:`placed`.
+        shape_modes, variants, protocols, noise, motion, metal, field_of_view, slice_mm, opacities: how patients
+            and their scans differ as real ones do, see :class:`ssl3d.config.PhantomConfig`; each at its default
+            leaves the cohorts as they were without it.
     """
 
     edge: int = 64
@@ -51,6 +54,15 @@ class PhantomParameters:
     vessel_width: float = 1.0
     lesion_size: float = 1.0
     placement: float = 0.0
+    shape_modes: float = 0.0
+    variants: float = 0.0
+    protocols: float = 0.0
+    noise: float = 1.0
+    motion: float = 0.0
+    metal: float = 0.0
+    field_of_view: float = 0.0
+    slice_mm: float = 0.0
+    opacities: float = 0.0
 
     def __post_init__(self) -> None:
         if self.edge < 24:
@@ -136,11 +148,22 @@ def lesion_count(index: int, parameters: PhantomParameters) -> int:
 
 def _spread(parameters: PhantomParameters) -> float:
     """Return how far the shapes of structures vary, as a factor of the benchmark's."""
-    return 1.0 if parameters.profile == "benchmark" else 1.4
+    return (1.0 if parameters.profile == "benchmark" else 1.4) * (1 + 1.5 * parameters.shape_modes)
 
 
 def _rng(cohort: Cohort, index: int, parameters: PhantomParameters, stream: str) -> np.random.Generator:
     return numpy_rng(parameters.seed, "phantom", parameters.profile, cohort, index, stream)
+
+
+def _seen(mapping: g.SpatialMap, rng: np.random.Generator, field_of_view: float) -> g.SpatialMap:
+    """Return ``mapping`` of a volume that shows more or less of the body: by up to 1 + ``field_of_view`` either way."""
+    zoom = float(np.exp(rng.uniform(-1, 1) * np.log1p(field_of_view)))
+    return replace(mapping, matrix=mapping.matrix * zoom)
+
+
+def _happens(rng: np.random.Generator, probability: float) -> bool:
+    """Draw once, whatever the probability, so that later draws do not depend on it."""
+    return bool(rng.random() < probability)
 
 
 def _affine(shape: tuple[int, ...], spacing_mm: float) -> NDArray[np.float64]:
@@ -172,7 +195,7 @@ def _alike(values: Mapping[str, float], groups: Iterable[Iterable[str]], share: 
 
 def _degrade(
     image: FloatArray, rng: np.random.Generator, p: FloatArray, *, blur: tuple[float, float], noise: tuple[float, float],
-    shading: float, scale: float,
+    shading: float, scale: float, louder: float = 1.0,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Blur (voxels), shade smoothly, and add noise: what the scanner does to the tissue values.
 
@@ -184,6 +207,7 @@ def _degrade(
         noise: range of the standard deviation in the image's units.
         shading: largest relative (MR) or absolute (CT, in HU) amplitude of the smooth field.
         scale: appearance variance; 0 gives the middle of each range.
+        louder: factor of the noise.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -192,7 +216,7 @@ def _degrade(
     field = amplitude * g.waves_noise(rng, p, (150, 350), 4).reshape(image.shape)
     image = image * (1 + field) if shading < 1 else image + field
     grain = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), 0.5)
-    return (image + _between(rng, *noise, scale) * grain / grain.std()).astype(np.float32)
+    return (image + louder * _between(rng, *noise, scale) * grain / grain.std()).astype(np.float32)
 
 
 # --- heart ------------------------------------------------------------------------------------------
@@ -223,29 +247,105 @@ def _cardiac_values(rng: np.random.Generator, scale: float) -> dict[str, float]:
     }  # fmt: skip
 
 
+PHASES = {"arterial": 0.45, "pulmonary": 0.2, "venous": 0.2, "none": 0.15}
+"""Contrast phases that reach a cardiac reader besides a well timed coronary angiography, with their shares."""
+
+
+def _phase(values: dict[str, float], rng: np.random.Generator, protocols: float) -> dict[str, float]:
+    """Return the tissue values in the phase of another protocol, with probability ``protocols``.
+
+    Pulmonary: the right side is brighter than the left (300 to 450 HU). Venous: all blood at 130 to 190 HU, myocardium
+    at 90 to 130. None: blood at 35 to 50 HU and myocardium at 40 to 55, told apart by fat and form only.
+    """
+    other = _happens(rng, protocols)
+    phase = str(rng.choice(list(PHASES), p=list(PHASES.values())))
+    right, venous, plain = rng.uniform(300, 450), rng.uniform(130, 190), rng.uniform(35, 50)
+    muscle = {"venous": rng.uniform(90, 130), "none": plain + rng.uniform(-3, 8)}
+    jitter = {name: float(rng.uniform(-1, 1)) for name in heart.BLOOD}
+    if not other or phase == "arterial":
+        return values
+    values = dict(values)
+    for name in heart.BLOOD:
+        on_the_right = name in ("rv", "ra", "pa", "svc", "ivc")
+        values[name] = {
+            "pulmonary": right + 40 * jitter[name] if on_the_right else 0.6 * values[name],
+            "venous": venous + 12 * jitter[name],
+            "none": plain + 2 * jitter[name],
+        }[phase]
+    if phase in muscle:
+        values["myocardium"] = values["papillary"] = muscle[phase]
+    return values
+
+
+def _fluid(
+    atlas: FloatArray, fields: Mapping[str, FloatArray], tissue: NDArray[np.uint8], rng: np.random.Generator, variants: float
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Return where fluid lies around the heart (5 to 15 mm, in an eighth of ``variants``) or behind the lungs (a sixth)."""
+    pericardial, pleural = _happens(rng, variants / 8), _happens(rng, variants / 6)
+    thickness, level = rng.uniform(5, 15), rng.uniform(-62, -35)
+    soft = np.isin(tissue, [heart.TISSUE_ID["lung"], heart.TISSUE_ID["epicardial_fat"]])
+    around = (np.abs(fields["hull"] - thickness / 2) < thickness / 2) & pericardial
+    behind = (atlas[1] < level) & (tissue == heart.TISSUE_ID["lung"]) & pleural
+    return soft & (around | behind)
+
+
+def _coronary_variant(rng: np.random.Generator, variants: float) -> frozenset[str]:
+    """Draw what is missing of the coronary tree, and whether the left side is dominant (a tenth of ``variants``)."""
+    shares = {"left dominant": 0.1, "no D2": 0.3, "no OM2": 0.3, "no AM": 0.2}
+    return frozenset(name for name, share in shares.items() if _happens(rng, variants * share))
+
+
+def _louder(rng: np.random.Generator, noise: float) -> float:
+    """Draw the factor of a patient's noise, log-uniform from 1 to ``noise``."""
+    return float(np.exp(rng.uniform(0, 1) * np.log(noise)))
+
+
+def _scanned_ct(
+    image: FloatArray, rng: np.random.Generator, mapping: g.SpatialMap, parameters: PhantomParameters
+) -> FloatArray:
+    """Return a cardiac CT (D, H, W) with motion, thick slices and the lead of a pacemaker, as the parameters say."""
+    spacing = parameters.spacing_mm
+    moves, has_lead = _happens(rng, parameters.motion), _happens(rng, parameters.metal)
+    thickness = rng.uniform(0, 1) * parameters.slice_mm
+    if moves:
+        image = scanner.double_contour(image, rng, 12 / spacing)
+    image = scanner.thick_slices(image, thickness, spacing)
+    if has_lead:
+        lead = _to_voxels(mapping.to_subject(g.spline(heart.LEAD_PATH, spacing / 2).T), image.shape, spacing)
+        image = scanner.metal_streaks(image, lead, rng, spacing)
+    return image
+
+
 def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
     shape = (parameters.edge,) * 3
     anatomy, look = (_rng(cohort, index, parameters, stream) for stream in ("anatomy", "appearance"))
+    patient = _rng(cohort, index, parameters, "patient")
     spacing = parameters.spacing_mm
     p = g.voxel_centres(shape, spacing)  # (3, D*H*W)
     mapping = deformation(anatomy, parameters.profile)
     where = _rng(cohort, index, parameters, "placement")
     mapping = placed(mapping, where, parameters.placement, np.multiply(shape, spacing))
+    mapping = _seen(mapping, patient, parameters.field_of_view)
     atlas = mapping.to_atlas(p)
     form = heart.HeartShape.draw(anatomy, _spread(parameters))
-    tissue = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))[0].reshape(shape)
+    tissue, fields = heart.paint_heart(atlas, form, wall_mm=max(3.0, spacing))
+    fluid = _fluid(atlas, fields, tissue, patient, parameters.variants).reshape(shape)
+    tissue = tissue.reshape(shape)
 
     values = _cardiac_values(look, parameters.appearance_variance)
+    values = _phase(values, patient, parameters.protocols)
     values = _alike(values, [heart.BLOOD], parameters.isodensity)
     image = np.array([values[name] for name in heart.TISSUES], dtype=np.float32)[tissue]
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
     image += 14 * parameters.appearance_variance * parameters.texture * texture * (image > -300)
+    image[fluid] = patient.uniform(0, 25)
 
     vein = heart.cardiac_vein(form)
     diseased = int(anatomy.random() < 0.5) if cohort != "asoca" else index % 2
     lumen = np.zeros(shape, dtype=bool)
     bright = values["aorta"] - 25 + 30 * parameters.appearance_variance * float(look.uniform(-1, 1))
-    for vessel in [vein, *heart.coronary_tree(form, anatomy)]:
+    tree = heart.coronary_tree(form, anatomy, _coronary_variant(patient, parameters.variants))
+    for vessel in [vein, *tree]:
         path, radii = g.densify(vessel.path, vessel.radii, spacing / 4)
         centres = _to_voxels(mapping.to_subject(path.T), shape, spacing)
         # One to three voxels wide (times the factor) whatever the grid: a thinner tube would fall between the voxels.
@@ -262,6 +362,7 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
             lumen |= inside
         if calcium is not None:
             image[calcium] = 750
+    image = _scanned_ct(image, patient, mapping, parameters)
     labels = None
     if cohort == "mmwhs":
         table = np.array([heart.MMWHS_VALUES.get(name, 0) for name in heart.TISSUES], dtype=np.uint16)
@@ -276,6 +377,7 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
         noise=(12.0, 30.0),
         shading=25.0,
         scale=parameters.appearance_variance,
+        louder=_louder(patient, parameters.noise),
     )
     stored = np.clip(np.rint(image), -1024, 2500)
     if cohort == "asoca":  # this release is stored with air at 0
@@ -287,8 +389,26 @@ def _cardiac(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phant
 # --- brain ------------------------------------------------------------------------------------------
 
 
+def _sequence(rng: np.random.Generator, protocols: float) -> tuple[float, float]:
+    """Draw the contrast of grey and white matter (0.55 to 1.1 of the atlas's) and the shading (a factor of 1 to 2.5)."""
+    other = _happens(rng, protocols)
+    flat, uneven = rng.uniform(0.55, 1.1), rng.uniform(1, 2.5)
+    return (float(flat), float(uneven)) if other else (1.0, 1.0)
+
+
+def _scanned_mr(image: FloatArray, rng: np.random.Generator, parameters: PhantomParameters) -> FloatArray:
+    """Return a brain MR (D, H, W) with ghosts of motion, thick slices and a void by dental metal, as the parameters say."""
+    moves, has_metal = _happens(rng, parameters.motion), _happens(rng, parameters.metal)
+    thickness = rng.uniform(0, 1) * parameters.slice_mm
+    if moves:
+        image = scanner.ghosts(image, rng)
+    image = scanner.thick_slices(image, thickness, parameters.spacing_mm)
+    return scanner.signal_void(image, rng, parameters.spacing_mm) if has_metal else image
+
+
 def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> PhantomSubject:
     anatomy, look = (_rng(cohort, index, parameters, stream) for stream in ("anatomy", "appearance"))
+    patient = _rng(cohort, index, parameters, "patient")
     spacing = parameters.spacing_mm
     shape = tuple(round(fov / spacing) for fov in BRAIN_FOV_MM)
     p = g.voxel_centres(shape, spacing)
@@ -299,26 +419,38 @@ def _brain(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     )
     where = _rng(cohort, index, parameters, "placement")
     mapping = placed(mapping, where, parameters.placement, np.multiply(shape, spacing))
-    atlas = mapping.to_atlas(p)
+    mapping = _seen(mapping, patient, parameters.field_of_view)
+    form = brain.BrainShape.draw(patient, parameters.shape_modes)
+    atlas = form.sides(mapping.to_atlas(p))
     # Gyri run along level lines of a random field, finer in the development profile.
     length = (28.0, 45.0) if parameters.profile == "benchmark" else (24.0, 38.0)
     folds = 3 * g.waves_noise(anatomy, atlas, length, 8)
-    tissue = brain.paint_brain(atlas, folds, cortex_mm=max(4.5, 1.2 * spacing))
+    tissue = brain.paint_brain(atlas, folds, cortex_mm=form.cortex * max(4.5, 1.2 * spacing), form=form)
     labels = brain.label_values(tissue, atlas[0]).reshape(shape)
 
     scale = parameters.appearance_variance
     contrast = float(np.exp(scale * look.uniform(-0.45, 0.45)))  # one curve for all tissues: the sequence
+    flat, uneven = _sequence(patient, parameters.protocols)
     values = {}
     for name, mean in brain.INTENSITY.items():
         own = mean + scale * (0.07 if name in brain.PAIRS else 0.03) * float(
             np.clip(look.standard_normal(), -2, 2)
         )
         values[name] = max(0.01, own) ** contrast
+    # Towards white matter: sequences differ in how far grey and white are apart.
+    values = {n: v if n in brain.OUTSIDE else 1 + flat * (v - 1) for n, v in values.items()}
     values = _alike(values, brain.LIKE_TISSUES, parameters.isodensity)
     image = np.array([values[name] for name in brain.TISSUES], dtype=np.float32)[tissue].reshape(shape)
     texture = g.waves_noise(look, atlas.astype(np.float32), (8, 25), 12).reshape(shape)
     image = image * (1 + 0.03 * scale * parameters.texture * texture)
-    image = _degrade(image, look, p, blur=(0.4, 0.7), noise=(0.02, 0.05), shading=0.18, scale=scale)
+    image = np.where(
+        brain.white_lesions(atlas, tissue, patient, parameters.variants).reshape(shape), 0.72 * image, image
+    )
+    image = _scanned_mr(image, patient, parameters)
+    image = _degrade(
+        image, look, p, blur=(0.4, 0.7), noise=(0.02, 0.05), shading=0.18 * uneven, scale=scale,
+        louder=_louder(patient, parameters.noise),
+    )  # fmt: skip
     stored = np.clip(np.rint(image * _between(look, 300, 900, scale)), 0, 30000)
     return PhantomSubject(stored.astype(np.int16), labels, None, _affine(shape, spacing), mapping)
 
@@ -335,6 +467,7 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     # The atlas is made for a 307 mm field of view; other grids see a scaled chest.
     fit = 1.1 * 307.2 / (parameters.edge * spacing)
     mapping = replace(mapping, matrix=mapping.matrix * fit)
+    mapping = _seen(mapping, _rng(cohort, index, parameters, "field of view"), parameters.field_of_view)
     atlas = mapping.to_atlas(p)
     form = chest.ChestShape.draw(anatomy, _spread(parameters))
     lungs = chest.lung_field(atlas, form)
@@ -356,7 +489,14 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     image[inside] += (gravity + patchy)[inside]
     density = look.uniform(320, 520)  # drawn for both classes, so that their streams stay equal
     lesions = lesion_count(index, parameters)
-    if lesions:
+    patient = _rng(cohort, index, parameters, "patient")
+    other = _happens(patient, parameters.opacities)
+    if parameters.opacities:
+        if lesions or other:
+            kind = "covid" if lesions else str(patient.choice(chest.OTHER_OPACITIES))
+            opacity = chest.opacity(kind, atlas, lungs, patient)
+            image += (opacity * density).astype(np.float32)
+    elif lesions:
         stream = _rng(cohort, index, parameters, "lesions")
         opacity = chest.lesion_field(atlas, lungs, lesions, stream, parameters.lesion_size)
         image += (opacity * density).astype(np.float32)
@@ -364,8 +504,10 @@ def _chest(cohort: Cohort, index: int, parameters: PhantomParameters) -> Phantom
     centres = _to_voxels(mapping.to_subject(centres.T), shape, spacing)
     vessels = (g.paint(shape, centres, np.clip(radii / spacing, 0.3, 3), 1.5).ravel() < 0) & inside
     image[vessels] = np.maximum(image[vessels], vary(-150, 60))
+    scanned = scanner.thick_slices(image.reshape(shape), patient.uniform(0, 1) * parameters.slice_mm, spacing)
     image = _degrade(
-        image.reshape(shape), look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale
-    )
+        scanned, look, p, blur=(0.4, 0.7), noise=(12.0, 35.0), shading=20.0, scale=scale,
+        louder=_louder(patient, parameters.noise),
+    )  # fmt: skip
     stored = np.clip(np.rint(image), -1024, 2500)
     return PhantomSubject(stored.astype(np.int16), None, int(lesions > 0), _affine(shape, spacing), mapping)
