@@ -52,7 +52,11 @@ def test_each_parameter_changes_images_by_itself(name: str) -> None:
             for i in range(4)
         ]
         # Variants, other protocols and slices thicker than a voxel happen to a part of the patients.
-        assert any(differ) if name in ("variants", "protocols", "slice_mm") else all(differ), (name, cohort, differ)
+        assert any(differ) if name in ("variants", "protocols", "slice_mm") else all(differ), (
+            name,
+            cohort,
+            differ,
+        )
 
 
 @pytest.mark.parametrize("name", ["variants", "protocols", "motion", "metal", "slice_mm", "noise"])
