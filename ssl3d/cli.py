@@ -259,6 +259,7 @@ def pretrain(
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
     from ssl3d.data.sources import pretraining_cohort
     from ssl3d.environment import select_device
+    from ssl3d.errors import count
     from ssl3d.pretrain.loop import check_run, pretrain
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.progress import duration
@@ -269,6 +270,8 @@ def pretrain(
     cohort = pretraining_cohort(data, settings, cache, policy) if spec.cls.trains != "none" else None
     if cohort is not None and cohort.skipped:
         print_skipped(cohort.skipped)
+    if cohort is not None:
+        click.echo(f"Volumes: {count(len(cohort), 'case')}, taken for {cohort.taken_for}")
     run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
     if cohort is not None and cohort.skipped:
         from ssl3d.files import write_json

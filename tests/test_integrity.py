@@ -22,6 +22,9 @@ from ssl3d.data.integrity import (
     check_cases,
     check_file,
     check_offset,
+    fit_offset,
+    judge,
+    likely_offset,
     raise_findings,
     run_parallel,
     subsample,
@@ -458,11 +461,75 @@ def test_masked_ct_in_hu_does_not_pass_for_one_with_air_at_zero(tmp_path: Path) 
     assert check_offset(read_volume(path), MMWHS(), 1024.0) == []
 
 
+def scan(kind: str, seed: int) -> np.ndarray:
+    """Values (20,000,) of CTs and MRs, in HU unless the name says otherwise."""
+    rng = np.random.default_rng(seed)
+    n = 20_000
+    soft = rng.normal(rng.choice([-90, 40, 60], n, p=[0.2, 0.4, 0.4]), 25)  # fat and organs
+    air = rng.normal(-1000, 15, n)
+    lung = rng.gamma(4, 40, n) - 950
+
+    def mixed(*parts: tuple[float, np.ndarray]) -> np.ndarray:
+        chosen = rng.choice(len(parts), n, p=[share for share, _ in parts])
+        return np.choose(chosen, [values for _, values in parts])
+
+    bone = 150 + rng.exponential(250, n)
+    made = {
+        "abdomen": mixed((0.5, air), (0.45, soft), (0.05, bone)),
+        "chest": mixed((0.45, air), (0.3, soft), (0.2, lung), (0.05, bone)),
+        "contrast": mixed((0.3, air), (0.5, soft), (0.2, rng.normal(400, 60, n))),
+        "wide field": mixed((0.95, air), (0.05, soft)),
+        "lungs only": mixed((0.9, np.full(n, -1024.0)), (0.08, lung), (0.02, soft)),
+        "organ": soft,
+        "organ, no fat": rng.normal(60, 15, n),
+        "spine": mixed((0.7, soft), (0.3, bone)),
+        "windowed": np.clip(soft, -100, 240),
+        "skull-stripped, 0 outside": mixed((0.6, np.zeros(n)), (0.4, rng.normal(35, 12, n))),
+    }
+    if kind.startswith("mr"):
+        scale = float(kind.split()[1])
+        tissue = rng.normal(rng.choice([0.4, 0.6, 0.9], n), 0.05)
+        return np.round(scale * mixed((0.4, np.abs(rng.normal(0, 0.02, n))), (0.6, tissue)))
+    return np.round(made[kind])
+
+
+CTS = ("abdomen", "chest", "contrast", "wide field", "lungs only", "organ", "organ, no fat", "spine", "windowed",
+       "skull-stripped, 0 outside")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CTS)
+def test_the_offset_of_a_ct_is_found_with_air_and_without(kind: str) -> None:
+    """In HU, and stored with air at 0; every other offset of the two, and of twice that, is refused."""
+    for seed in range(3):
+        values = scan(kind, seed)
+        stored = values + 1024
+        assert likely_offset(values) == 1024 and likely_offset(stored) == 0
+        assert fit_offset(values, 1024).by and fit_offset(stored, 0).by
+        assert not fit_offset(values, 0).by and not fit_offset(values, 2048).by
+        assert not fit_offset(stored, 1024).by and not fit_offset(stored, -1024).by
+
+
+@pytest.mark.parametrize("scale", [100, 255, 500, 1000, 4095])
+def test_mr_with_its_background_is_no_ct(scale: int) -> None:
+    for seed in range(3):
+        values = scan(f"mr {scale}", seed)
+        assert judge(values, is_ct=False).kind == "not CT in HU"
+        standardised = (values - values.mean()) / values.std()
+        assert judge(standardised, is_ct=False).kind == "not CT in HU"
+        assert not fit_offset(values, 1024).by  # a cohort of CT in HU
+
+
+@pytest.mark.parametrize("kind", CTS)
+def test_what_has_values_below_0_is_taken_for_ct_without_being_told(kind: str) -> None:
+    expected = "not CT in HU" if kind in {"organ, no fat", "skull-stripped, 0 outside"} else "CT in HU"
+    assert judge(scan(kind, 0), is_ct=False).kind == expected  # those two can be MR as well; verify says so
+
+
 def test_wrong_offset_is_found_with_everything_else(tmp_path: Path) -> None:
     cases = [Case("a", "a", heart(tmp_path / "a.nii.gz", air=0)), Case("b", "b", tmp_path / "gone.nii.gz")]
     findings = check_cases(cases, MMWHS())
     assert [finding.path.name for finding in findings] == ["a.nii.gz", "gone.nii.gz"]
-    assert findings[0].fix.endswith("(here it seems to be 0)")
+    assert "seems to be 0 here (--offset 0" in findings[0].fix
     assert check_cases(cases[:1], Folder()) == []  # its offset is found from the values
 
 

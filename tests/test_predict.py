@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from ssl3d.downstream.harness import evaluate
 from ssl3d.downstream.predictor import Predictor, expand_inputs, load_predictor, save_predictor
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
-from ssl3d.errors import CheckpointError
+from ssl3d.errors import CheckpointError, ConfigError
 from ssl3d.models.factory import Backbone, build_backbone
 
 CPU = torch.device("cpu")
@@ -526,3 +527,29 @@ def test_several_series_of_a_folder_are_told_apart_and_a_bad_one_is_named(tmp_pa
     (finding,) = predictor().predict_files(files, out, CPU)
     assert "misses about 1 slice" in str(finding) and finding.path == files[-1]
     assert {p.name for p in out.iterdir()} == {"scan-series1.nii.gz", "scan-series2.nii.gz"}
+
+
+def test_a_ct_is_predicted_with_the_offset_that_it_needs(tmp_path: Path) -> None:
+    """Trained on HU; a file with air at 0 is refused with the figures, and --offset 0 is what it needs."""
+    ct = replace(predictor(), intensity=Intensity("ct", 1024.0, True, "test", "CT in HU"))
+    rng = np.random.default_rng(0)
+    hu = np.where(ball(affine_of(np.diag([2.0] * 3), (30, 30, 30)), (30, 30, 30)), 60.0, -1000.0)
+    hu = hu + rng.normal(0, 5, hu.shape)
+    results = []
+    for name, data in (("hu", hu), ("zero", hu + 1024)):
+        image = nibabel.Nifti1Image(data.astype(np.float32), affine_of(np.diag([2.0] * 3), hu.shape))
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    assert ct.predict_files([tmp_path / "hu.nii"], tmp_path / "out", CPU) == []
+    (finding,) = ct.predict_files([tmp_path / "zero.nii"], tmp_path / "out", CPU)
+    assert "offset 1024" in finding.problem and "--offset 0 for" in finding.fix and "predict" in finding.fix
+    assert ct.predict_files([tmp_path / "zero.nii"], tmp_path / "out", CPU, offset=0.0) == []
+    (finding,) = ct.predict_files([tmp_path / "hu.nii"], tmp_path / "out", CPU, offset=0.0)
+    assert "offset 0" in finding.problem and "--offset 1024" in finding.fix
+    results = [np.asarray(nibabel.load(tmp_path / "out" / f"{n}.nii").dataobj) for n in ("hu", "zero")]
+    np.testing.assert_array_equal(*results)
+    with pytest.raises(ConfigError, match="--offset 0: this predictor was trained on volumes without a unit"):
+        predictor().predict_files([tmp_path / "hu.nii"], tmp_path / "out", CPU, offset=0.0)
+    # One that was trained on MR does not take a CT for it.
+    mr = replace(predictor(), intensity=replace(INTENSITY, taken_for="MR"))
+    (finding,) = mr.predict_files([tmp_path / "hu.nii"], tmp_path / "out", CPU)
+    assert "does not look like MR" in finding.problem

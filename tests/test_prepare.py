@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,7 @@ def test_manifest_records_parameters_and_sources(hearts: Path, tmp_path: Path) -
     assert manifest["preparation"] == CT.model_dump(mode="json")
     assert manifest["intensity"] == {
         "scaling": "ct", "offset": 1024.0, "checked": True, "rule": "offset of the data set hearts",
+        "taken_for": "CT, offset 1024",
     }  # fmt: skip
     source = manifest["cases"][0]["sources"]["image"]
     assert source["path"].endswith("heart0.nii.gz") and len(source["sha256"]) == 64
@@ -480,7 +482,7 @@ def write_folder(root: Path, kinds: str, padding: float | None = None) -> Path:
 def test_folder_of_cts_in_hu_needs_no_setting(tmp_path: Path, padding: float | None) -> None:
     cohort = build(write_folder(tmp_path / "data", "hhh", padding), tmp_path / "cache", dataset=Folder())
     assert (cohort.intensity.scaling, cohort.intensity.offset) == ("ct", 1024.0)
-    assert "CT in HU" in cohort.intensity.rule and "3 files" in cohort.intensity.rule
+    assert cohort.intensity.taken_for == "CT in HU" and "3 files" in cohort.intensity.rule
     image = cohort.image(0)
     assert image[0, 10, 10] == pytest.approx(24 / 2048, abs=0.03)  # air
     assert image[10, 10, 10] == pytest.approx(1074 / 2048, abs=0.03)  # tissue
@@ -497,8 +499,64 @@ def test_folder_of_mrs_is_scaled_from_minimum_to_maximum(tmp_path: Path) -> None
 def test_folder_of_ct_and_mr_is_refused_naming_the_odd_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 problem in 1 file") as caught:
         build(write_folder(tmp_path / "data", "hhm"), tmp_path / "cache", dataset=Folder())
-    assert "2m.nii.gz does not look like CT with offset 1024" in str(caught.value)
-    assert "data.intensity_offset.folder" in str(caught.value)
+    assert "2m.nii.gz is not CT in HU" in str(caught.value)
+    assert "CT in HU: 0h.nii.gz, 1h.nii.gz; not CT in HU: 2m.nii.gz" in str(caught.value)
+
+
+@pytest.mark.parametrize("kinds", ["hhhmmmmmmmm", "hhhhhhhmmmmmmmm", "mmmmhhhhhh", "hm"])
+def test_two_kinds_in_a_folder_are_an_error_that_says_which_are_which(tmp_path: Path, kinds: str) -> None:
+    """3 + 8 and 7 + 8 passed: the median decided for all."""
+    root = write_folder(tmp_path / "data", kinds)
+    fewer = "m" if kinds.count("m") <= kinds.count("h") else "h"
+    with pytest.raises(DataError, match=f"{kinds.count(fewer)} problem") as caught:
+        build(root, tmp_path / "cache", dataset=Folder())
+    lists = re.search(
+        r"two kinds in one cohort: CT in HU: (.*); not CT in HU: (.*?)\. Fix", str(caught.value)
+    )
+    assert lists is not None
+    for kind, names in zip("hm", lists.groups(), strict=True):
+        wanted = {f"{i}{k}.nii.gz" for i, k in enumerate(kinds) if k == kind}
+        assert set(names.split(", ")) == wanted
+    # What it advises works: the smaller part is left out, and named.
+    cohort = build(root, tmp_path / "cache", dataset=Folder(), policy="skip")
+    assert len(cohort) == len(kinds) - kinds.count(fewer) == len(kinds) - len(cohort.skipped)
+    assert cohort.intensity.scaling == ("ct" if fewer == "m" else "minmax")
+    assert cohort.intensity.taken_for == ("CT in HU" if fewer == "m" else "not CT in HU")
+
+
+def test_cts_of_two_conventions_are_an_error_too(tmp_path: Path) -> None:
+    preparation = Preparation(spacing_mm=2, scaling="ct")
+    root = write_folder(tmp_path / "data", "hhcc")
+    with pytest.raises(DataError, match=r"CT in HU: 0h.*CT with air at 0: 2c"):
+        build(root, tmp_path / "cache", preparation, Folder())
+
+
+def test_a_wrong_offset_of_the_user_is_refused_with_the_figures(tmp_path: Path) -> None:
+    """A CT cut inside the body: with 0, 45 to 64 % of its voxels became 0, with exit 0."""
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        data = rng.normal(0, 40, SHAPE).astype(np.int16)
+        write_volume(tmp_path / "data" / f"{i}.nii.gz", data, affine_of((2, 2, 2)))
+    for offset in (0, 512, 2048):
+        with pytest.raises(DataError, match="2 problems in 2 files") as caught:
+            build(
+                tmp_path / "data",
+                tmp_path / "c",
+                Preparation(spacing_mm=2, intensity_offset=offset),
+                Folder(),
+            )
+        assert "0% of the voxels are soft tissue" in str(caught.value) and "--offset 1024" in str(
+            caught.value
+        )
+    assert "50% would be cut off below 0" not in str(caught.value)  # of the last one, 2048
+    right = build(
+        tmp_path / "data", tmp_path / "c", Preparation(spacing_mm=2, intensity_offset=1024), Folder()
+    )
+    assert right.image(0).min() > 0.3
+    found = build(tmp_path / "data", tmp_path / "c", dataset=Folder())  # negative, so it has a unit
+    assert found.intensity.taken_for == "CT in HU" and "2 files" in found.intensity.rule
+    assert "by tissue" in found.intensity.rule
+    np.testing.assert_array_equal(found.image(0), right.image(0))
 
 
 def test_folder_with_nothing_readable_lists_everything(tmp_path: Path) -> None:
@@ -520,10 +578,10 @@ def test_wrong_offset_is_an_error_and_the_option_it_names_repairs_it(hearts: Pat
 
     with pytest.raises(DataError, match="3 problems in 3 files") as caught:
         build(hearts, tmp_path / "cache", dataset=Wrong())
-    assert "--offset N for data prepare, --set data.intensity_offset.hearts=N for pretrain" in str(
+    assert "seems to be 1024 here (--offset 1024 for data verify, data prepare and predict" in str(
         caught.value
     )
-    assert "(here it seems to be 1024)" in str(caught.value)
+    assert "--set data.intensity_offset.hearts=1024 for pretrain and bench" in str(caught.value)
     repaired = build(hearts, tmp_path / "cache", CT.model_copy(update={"intensity_offset": 1024.0}), Wrong())
     np.testing.assert_array_equal(repaired.image(0), build(hearts, tmp_path / "cache").image(0))
     assert "given by the user" in repaired.intensity.rule

@@ -182,6 +182,12 @@ def affine_option(command: Any) -> Any:
                         help="Which is right in NIfTI files where they disagree [default: refuse].")(command)  # fmt: skip
 
 
+def offset_option(command: Any) -> Any:
+    return click.option("--offset", type=float, metavar="N",
+                        help="Added to stored CT values so that air is at 0 and water at 1000 [default: the layout's, "
+                        "or what the predictor was trained with].")(command)  # fmt: skip
+
+
 def device_option(command: Any) -> Any:
     return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
                         help="Where to compute.")(command)  # fmt: skip

@@ -13,6 +13,7 @@ from ssl3d.commands.common import (
     affine_option,
     cache_option,
     make_console,
+    offset_option,
     policy_option,
     preset_option,
     print_skipped,
@@ -72,13 +73,14 @@ workers_option = click.option(
               help="Take label names and modality from a task file.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for mosaic.png, fingerprint.json, findings.json.")  # fmt: skip
+@offset_option
 @affine_option
 @channel_option
 @policy_option
 @workers_option
 def verify(
-    path: Path, layout: str, task_file: Path | None, out: Path | None, affine: str | None, channel: str | None,
-    policy: Policy, workers: int | None,
+    path: Path, layout: str, task_file: Path | None, out: Path | None, offset: float | None, affine: str | None,
+    channel: str | None, policy: Policy, workers: int | None,
 ) -> None:  # fmt: skip
     """Read every file once and list everything that is wrong; exit with 0 only when nothing is.
 
@@ -96,12 +98,16 @@ def verify(
         from ssl3d.downstream.task_files import load_task
 
         facts |= load_task(task_file).facts
-    said = {"affine": affine, "channel": channel}
+    said: dict[str, Any] = {"affine": affine, "channel": channel, "intensity_offset": offset}
+    if offset is not None:
+        said["modality"] = "ct"  # for anything else it has no meaning
     dataset = open_dataset(layout, path, facts={**facts, **{k: v for k, v in said.items() if v is not None}})
     with Tracker() as progress:
         report = check(dataset.cases(path), dataset, workers=workers, progress=progress)
     findings = report.findings
     _print_findings(report)
+    if report.taken_for:
+        click.echo(f"Taken for {report.taken_for}.")
     if out is not None:
         write_json(out / "findings.json", {"dataset": dataset.name, "skipped": report.skipped(),
                                            "cohort": [str(f) for f in report.absent]})  # fmt: skip
@@ -174,9 +180,7 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
               help="Folder of masks named <case id>.nii.gz, for --crop mask.")  # fmt: skip
 @click.option("--lungmask", type=click.Path(path_type=Path), metavar="FILE",
               help="Weights of the package lungmask, for --crop lungs [default: air inside the body].")  # fmt: skip
-@click.option(
-    "--offset", type=float, help="Added to stored CT values so that air is at 0 [default: the layout's]."
-)
+@offset_option
 @affine_option
 @channel_option
 @policy_option
@@ -223,5 +227,5 @@ def prepare(
         )  # fmt: skip
     print_skipped(cohort.skipped)
     click.echo(
-        f"{count(len(cohort), 'case')}, {cohort.intensity.scaling} ({cohort.intensity.rule}): {cohort.folder}"
+        f"{count(len(cohort), 'case')}, {cohort.intensity.scaling}, taken for {cohort.taken_for}: {cohort.folder}"
     )

@@ -14,6 +14,7 @@ from ssl3d.commands.common import (
     device_option,
     keep_freed_memory,
     load_tasks,
+    offset_option,
     policy_option,
     preset_option,
     print_skipped,
@@ -98,10 +99,12 @@ def finetune(
 @click.option(
     "--channel", type=click.IntRange(0), help="Which volume to read of 4D files [default: refuse them]."
 )
+@offset_option
 @device_option
 def predict(
-    checkpoint: Path, inputs: tuple[Path, ...], out: Path, affine: Any, channel: int | None, device: str
-) -> None:
+    checkpoint: Path, inputs: tuple[Path, ...], out: Path, affine: Any, channel: int | None, offset: float | None,
+    device: str,
+) -> None:  # fmt: skip
     """Predict files: segmentations on the grid of each, or a CSV of probabilities or values.
 
     Exit status: 0 every file was predicted; 1 some could not be read (they are named, the others are
@@ -117,7 +120,7 @@ def predict(
     files = expand_inputs(inputs)
     with Track(f"{predictor.task.title} prediction", len(files), unit="file") as track:
         reading = Reading(affine, channel)
-        findings = predictor.predict_files(files, out, select_device(device), track.update, reading)
+        findings = predictor.predict_files(files, out, select_device(device), track.update, reading, offset)
     bad = {finding.path for finding in findings}
     click.echo(f"{len(files) - len(bad)} of {len(files)} files predicted: {out}")
     if findings:

@@ -31,17 +31,18 @@ from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading, Subset
 from ssl3d.data.dicom import SeriesError, series_files
 from ssl3d.data.headers import payload_of
 from ssl3d.data.integrity import (
-    HU_AIR_BELOW,
     HU_OFFSET,
     MAX_BYTES,
     Finding,
     Progress,
+    Verdict,
     check_between,
     check_cases,
     check_file,
     check_grids,
     inspect_case,
-    looks_like_hu,
+    judge,
+    judge_cohort,
     raise_findings,
     run_parallel,
     subsample,
@@ -50,7 +51,7 @@ from ssl3d.data.integrity import (
 from ssl3d.data.lungs import load_lungmask, weights_digest
 from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
-from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.errors import ConfigError, DataError, count, nearest
 from ssl3d.files import remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,11 @@ class PreparedCohort:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    @property
+    def taken_for(self) -> str:
+        """What the volumes were taken for, and how that was decided."""
+        return f"{self.intensity.taken_for or self.intensity.scaling} ({self.intensity.rule})"
 
     def source_digests(self, i: int) -> tuple[str, str]:
         """Return hashes of the image file of case ``i`` and of its voxels (as they were in the file)."""
@@ -260,13 +266,15 @@ def _prepare(
     folder = job.cache_dir / f"{dataset.name}-{fingerprint[:16]}"
     manifest = _read_manifest(folder)
     if manifest is None:
-        intensity = _resolve_intensity(cases, dataset, preparation, workers, progress, max_bytes)
+        intensity, odd = _resolve_intensity(cases, job)
         if preparation.lungmask is not None:
             load_lungmask(preparation.lungmask)  # what is wrong with it is wrong for every case
         folder.mkdir(parents=True, exist_ok=True)
 
         def build(position: int) -> dict[str, Any] | list[Finding]:
             case, source = cases[position], sources[position]
+            if case in odd:
+                return odd[case]
             stem = f"{position:05d}-{re.sub('[^A-Za-z0-9._-]', '_', case.id)[:80]}"
             _adopt(donors.get(case.id), source, intensity, folder, stem)
             return _build_case(case, source, dataset, preparation, intensity, folder, stem, max_bytes)
@@ -518,45 +526,53 @@ def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:
 # --- intensity ------------------------------------------------------------------------------------
 
 
-def _resolve_intensity(
-    cases: Sequence[Case],
-    dataset: Dataset,
-    preparation: Preparation,
-    workers: int | None,
-    progress: Progress | None,
-    max_bytes: int,
-) -> Intensity:
-    """Decide scaling and offset for a whole cohort (never file by file: they must stay comparable)."""
-    given, declared = preparation.intensity_offset, dataset.intensity_offset
-    scaling = preparation.scaling
+def _resolve_intensity(cases: Sequence[Case], job: _Job) -> tuple[Intensity, dict[Case, list[Finding]]]:
+    """Decide scaling and offset for a whole cohort (never file by file: they must stay comparable).
+
+    Returns:
+        The decision, and the findings of cases that are of another kind than the others.
+    """
+    dataset, given = job.dataset, job.preparation.intensity_offset
+    declared, scaling = dataset.intensity_offset, job.preparation.scaling
     if scaling == "auto" and dataset.modality != "auto":
         scaling = "ct" if dataset.modality == "ct" else "minmax"
     if scaling == "auto" and given is not None:
         scaling = "ct"  # an offset has no meaning for anything else
+    said = "MR" if dataset.modality == "mr" else "volumes without a unit"
     if scaling == "minmax":
-        return Intensity("minmax", 0.0, False, "each volume from its minimum to its maximum")
+        return Intensity("minmax", 0.0, False, "each volume from its minimum to its maximum", said), {}
     if scaling == "zscore":
-        return Intensity("zscore", 0.0, False, "mean and deviation of each volume's foreground")
+        return Intensity("zscore", 0.0, False, "mean and deviation of each volume's foreground", said), {}
     if given is not None:
-        return Intensity("ct", given, False, "offset given by the user, not checked")
+        return Intensity("ct", given, True, "offset given by the user", f"CT, offset {given:g}"), {}
     if declared != "auto" and scaling == "ct":
-        return Intensity("ct", declared, True, f"offset of the data set {dataset.name}")
+        return Intensity(
+            "ct", declared, True, f"offset of the data set {dataset.name}", f"CT, offset {declared:g}"
+        ), {}
+    return _found_intensity(cases, job, scaling == "ct")
 
-    def darkest(case: Case) -> float | list[Finding]:
-        findings, image, _ = inspect_case(case, dataset, max_bytes=max_bytes)
-        return findings if findings or image is None else float(np.percentile(subsample(image.data), 1))
 
-    found = run_parallel(darkest, cases, workers, progress, "measuring intensities")
-    levels = [level for level in found if isinstance(level, float)]
-    if not levels:
+def _found_intensity(
+    cases: Sequence[Case], job: _Job, is_ct: bool
+) -> tuple[Intensity, dict[Case, list[Finding]]]:
+    """Look at the values of every volume; see :func:`_resolve_intensity`."""
+
+    def judge_case(case: Case) -> Verdict | list[Finding]:
+        findings, image, _ = inspect_case(case, job.dataset, max_bytes=job.max_bytes)
+        return findings if findings or image is None else judge(subsample(image.data), is_ct)
+
+    found = run_parallel(judge_case, cases, job.workers, job.progress, "measuring intensities")
+    verdicts = {case: one for case, one in zip(cases, found, strict=True) if isinstance(one, Verdict)}
+    if not verdicts:
         raise_findings([finding for findings in found if isinstance(findings, list) for finding in findings])
-    level = float(np.median(levels))
-    rule = f"median first percentile of {len(levels)} files is {level:.4g}"
-    if looks_like_hu(levels):
-        return Intensity("ct", HU_OFFSET, True, f"{rule}, below {HU_AIR_BELOW:g}: CT in HU")
-    if scaling == "ct":
-        return Intensity("ct", 0.0, True, f"{rule}, not below {HU_AIR_BELOW:g}: CT with air at 0")
-    return Intensity("minmax", 0.0, False, f"{rule}, not below {HU_AIR_BELOW:g}: not CT in HU")
+    kind, odd = judge_cohort(verdicts, is_ct)
+    level = float(np.median([verdict.darkest for verdict in verdicts.values()]))
+    rule = f"by the values of {count(len(verdicts), 'file')}, median first percentile {level:.4g}"
+    if any(verdict.by == "tissue" and verdict.kind == kind for verdict in verdicts.values()):
+        rule += ", some without air: by tissue"
+    if kind == "not CT in HU":
+        return Intensity("minmax", 0.0, False, rule, kind), odd
+    return Intensity("ct", HU_OFFSET if kind == "CT in HU" else 0.0, True, rule, kind), odd
 
 
 # --- one case -------------------------------------------------------------------------------------
@@ -578,7 +594,7 @@ def _build_case(
         record = json.loads(note.read_text(encoding="utf-8"))
         if "voxels" in record and _arrays_exist(folder, record):
             return record | {"sources": source}
-    offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
+    offset = intensity.offset if intensity.scaling == "ct" else None
     findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
     mask: np.ndarray | None = None
     if image is not None and preparation.crop == "mask":
@@ -685,9 +701,10 @@ def prepare_file(
     """
     from ssl3d.data.adapters import Folder
 
-    offset = intensity.offset if intensity.scaling == "ct" and intensity.checked else None
+    offset = intensity.offset if intensity.scaling == "ct" else None
     case = Case(path.name, path.name, path)
-    dataset = Folder().with_facts(**asdict(reading))
+    unlike_ct = intensity.taken_for in {"MR", "not CT in HU"}
+    dataset = Folder().with_facts(**asdict(reading), modality="mr" if unlike_ct else "auto")
     findings, image, _ = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
     if findings or image is None:
         return findings

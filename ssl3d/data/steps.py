@@ -42,7 +42,7 @@ class Preparation(Model):
     deviations below the mean become 0 and five above it 1. `auto`: by the data set's modality."""
     intensity_offset: float | None = None
     """Added to the stored values of CT so that air is near 0, instead of the data set's own constant.
-    Given here it is trusted: the check that air and tissue are where they belong is left out."""
+    Every volume is checked: air (where there is any) and tissue must be where they belong."""
     crop: Literal["none", "foreground", "lungs", "center", "label", "mask"] = "none"
     """`foreground`: box of the body (CT: largest component above -300 HU; else above Otsu's level).
     `lungs`: box of the air inside the body (CT only). `center`: central box of `center_mm`, padded with
@@ -91,12 +91,14 @@ class Intensity:
         offset: added to stored values (CT).
         checked: whether the offset is compared with every volume.
         rule: how this was decided, for the manifest.
+        taken_for: what the volumes are, as far as that is known: "CT in HU", "MR", "not CT in HU", ...
     """
 
     scaling: Literal["ct", "minmax", "zscore"]
     offset: float
     checked: bool
     rule: str
+    taken_for: str = ""
 
 
 class CaseError(Exception):

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssl3d.data.cohort import Case, Dataset
-from ssl3d.data.integrity import MAX_BYTES, Examined, Finding, Progress, examine_cases, subsample
+from ssl3d.data.integrity import (
+    MAX_BYTES,
+    Examined,
+    Finding,
+    Progress,
+    examine_cases,
+    judge_cohort,
+    subsample,
+)
+from ssl3d.errors import count
 from ssl3d.files import write_bytes
 
 if TYPE_CHECKING:
@@ -56,12 +65,15 @@ class Report:
         examined: every case, with its findings and :class:`Facts`.
         absent: structures and classes that no case has.
         class_names: class -> name, where there are names.
+        taken_for: what the volumes were taken for: modality, offset, and how that was decided; "" where no volume
+            could be read.
     """
 
     dataset: str
     examined: list[Examined[Facts]]
     absent: tuple[Finding, ...]
     class_names: Mapping[int, str]
+    taken_for: str = ""
 
     @property
     def findings(self) -> list[Finding]:
@@ -97,6 +109,7 @@ class Report:
         values = [case.value for case in self.good if case.value is not None]
         return {
             "dataset": self.dataset,
+            "taken_for": self.taken_for,
             "cases": len(facts),
             "subjects": len({case.subject for case in self.good}),
             "labelled": sum(case.labelled for case in self.good),
@@ -158,7 +171,29 @@ def verify(
         return _measure(image, label, dataset)
 
     examined = examine_cases(cases, dataset, measure, workers=workers, progress=progress, max_bytes=max_bytes)
-    return Report(dataset.name, examined, tuple(_absent(examined, dataset)), dataset.target_names)
+    absent = tuple(_absent(examined, dataset))
+    return Report(dataset.name, examined, absent, dataset.target_names, _taken_for(examined, dataset))
+
+
+def _taken_for(examined: Sequence[Examined[Facts]], dataset: Dataset) -> str:
+    """Return what the preparation will take the volumes for; see ``Intensity.taken_for``."""
+    if dataset.modality == "mr":
+        return "MR (as the data set says): each volume is scaled from its minimum to its maximum"
+    declared, is_ct = dataset.intensity_offset, dataset.modality == "ct"
+    if is_ct and declared != "auto":
+        return f"CT, offset {declared:g} (as the data set or the user says)"
+    verdicts = {one.case: one.verdict for one in examined if one.verdict is not None}
+    if not verdicts:
+        return ""
+    kind, _ = judge_cohort(verdicts, is_ct)
+    alone = sum(verdict.by == "tissue" and verdict.kind == kind for verdict in verdicts.values())
+    by = f"by their values; {count(alone, 'volume')} without air, by tissue" if alone else "by their values"
+    if kind != "not CT in HU":
+        return f"{kind} ({by})"
+    return (
+        f"{kind} ({by}): each volume is scaled from its minimum to its maximum; if they are CT without air, say so "
+        f"(--offset 1024 if they are in HU, --set data.intensity_offset.{dataset.name}=1024 for pretrain and bench)"
+    )
 
 
 def _absent(examined: Sequence[Examined[Facts]], dataset: Dataset) -> list[Finding]:
@@ -190,10 +225,10 @@ def _measure(image: Volume, label: Volume | None, dataset: Dataset) -> Facts:
     if label is not None:
         index, names = dataset.label_index(), dataset.label_names()
         found, counts = np.unique(label.data, return_counts=True)
-        for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        for value, voxels in zip(found.tolist(), counts.tolist(), strict=True):
             if index[value]:
                 name = names[index[value] - 1]
-                volumes[name] = volumes.get(name, 0.0) + count * d * h * w / 1000
+                volumes[name] = volumes.get(name, 0.0) + voxels * d * h * w / 1000
         planes = np.flatnonzero(label.data.any(axis=(0, 1)))
         depth = int(planes[len(planes) // 2]) if len(planes) else depth
         labels = np.vectorize(index.__getitem__, otypes=[np.uint8])(label.data[:, :, depth])

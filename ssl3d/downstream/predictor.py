@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -101,6 +101,7 @@ class Predictor:
         device: torch.device,
         progress: Callable[[int], None] | None = None,
         reading: Reading = ANY_READING,
+        offset: float | None = None,
     ) -> list[Finding]:
         """Predict every file that can be read, and return what is wrong with the others.
 
@@ -108,17 +109,34 @@ class Predictor:
         that of a DICOM series as NIfTI under the name of its folder. Classes and numbers go to
         ``predictions.csv``, one row a file.
 
+        Args:
+            files: the files.
+            out: folder of the results.
+            device: where to compute.
+            progress: told how many files are done.
+            reading: what to take of a file that leaves a choice.
+            offset: added to the stored values of these CTs in the place of the training's constant.
+
         Raises:
-            ConfigError: two outputs of one name, or an output that would replace its input.
+            ConfigError: an offset for volumes without a unit, two outputs of one name, or an output that would
+                replace its input.
         """
         self._check_names(files, out)
+        intensity = self.intensity
+        if offset is not None:
+            if intensity.scaling != "ct":
+                raise ConfigError(
+                    f"--offset {offset:g}: this predictor was trained on volumes without a unit "
+                    f"({intensity.scaling}), to which nothing is added. Leave the option out."
+                )
+            intensity = replace(intensity, offset=offset)
         to_device(self.backbone, device)
         to_device(self.head, device)
         findings: list[Finding] = []
         rows: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         for number, file in enumerate(files):
-            prepared = prepare_file(file, self.preparation, self.intensity, reading=reading)
+            prepared = prepare_file(file, self.preparation, intensity, reading=reading)
             if isinstance(prepared, list):
                 findings += prepared
             else:

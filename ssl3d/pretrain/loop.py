@@ -143,6 +143,7 @@ def pretrain(
         "identity": identity,
         "environment": environment(),
         "code": code_of(method_modules(spec.cls))["pretrain"],
+        "volumes": None if cohort is None else {"cases": len(cohort), "taken_for": cohort.taken_for},
         "losses": {},
         "seconds": previous.get("seconds", 0.0),
         "device": device_name(device, cfg.precision),
