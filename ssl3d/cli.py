@@ -26,6 +26,7 @@ from ssl3d.commands.common import (
     settings_of,
     text_table,
 )  # fmt: skip
+from ssl3d.commands.config import config
 from ssl3d.commands.data import data
 from ssl3d.commands.report import report
 from ssl3d.commands.represent import represent
@@ -284,6 +285,7 @@ def pretrain(
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
 
 
+main.add_command(config)
 main.add_command(bench)
 main.add_command(table)
 main.add_command(data)

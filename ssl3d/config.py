@@ -434,8 +434,24 @@ def _find_preset(preset: str, folder: Path | None = None) -> Path:
     return path
 
 
-def _read_preset(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def preset_chain(preset: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files that make up a preset with their own values, the one that is extended first.
+
+    Raises:
+        ConfigError: as :func:`load_settings`.
+    """
+    return _chain(_find_preset(preset))
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
     """Return the values of a preset, over those of the one that it ``extends`` (a name, or a path from its folder)."""
+    merged: dict[str, Any] = {}
+    for _, values in _chain(path):
+        merged = _merged(merged, values)
+    return merged
+
+
+def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -443,7 +459,7 @@ def _read_preset(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}.")
     if "extends" not in values:
-        return values
+        return [(path, values)]
     named = str(values.pop("extends"))
     try:
         base = _find_preset(named, path.parent)
@@ -452,7 +468,7 @@ def _read_preset(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     above = (*above, path.resolve())
     if base.resolve() in above:
         raise ConfigError(f"{path}: extends = {named} leads back to itself. Name another preset.")
-    return _merged(_read_preset(base, above), values)
+    return [*_chain(base, above), (path, values)]
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
