@@ -203,6 +203,7 @@ class Bench:
                 "overlap": [asdict(overlap) for overlap in self._overlap(data, identity) or ()],
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
+                "constant_output": outcome.constant_output,
                 "cost": {
                     "pretrain_steps": _share(run["steps"], share),
                     "pretrain_seconds": _share(run["seconds"], share),

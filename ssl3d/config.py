@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ssl3d.errors import ConfigError, nearest
 
@@ -172,8 +172,44 @@ class PretrainConfig(Model):
     """Threads that read crops ahead; the number never changes a result."""
 
 
-class ModeConfig(Model):
-    """The budget of one evaluation mode; the same for every method."""
+def _only_known(cls: type[Model], others: type[Model], values: Any, why: str) -> Any:
+    """Return ``values``, unless they hold an option of ``others`` that ``cls`` does not have: then say ``why``."""
+    if not isinstance(values, dict):
+        return values
+    strange = [key for key in values if key in others.model_fields.keys() - cls.model_fields.keys()]
+    if strange:
+        raise ValueError(f"{why} {strange[0]}; its options are {', '.join(cls.model_fields)}")
+    return values
+
+
+class LinearConfig(Model):
+    """Linear evaluation: solved, so there are no steps and no learning rate; the same for every method.
+
+    f^g, one vector a case: a logistic or ridge regression on features scaled to unit deviation, its penalty by
+    cross-validation over training and validation cases. It has no options. f^l, one vector a voxel: the minimum
+    of `loss` over the training cases, on whitened features.
+    """
+
+    loss: Literal["dice", "dice_ce"] = "dice"
+    """Segmentation loss: soft Dice as in GVSL's released code, or its sum with cross-entropy."""
+    voxels: PositiveInt = 1000
+    """Voxels of each structure of a training case, and of its background as many as of all structures; each stands
+    for as many as its share."""
+    penalty: float = Field(1e-4, gt=0)
+    """Penalty on the weights of a voxel probe: penalty / 2 * |W|^2."""
+    crop: Shape | None = None
+    """Window of this mode in place of `downstream.crop`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_trained(cls, values: Any) -> Any:
+        return _only_known(
+            cls, FinetuneConfig, values, "linear evaluation is solved, not trained, and has no"
+        )
+
+
+class FinetuneConfig(Model):
+    """The budget of fine-tuning; the same for every method."""
 
     steps: PositiveInt = 40_000
     """Optimizer steps."""
@@ -188,19 +224,26 @@ class ModeConfig(Model):
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after warm-up."""
     warmup_steps: NonNegativeInt = 0
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. Adam's first steps are as long as the rate says, however small the gradient: without
+    a warm-up a high rate wrecks the weights, and the rest of a short budget goes into repairing them."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; off by default."""
     validate_every: PositiveInt = 200
-    """Steps between two validations; the best of them is tested."""
+    """Steps between two validations."""
+    weights: Literal["best", "last"] = "best"
+    """What is tested: the weights with the best validation, or the last ones, for schedules that end at a rate of 0.
+    The best of a few noisy validations is partly luck."""
     loss: Literal["dice", "dice_ce"] = "dice"
-    """Segmentation loss: soft Dice as in GVSL's released code, or its sum with cross-entropy."""
-    standardize: bool | Literal["whiten"] = False
-    """Linear mode: `true` centres and scales each frozen feature over the training set; `whiten` also removes the
-    correlations of f^l (f^g, one vector a case, has too few for that, and is scaled). Affine maps, so the probe stays
-    linear; they keep it from comparing how fast an optimizer gets along with features of other scales."""
+    """Segmentation loss, as in linear evaluation."""
     augment: bool = False
-    """Fine-tuning: random deformation and appearance of the training crops, the same for every method."""
+    """Random deformation and appearance of the training crops, the same for every method."""
     crop: Shape | None = None
     """Crop and window of this mode in place of `downstream.crop`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_frozen(cls, values: Any) -> Any:
+        return _only_known(cls, LinearConfig, values, "fine-tuning changes the features, and has no")
 
 
 class NeighboursConfig(Model):
@@ -233,21 +276,12 @@ class DownstreamConfig(Model):
     """Tolerance of the normalised surface Dice, in mm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """As in pretraining."""
-    linear: ModeConfig = ModeConfig()
+    linear: LinearConfig = LinearConfig()
     """Linear evaluation: the whole backbone frozen."""
-    finetune: ModeConfig = ModeConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     """Fine-tuning: every parameter trained."""
     knn: NeighboursConfig = NeighboursConfig()
     """Nearest neighbours: nothing trained at all."""
-
-    @field_validator("linear")
-    @classmethod
-    def _frozen_features_stay(cls, linear: ModeConfig) -> ModeConfig:
-        if linear.augment:
-            raise ValueError(
-                "augment=true, but frozen features are computed once. Augment with downstream.finetune.augment=true."
-            )
-        return linear
 
     def for_mode(self, mode: str) -> DownstreamConfig:
         """Return what evaluation in ``mode`` is run with: if the mode has a crop of its own, it is ``crop``."""
@@ -600,4 +634,6 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         prefix = ".".join([*path[:-1], ""])
         return f'unknown key "{key}".{nearest(key, [prefix + name for name in owner.model_fields])}'
     message = problem["msg"].removeprefix("Value error, ")
+    if key and isinstance(problem["input"], dict):  # a whole section
+        return f"{key}: {message}."
     return f"{key} = {problem['input']!r}: {message}." if key else f"{message}."  # of several keys together

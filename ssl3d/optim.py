@@ -11,7 +11,7 @@ from ssl3d.errors import ConfigError, nearest
 
 
 class Budget(Protocol):
-    """What the optimizer needs to know; PretrainConfig and ModeConfig both are one."""
+    """What the optimizer needs to know; PretrainConfig and FinetuneConfig both are one."""
 
     @property
     def steps(self) -> int: ...

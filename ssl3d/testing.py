@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig
 from ssl3d.data.arrays import Where
 from ssl3d.data.splits import Split
 from ssl3d.downstream.harness import MODES, evaluate
@@ -343,8 +343,9 @@ class Suite:
         method, _ = self.started()
         volumes = _Volumes(6, labelled=True)
         split = Split("test", ("c0", "c1"), ("c2", "c3"), ("c4", "c5"))
-        mode = ModeConfig(steps=1, validate_every=1)
-        config = DownstreamConfig(crop=(EDGE,) * 3, linear=mode, finetune=mode, feature_budget_mib=64)
+        config = DownstreamConfig(
+            crop=(EDGE,) * 3, finetune=FinetuneConfig(steps=1, validate_every=1), feature_budget_mib=64
+        )
         seen = []
         for kind, metric in (("segmentation", "dsc"), ("classification", "auc")):
             task = Task("check", "Check", kind, "conformance", metric, (2, 2, 2))  # type: ignore[arg-type]

@@ -26,14 +26,10 @@ def test_paper_preset_is_the_papers_protocol() -> None:
         1e-4,
         "adam",
     )
-    for mode in (s.downstream.linear, s.downstream.finetune):
-        assert (mode.steps, mode.batch_size, mode.lr, mode.validate_every, mode.loss) == (
-            40_000,
-            1,
-            1e-4,
-            200,
-            "dice",
-        )
+    assert s.downstream.linear.loss == "dice"  # solved, not trained
+    tuned = s.downstream.finetune
+    assert (tuned.steps, tuned.batch_size, tuned.lr, tuned.validate_every) == (40_000, 1, 1e-4, 200)
+    assert (tuned.loss, tuned.weights) == ("dice", "best")
     assert s.backbone.options["channels"] == [32, 64, 128, 256, 512]
 
 
@@ -60,8 +56,9 @@ def test_a_preset_extends_another(tmp_path: Path) -> None:
     assert quick.model_dump(exclude=other) == study.model_dump(exclude=other)
     assert study.phantoms == quick.phantoms.model_copy(update={"placement": 1})
     assert study.downstream.precision == "float32"
-    linear = quick.downstream.linear  # a key within a section leaves its neighbours as they are
-    assert study.downstream.linear == linear.model_copy(update={"steps": 600, "validate_every": 60})
+    tuned = quick.downstream.finetune  # a key within a section leaves its neighbours as they are
+    own = {"steps": 480, "crop": (32, 32, 32), "warmup_steps": 80, "validate_every": 160}
+    assert study.downstream.finetune == tuned.model_copy(update=own)
     own, quick = tmp_path / "own.yaml", load_settings("quick")
     own.write_text("extends: quick\npretrain: {steps: 5}\nmethods: {byol: {base_momentum: 0.9}}\n")
     mine = load_settings(str(own), ["pretrain.lr=1"])
@@ -209,10 +206,7 @@ def test_a_mode_has_its_own_crop_unless_one_is_named_for_all(tmp_path: Path) -> 
         ("method_lr.gvsl=0", r"method_lr.gvsl = 0: .*greater than 0"),
         ("pretrain.stepz=3", r'unknown key "pretrain.stepz". Did you mean "pretrain.steps"'),
         ("pretrian.steps=3", r'Unknown key "pretrian.steps". Did you mean "pretrain.steps"'),
-        (
-            "validate_every=3",
-            r"Did you mean downstream.linear.validate_every or downstream.finetune.validate_every",
-        ),
+        ("warmup_steps=3", r"Did you mean pretrain.warmup_steps or downstream.finetune.warmup_steps"),
         ("pretrain.steps=-1", r"pretrain.steps = -1: .*greater than or equal to 0"),
         ("pretrain.lr=fast", r"pretrain.lr = 'fast': .*number"),
         ("pretrain.steps", r"has no value; write --set key=value"),
@@ -249,3 +243,23 @@ def test_what_is_wrong_with_several_keys_together_is_said_in_one_line() -> None:
     with pytest.raises(ConfigError) as error:
         validate(Preparation, {"crop": "center"}, "data prepare")
     assert str(error.value) == 'data prepare: crop "center" and center_mm belong together: give both or none.'
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (
+            "downstream.linear.steps=3",
+            "downstream.linear: linear evaluation is solved, not trained, and has no steps",
+        ),
+        (
+            "downstream.linear.clip_grad=1",
+            "and has no clip_grad; its options are loss, voxels, penalty, crop",
+        ),
+        ("downstream.finetune.penalty=1", "fine-tuning changes the features, and has no penalty"),
+        ("downstream.finetune.standardize=true", 'unknown key "downstream.finetune.standardize"'),
+    ],
+)
+def test_an_option_without_effect_is_refused(option: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_settings("quick", [option])

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from cohorts import MemoryCohort, sphere_cohort
 
-from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig
 from ssl3d.data.splits import Split
 from ssl3d.downstream.features import FeatureStore
 from ssl3d.downstream.harness import Outcome, Standardize, Whiten, evaluate
@@ -25,15 +25,10 @@ def split(n: tuple[int, int, int]) -> Split:
     return Split("test", tuple(ids[: n[0]]), tuple(ids[n[0] : n[0] + n[1]]), tuple(ids[n[0] + n[1] :]))
 
 
-def config(mode_steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
-    mode = ModeConfig(
-        steps=mode_steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce", standardize=True
-    )
-    return DownstreamConfig.model_validate({"crop": 12, "linear": mode, "finetune": mode, **options})
-
-
-def standardized(cfg: DownstreamConfig, value: bool | str) -> DownstreamConfig:
-    return cfg.model_copy(update={"linear": cfg.linear.model_copy(update={"standardize": value})})
+def config(steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
+    tuned = FinetuneConfig(steps=steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce")
+    linear = {"loss": "dice_ce", "voxels": 100}
+    return DownstreamConfig.model_validate({"crop": 12, "linear": linear, "finetune": tuned, **options})
 
 
 def backbone(seed: int = 0) -> Backbone:
@@ -47,7 +42,7 @@ def run(task: Task, mode: str, cohort: MemoryCohort, cfg: DownstreamConfig, seed
 
 @pytest.mark.parametrize("mode", ["linear", "finetune"])
 def test_segmentation_learns_an_easy_task(mode: str) -> None:
-    outcome = run(SEG, mode, sphere_cohort(8), config(80, 0.05 if mode == "linear" else 0.005))
+    outcome = run(SEG, mode, sphere_cohort(8), config(80, 0.005))
     # A ball takes a tenth of the box. The linear probe sees eight random features only.
     assert outcome.score > (40 if mode == "linear" else 60)
     assert [c["case"] for c in outcome.per_case] == ["case6", "case7"]
@@ -57,8 +52,8 @@ def test_segmentation_learns_an_easy_task(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["linear", "finetune"])
 def test_classification_learns_an_easy_task(mode: str) -> None:
-    outcome = run(CLS, mode, sphere_cohort(24, edge=12), config(40, 0.03 if mode == "linear" else 0.003))
-    assert outcome.score > 70
+    outcome = run(CLS, mode, sphere_cohort(24, edge=12), config(40, 0.003))
+    assert outcome.score > 70 and not outcome.constant_output
     assert all(0 <= c["probability"] <= 1 and c["target"] in (0, 1) for c in outcome.per_case)
 
 
@@ -103,27 +98,73 @@ def test_feature_store_computes_once_unless_over_both_budgets() -> None:
     assert calls == [0, 1, 2, 3, 4, 4], "0 and 1 in memory, 2 and 3 on disk, 4 on the fly"
 
 
-def test_the_best_validation_weights_are_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a learning rate that wrecks the head after the first validation, the first weights win."""
+@pytest.mark.parametrize(("weights", "step"), [("best", 10), ("last", 40)])
+def test_the_chosen_weights_are_tested_once(monkeypatch: pytest.MonkeyPatch, weights: str, step: int) -> None:
+    """The first of two best validations wins, or the last weights do, whatever their validation."""
     from ssl3d.downstream import harness
 
     tests: list[int] = []
     scores = iter([(0.9, 0), (0.1, 0), (0.9, 0), (0.3, 0)])
-    monkeypatch.setattr(harness.Segmentation, "validate", lambda self, head, cases: next(scores))
+    kept: list[torch.Tensor] = []
+
+    def validate(self, head, cases):  # type: ignore[no-untyped-def]
+        kept.append(head.weight.detach().clone())
+        return next(scores)
+
     original = harness.Segmentation.test
 
     def spy(self, head, cases):  # type: ignore[no-untyped-def]
         tests.append(len(cases))
-        spy.weight = head[1].weight.detach().clone()
+        spy.weight = head.weight.detach().clone()
         return original(self, head, cases)
 
+    monkeypatch.setattr(harness.Segmentation, "validate", validate)
     monkeypatch.setattr(harness.Segmentation, "test", spy)
-    outcome = run(SEG, "linear", sphere_cohort(8), config(40))
-    best = spy.weight  # type: ignore[attr-defined]
-    assert outcome.best_step == 10 and tests == [2]
-    scores = iter([(0.9, 0)])
-    run(SEG, "linear", sphere_cohort(8), config(10))
-    assert torch.equal(best, spy.weight)  # type: ignore[attr-defined]
+    cfg = config(40)
+    cfg = cfg.model_copy(update={"finetune": cfg.finetune.model_copy(update={"weights": weights})})
+    outcome = run(SEG, "finetune", sphere_cohort(8), cfg)
+    assert outcome.best_step == step and tests == [2]
+    assert torch.equal(kept[step // 10 - 1], spy.weight)  # type: ignore[attr-defined]
+    assert not torch.equal(kept[0], kept[3])
+
+
+def test_how_often_is_validated_changes_nothing_in_training() -> None:
+    """The readout's statistics are measured anew for a validation, and put back."""
+    cohort, ends = sphere_cohort(24, edge=12), []
+    for every in (1, 4):
+        cfg = config(4)
+        cfg = cfg.model_copy(
+            update={"finetune": cfg.finetune.model_copy(update={"validate_every": every, "weights": "last"})}
+        )
+        outcome = run(CLS, "finetune", cohort, cfg)
+        ends.append((outcome.per_case, outcome.validation[-1]))
+    assert ends[0] == ends[1]
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With plain gradient descent at rate 1, a step is as long as the gradient: never above the bound."""
+    from ssl3d.downstream import harness
+
+    net = backbone()
+    places: list[torch.Tensor] = []
+    original = harness.Segmentation.loss
+
+    def spy(self, head, cases, step, seed):  # type: ignore[no-untyped-def]
+        parameters = [*head.parameters(), *net.parameters()]
+        places.append(torch.cat([p.detach().flatten() for p in parameters]))
+        return original(self, head, cases, step, seed)
+
+    monkeypatch.setattr(harness.Segmentation, "loss", spy)
+    lengths = []
+    for bound in (None, 0.01):
+        places.clear()
+        net.load_state_dict(backbone().state_dict())
+        cfg = config(4, lr=1.0)
+        tuned = cfg.finetune.model_copy(update={"optimizer": "momentum", "clip_grad": bound})
+        cfg = cfg.model_copy(update={"finetune": tuned})
+        evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", cfg, 0, CPU)  # type: ignore[arg-type]
+        lengths.append(float((places[1] - places[0]).norm()))
+    assert lengths[0] > 0.05 and lengths[1] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_volumes_smaller_and_larger_than_the_window() -> None:
@@ -166,29 +207,57 @@ def test_whiten_leaves_dead_channels_small() -> None:
     assert bool((y[:2].std(dim=1) > 0.9).all())
 
 
-def test_a_whitened_probe_learns_from_features_that_hardly_differ() -> None:
-    """Two channels that share a large common part: the standardised probe crawls along their difference."""
+def test_a_probe_learns_from_features_that_hardly_differ() -> None:
+    """Two channels that share a large common part: a probe that is trained for some steps crawls along their difference."""
 
     class Correlated(torch.nn.Module):
         local_channels = 2
 
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+
         def forward(self, x: torch.Tensor) -> tuple[None, torch.Tensor]:
             common = torch.sin(7.0 * torch.arange(x.shape[-1])).expand_as(x)
-            return None, torch.cat([common + 0.02 * x, common - 0.02 * x], dim=1)  # (B, 2, D, H, W)
+            return None, torch.cat(
+                [common + self.share * x, common - self.share * x], dim=1
+            )  # (B, 2, D, H, W)
 
-    scores = {}
-    for value in (True, "whiten"):
-        cfg = standardized(config(40, lr=0.1), value)
-        scores[value] = evaluate(
-            Correlated(), SEG, sphere_cohort(8), split((4, 2, 2)), "linear", cfg, 0, CPU
-        ).score  # type: ignore[arg-type]
-    assert scores["whiten"] > scores[True] + 10
+    easy, hard = (
+        evaluate(Correlated(s), SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(), 0, CPU).score  # type: ignore[arg-type]
+        for s in (1.0, 0.02)
+    )
+    assert hard == pytest.approx(easy, abs=3)
 
 
-def test_volumes_have_too_few_vectors_to_whiten() -> None:
-    cohort = sphere_cohort(24, edge=12)
-    scores = [run(CLS, "linear", cohort, standardized(config(5), v)).per_case for v in (True, "whiten")]
-    assert scores[0] == scores[1]
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_volume_alone_fine_tunes_a_readout(batch: int) -> None:
+    """The common part of pooled features is what a bare linear layer follows."""
+    cfg = config(60, 0.003)
+    cfg = cfg.model_copy(
+        update={"finetune": cfg.finetune.model_copy(update={"batch_size": batch, "warmup_steps": 10})}
+    )
+    outcome = run(CLS, "finetune", sphere_cohort(24, edge=12), cfg)
+    assert outcome.score > 70 and not outcome.constant_output
+
+
+class Blind(torch.nn.Module):
+    """Its features are the same for every volume."""
+
+    global_channels = local_channels = 4
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.ones(len(x), 4, 1, 1, 1) + 0 * x.mean()]
+
+    def minimum_edge(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("mode", ["linear", "finetune", "knn"])
+def test_outputs_that_do_not_differ_are_marked(mode: str) -> None:
+    outcome = evaluate(Blind(), CLS, sphere_cohort(24, edge=12), split((12, 6, 6)), mode, config(4), 0, CPU)  # type: ignore[arg-type]
+    assert outcome.constant_output
+    assert not run(SEG, "linear", sphere_cohort(8), config()).constant_output
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:

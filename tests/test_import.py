@@ -244,7 +244,7 @@ def test_an_imported_models_genesis_is_benched_in_both_modes(tmp_path: Path) -> 
     result = run(
         "bench", "--preset", "smoke", "--methods", "scratch,models_genesis", "--tasks", "ccc,sac", "--checkpoint",
         f"models_genesis={tmp_path / 'run'}", "--store", tmp_path / "store", "--cache", tmp_path / "cache",
-        "--set", backbone, "--set", "downstream.finetune.steps=2", "--set", "downstream.linear.steps=2",
+        "--set", backbone, "--set", "downstream.finetune.steps=2", "--set", "downstream.linear.voxels=50",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     records = [json.loads(p.read_text()) for p in (tmp_path / "store" / "records").glob("*.json")]

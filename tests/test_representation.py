@@ -250,7 +250,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smoke bench of scratch and GVSL."""
     folder = tmp_path_factory.mktemp("bench")
     command = ["bench", "--preset", "smoke", "--methods", "scratch,gvsl", "--tasks", "shc", "--modes", "linear",
-               "--set", "pretrain.steps=2", "--set", "downstream.linear.steps=2",
+               "--set", "pretrain.steps=2", "--set", "downstream.linear.voxels=50",
                "--set", "phantoms.stoic=6", "--set", "phantoms.candi=3", "--set", "phantoms.asoca=3",
                "--store", str(folder / "store"), "--cache", str(folder / "cache")]  # fmt: skip
     result = CliRunner().invoke(main, command)

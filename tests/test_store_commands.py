@@ -145,7 +145,7 @@ def telling(**changes: Any) -> dict[str, Any]:
     record = made_up_record()
     record["identity"] |= {"split_cases": "s", "pretrain": {"data": "d", "budget": {"steps": 8}}}
     record["code"] = code.code_of(["made_up_method"])
-    settings = load_settings("smoke", ["downstream.linear.lr=0.5"])
+    settings = load_settings("smoke", ["downstream.linear.penalty=0.5"])
     record["run"] = run_of(settings, "phantoms", None, None, registry().tasks.get("shc").load())
     record["created"] = "2026-01-01"
     record["identity"] |= changes
@@ -154,7 +154,7 @@ def telling(**changes: Any) -> dict[str, Any]:
 
 def test_code_is_stale_when_its_meaning_changes(module: Path) -> None:
     record = telling()
-    assert record["run"]["overrides"] == {"downstream.linear.lr": 0.5}
+    assert record["run"]["overrides"] == {"downstream.linear.penalty": 0.5}
     assert stale(record) == [], "an override of the preset is no change of it"
     for text, reasons in (
         (METHOD_SOURCE.replace("# of the loss", "# of another").replace("A method", "One"), []),
@@ -176,7 +176,12 @@ def test_a_changed_preset_is_named(module: Path, monkeypatch: pytest.MonkeyPatch
     record = telling()
     changed = load_settings(
         "smoke",
-        ["pretrain.lr=0.7", "pretrain.workers=9", "downstream.linear.lr=0.1", "downstream.finetune.lr=0.1"],
+        [
+            "pretrain.lr=0.7",
+            "pretrain.workers=9",
+            "downstream.linear.penalty=0.1",
+            "downstream.finetune.lr=0.1",
+        ],
     )
     monkeypatch.setattr(provenance, "load_settings", lambda preset: changed)
     then = record["run"]["settings"]["pretrain"]["lr"]
@@ -190,7 +195,7 @@ def test_the_rate_that_a_method_was_trained_with_counts_not_where_it_was_written
 ) -> None:
     record = telling()
     name, rate = record["identity"]["method"], record["run"]["settings"]["pretrain"]["lr"]
-    there = ["pretrain.lr=0.7", f"method_lr.{name}={rate}", "downstream.linear.lr=0.5"]
+    there = ["pretrain.lr=0.7", f"method_lr.{name}={rate}", "downstream.linear.penalty=0.5"]
     monkeypatch.setattr(provenance, "load_settings", lambda preset: load_settings("smoke", there))
     assert stale(record) == []
     there[1] = f"method_lr.{name}=0.6"

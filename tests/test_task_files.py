@@ -11,11 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from cohorts import MemoryCohort, sphere_cohort
-from scipy import stats
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
 from ssl3d.cli import main
-from ssl3d.config import BackboneConfig, DownstreamConfig, ModeConfig
+from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig
 from ssl3d.data.cohort import Case
 from ssl3d.data.integrity import check_cases
 from ssl3d.data.sources import open_dataset
@@ -109,10 +108,8 @@ def several_balls(n: int) -> MemoryCohort:
 
 
 def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear") -> Outcome:
-    budget = ModeConfig(
-        steps=40, lr=0.05 if mode == "linear" else 0.003, batch_size=4, validate_every=20, standardize=True
-    )
-    config = DownstreamConfig.model_validate({"crop": 12, "linear": budget, "finetune": budget})
+    budget = FinetuneConfig(steps=40, lr=0.003, batch_size=4, validate_every=20, warmup_steps=10, clip_grad=1)
+    config = DownstreamConfig.model_validate({"crop": 12, "finetune": budget})
     ids = [f"case{i}" for i in range(len(cohort))]
     split = Split("random", tuple(ids[:18]), tuple(ids[18:24]), tuple(ids[24:]))
     backbone = build_backbone(BackboneConfig(channels=[8, 16]), 0)  # type: ignore[call-arg]
@@ -173,8 +170,7 @@ def test_of_errors_the_lowest_is_best_and_not_in_percent() -> None:
     assert (cells["a"].best, cells["b"].second, cells["scratch"].best) == (True, True, False)
     assert cells["a"].mean == 4.0 and cells["a"].delta == -2.0
     assert cells["a"].rank and cells["a"].rank.rank == 1
-    shown, expected = cells["a"].interval, stats.ttest_1samp([3, 5, 4.0], 0).confidence_interval(0.95)
-    assert shown and (shown.low, shown.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert cells["a"].interval and 3 <= cells["a"].interval.low <= 4 <= cells["a"].interval.high <= 5
     (other,) = with_statistics(
         build_table([record("scratch", 70.0, [0, 0], "macro_auc")]), ["ci", "p", "rank"]
     ).tables

@@ -311,7 +311,7 @@ def _fraction(text: str) -> float:
 
 def print_table(
     records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
-    reference: str = "scratch", difference: float | None = None,
+    reference: str = "scratch",
 ) -> None:  # fmt: skip
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
@@ -319,11 +319,9 @@ def print_table(
     table_format = registry().table_formats.get(format_name).load()
     table = build_table(records, method_order=registry().methods.names(), against=against)
     if statistics:
-        from ssl3d.results.statistics import DIFFERENCE, with_statistics
+        from ssl3d.results.statistics import with_statistics
 
-        table = with_statistics(
-            table, statistics, reference, DIFFERENCE if difference is None else difference
-        )
+        table = with_statistics(table, statistics, reference)
     click.echo(table_format.render(table).rstrip("\n"))
 
 
@@ -341,36 +339,23 @@ def print_table(
     "--with",
     "statistics",
     default="",
-    metavar="ci,p,power,rank,tau,cost,labels",
-    help="Intervals, tests, seeds that a difference needs, ranks, agreement of modes, cost, labels saved.",
+    metavar="ci,p,rank,tau,cost",
+    help="Intervals, tests, ranks, agreement, cost.",
 )
 @click.option(
     "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
     help="What --with p compares with: scratch, or the best method of each column.",
 )  # fmt: skip
-@click.option(
-    "--difference", type=float, metavar="POINTS",
-    help="The difference for which --with power says how many seeds it needs (default: 5).",
-)  # fmt: skip
-def table(
-    store: Path,
-    format_name: str,
-    against: str | None,
-    statistics: str,
-    reference: str,
-    difference: float | None,
-) -> None:
+def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
     from ssl3d.results.store import ResultStore, no_garbage_collection
 
     registry().table_formats.get(format_name)
     chosen = split_names(statistics) if statistics else None
-    if difference is not None and "power" not in (chosen or ()):
-        raise ConfigError("--difference says nothing without --with power; write --with power.")
     with no_garbage_collection():
         records, problems = ResultStore(store).records(lazy=True)
-        print_table(records, format_name, against, chosen, reference, difference)
+        print_table(records, format_name, against, chosen, reference)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -1,8 +1,8 @@
 """The one downstream harness: scratch, linear, fine-tune and nearest neighbours are the same function.
 
-A method reaches this file as a backbone and leaves it as a record. Head, optimizer, budget,
-splits and validation are identical for every method; test cases are seen once, by the weights
-chosen on validation.
+A method reaches this file as a backbone and leaves it as a record. Head, budget, splits and
+validation are identical for every method; test cases are seen once. Linear maps are solved
+(:mod:`ssl3d.downstream.probe`), fine-tuning is trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl3d.config import DownstreamConfig, ModeConfig
+from ssl3d.config import DownstreamConfig, FinetuneConfig
+from ssl3d.downstream import probe
 from ssl3d.downstream.features import FeatureStore
 from ssl3d.downstream.metrics import auc, dice_per_structure, segmentation_metrics
 from ssl3d.downstream.neighbours import NearestNeighbours
@@ -28,6 +29,7 @@ from ssl3d.environment import PeakMemory, autocast_dtype, to_device
 from ssl3d.errors import ConfigError, TrainingError
 from ssl3d.losses import segmentation_loss
 from ssl3d.models.factory import Backbone, seeded
+from ssl3d.models.heads import PooledLinear, PooledNorm, pool
 from ssl3d.optim import make_optimizer
 from ssl3d.progress import Track
 from ssl3d.rng import BatchRng, derive_seed, numpy_rng
@@ -41,11 +43,21 @@ Mode = Literal["linear", "finetune", "knn"]
 OnPrediction = Callable[[int, Tensor, Tensor], None]
 """Takes a case's index, its predicted and its true labels (D, H, W)."""
 MODES: tuple[Mode, ...] = ("linear", "finetune", "knn")
+CONSTANT_PROBABILITY = 0.01
+"""Below this standard deviation over the test cases, in every class, a classifier's outputs do not differ."""
+CONSTANT_VALUE = 0.01
+"""Below this share of the standard deviation of the true values, a regression's outputs do not differ."""
+REFERENCES = 64
+"""Training cases at most whose features set a readout's centre and scale."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one evaluation yields; the fields go into the record as they are."""
+    """What one evaluation yields; the fields go into the record as they are.
+
+    ``constant_output``: a classifier or a regression answers all test cases alike (:data:`CONSTANT_PROBABILITY`,
+    :data:`CONSTANT_VALUE`); its score ranks rounding errors.
+    """
 
     score: float
     per_case: list[dict[str, Any]]
@@ -55,18 +67,23 @@ class Outcome:
     seconds: float
     peak_memory_mib: float | None
     parameters_trained: int
+    constant_output: bool = False
 
 
 class Standardize(nn.Module):
-    """Fixed centring and scaling of each channel: (x - mean) / std. An affine map."""
+    """Fixed centring and scaling of each channel: (x - mean) / std. An affine map.
 
+    A deviation below ``FLOOR`` of the mean is rounding, or nearly: it is not blown up.
+    """
+
+    FLOOR = 1e-4
     mean: Tensor
     scale: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)  # (C,)
-        self.register_buffer("scale", std.clamp_min(1e-6))  # (C,)
+        self.register_buffer("scale", torch.maximum(std, self.FLOOR * mean.abs()).clamp_min(1e-6))  # (C,)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))
@@ -116,7 +133,7 @@ def evaluate(
     keep: Callable[[nn.Module], None] | None = None,
     on_prediction: OnPrediction | None = None,
 ) -> Outcome:
-    """Train a head (linear), everything (finetune) or nothing (knn) on ``split.train``, choose on
+    """Solve for a head (linear), train everything (finetune) or nothing (knn) on ``split.train``, choose on
     ``split.val``, test once on ``split.test``.
 
     Args:
@@ -135,7 +152,7 @@ def evaluate(
         on_prediction: called with each segmented test case.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or a frozen feature is not finite.
     """
     began, memory = time.monotonic(), PeakMemory(device)
     to_device(backbone, device)
@@ -146,16 +163,20 @@ def evaluate(
     )
 
     backbone.requires_grad_(mode == "finetune")
-    backbone.train(mode == "finetune")
-    with seeded(seed, "head", task.name, mode):
-        head = problem.make_neighbours(train, seed) if mode == "knn" else problem.make_head(train)
+    backbone.eval()
+    label = label or f"{task.name} {mode}"
+    curve: list[dict[str, float]] = []
+    tested_step = 0
+    if mode == "linear":
+        head, curve = _solved(problem, train, val, seed, label)
+        tested_step = int(curve[0]["step"])
+    else:
+        with seeded(seed, "head", task.name, mode):
+            head = problem.make_neighbours(train, seed) if mode == "knn" else problem.make_head(train)
     to_device(head, device)
     model = nn.ModuleDict({"head": head, "backbone": backbone} if mode == "finetune" else {"head": head})
-    curve: list[dict[str, float]] = []
-    best_step = 0
-    if mode != "knn":
-        label = label or f"{task.name} {mode}"
-        best_step = _train(problem, model, train, val, getattr(config, mode), seed, label, curve)
+    if mode == "finetune":
+        curve, tested_step = _train(problem, model, (train, val), config.finetune, seed, label)
     model.eval()
     if keep is not None:
         keep(head)
@@ -165,21 +186,47 @@ def evaluate(
         per_case=per_case,
         excluded=excluded,
         validation=curve,
-        best_step=best_step,
+        best_step=tested_step,
         seconds=round(time.monotonic() - began, 3),
         peak_memory_mib=memory.mib(),
         parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        constant_output=problem.constant_output(per_case),
     )
 
 
+def _solved(
+    problem: Problem, train: list[int], val: list[int], seed: int, label: str
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Return the solved head, and its one validation, after as many steps as the solution took."""
+    try:
+        head, found = problem.solve(train, val, seed)
+    except TrainingError as error:
+        raise TrainingError(f"{label}: {error}") from None
+    to_device(head, problem.device)
+    head.eval()
+    point: dict[str, float] = {
+        "step": found.iterations,
+        "score": round(problem.scale * problem.validate(head, val)[0], 4),
+    }
+    return head, [point if found.strength is None else {**point, "strength": found.strength}]
+
+
 def _train(
-    problem: Problem, model: nn.ModuleDict, train: list[int], val: list[int], budget: ModeConfig, seed: int,
-    label: str, curve: list[dict[str, float]],
-) -> int:  # fmt: skip
-    """Train ``model``, leave it with the weights that were best on ``val``, and return their step."""
-    head = model["head"]
+    problem: Problem, model: nn.ModuleDict, parts: tuple[list[int], list[int]], budget: FinetuneConfig, seed: int,
+    label: str,
+) -> tuple[list[dict[str, float]], int]:  # fmt: skip
+    """Train ``model`` on ``parts[0]``, validate on ``parts[1]``; leave it with the weights to test.
+
+    Returns:
+        The validation curve and the step of those weights.
+    """
+    head, (train, val) = model["head"], parts
     optimizer, scheduler = make_optimizer(model, budget)
+    trained = [p for p in model.parameters() if p.requires_grad]
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
+    curve: list[dict[str, float]] = []
+    problem.settle(head, train)
+    model.train()
     with Track(label, budget.steps) as track:
         for step in range(budget.steps):
             scheduler.step_update(step)
@@ -187,27 +234,33 @@ def _train(
             loss = problem.loss(head, _draw(train, budget.batch_size, seed, step), step, seed)
             if not math.isfinite(float(loss.detach())):
                 raise TrainingError(
-                    f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.{problem.mode}.lr."
+                    f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.finetune.lr, or set "
+                    "downstream.finetune.clip_grad=1."
                 )
             loss.backward()
+            if budget.clip_grad is not None:
+                nn.utils.clip_grad_norm_(trained, budget.clip_grad)
             optimizer.step()
             done = step + 1
             if done % budget.validate_every == 0 or done == budget.steps:
+                running = {key: value.clone() for key, value in head.state_dict().items()}
                 model.eval()
+                problem.settle(head, train)
                 score = problem.validate(head, val)
-                model.train()
                 curve.append({"step": done, "score": round(problem.scale * score[0], 4)})
-                if best is None or score > best[0]:
+                if best is None or score > best[0] or budget.weights == "last":
                     best = (score, done, copy.deepcopy(model.state_dict()))
+                head.load_state_dict(running)  # how often is validated changes nothing in training
+                model.train()
             track.update(
                 done,
                 {"loss": float(loss.detach())},
-                note=f"best {problem.scale * best[0][0]:.1f}" if best else "",
+                note=f"validation {problem.scale * best[0][0]:.1f}" if best else "",
             )
 
     assert best is not None
     model.load_state_dict(best[2])
-    return best[1]
+    return curve, best[1]
 
 
 def _draw(cases: list[int], batch_size: int, seed: int, step: int) -> list[int]:
@@ -240,8 +293,6 @@ class Problem:
 
     scale = 100.0
     modes: tuple[Mode, ...] = MODES
-    whitens = False
-    """Whether there are enough feature vectors to measure a covariance."""
 
     on_prediction: OnPrediction | None = None
 
@@ -255,7 +306,7 @@ class Problem:
         device: torch.device,
     ) -> None:
         self.backbone, self.task, self.cohort, self.mode = backbone, task, cohort, mode
-        self.config, self.budget, self.device = config, getattr(config, mode), device
+        self.config, self.device = config, device
         self.dtype = autocast_dtype(config.precision, device)
         self.frozen = FeatureStore(self.features, config) if mode != "finetune" else None
 
@@ -268,16 +319,46 @@ class Problem:
         raise NotImplementedError
 
     def make_head(self, train: list[int]) -> nn.Module:
-        """Return the head: its layer, after a standardisation where the budget says so."""
-        return self.standardized(self.layer(), train)
+        """Return the head of fine-tuning, with random weights."""
+        return self.layer()
 
-    def empty_head(self, standardized: bool | Literal["whiten"]) -> nn.Module:
-        """Return a head of the names and shapes that :meth:`make_head` gives, to load a stored one into."""
-        if not standardized:
-            return self.layer()
-        zeros, ones = torch.zeros(self.feature_channels), torch.ones(self.feature_channels)
-        scale = Whiten(zeros, torch.diag(ones)) if standardized == "whiten" else Standardize(zeros, ones)
-        return nn.Sequential(scale, self.layer())
+    def solve(self, train: list[int], val: list[int], seed: int) -> tuple[nn.Module, probe.LinearMap]:
+        """Return the head of linear evaluation, and how it was found.
+
+        Args:
+            train: cases to fit.
+            val: more cases for the choice of a penalty.
+            seed: decides which voxels stand for a case.
+
+        Raises:
+            TrainingError: a feature is not finite, or there is no solution.
+        """
+        raise NotImplementedError
+
+    def settle(self, head: nn.Module, train: list[int]) -> None:
+        """Set what a head of fine-tuning keeps of the features as they are now: nothing, unless it says otherwise."""
+
+    def constant_output(self, per_case: list[dict[str, Any]]) -> bool:
+        """Return whether the outputs for the test cases do not differ."""
+        return False
+
+    def empty_head(self) -> nn.Module:
+        """Return a head of the names and shapes that the mode gives, to load a stored one into."""
+        return self.make_head([]) if self.mode == "finetune" else self._fixed_map(None)
+
+    def _fixed_map(self, found: probe.LinearMap | None, scale: nn.Module | None = None) -> nn.Module:
+        """Return ``scale``, then the layer with the solution's weights; None leaves room for stored ones."""
+        layer = self.layer()
+        if found is not None:
+            assert isinstance(layer, nn.Linear | nn.Conv3d) and layer.bias is not None
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(found.weight).view_as(layer.weight))
+                layer.bias.copy_(torch.from_numpy(found.bias))
+        return nn.Sequential(scale or self._empty_scale(), layer)
+
+    def _empty_scale(self) -> nn.Module:
+        """Return a scaling of features that changes nothing."""
+        return Standardize(torch.zeros(self.feature_channels), torch.ones(self.feature_channels))
 
     @property
     def feature_channels(self) -> int:
@@ -320,13 +401,6 @@ class Problem:
         rng = BatchRng(seed, step, range(len(x)), self.device, ("downstream augmentation",))
         return Augmentation(x.shape[2:], rng)
 
-    def standardized(self, head: nn.Module, train: list[int]) -> nn.Module:
-        """Put a fixed standardisation, measured on the training cases, before ``head``."""
-        if self.frozen is None or not self.budget.standardize:
-            return head
-        whiten = self.budget.standardize == "whiten" and self.whitens
-        return nn.Sequential(self._whiten(train) if whiten else self._standardize(train), head)
-
     def _neighbours(self, bank: Tensor, classes: Tensor, num_classes: int, train: list[int]) -> nn.Module:
         """Return a classifier by the neighbours in ``bank`` (N, C), standardised where the budget says so."""
         cfg = self.config.knn
@@ -364,13 +438,13 @@ class Problem:
             total = f.sum(dim=1) if total is None else total + f.sum(dim=1)
             square = second(f) if square is None else square + second(f)
         assert total is not None and square is not None
+        if not bool(total.isfinite().all() and square.isfinite().all()):
+            raise TrainingError(probe.NOT_FINITE)
         return total / count, square / count
 
 
 class Segmentation(Problem):
     """A softmax over structures at every voxel, from the local feature f^l."""
-
-    whitens = True
 
     @property
     def classes(self) -> int:
@@ -383,6 +457,24 @@ class Segmentation(Problem):
     def layer(self) -> nn.Module:
         kernel = self.config.head_kernel
         return nn.Conv3d(self.backbone.local_channels, self.classes, kernel, padding=kernel // 2)
+
+    def _empty_scale(self) -> nn.Module:
+        return Whiten(torch.zeros(self.feature_channels), torch.eye(self.feature_channels))
+
+    def solve(self, train: list[int], val: list[int], seed: int) -> tuple[nn.Module, probe.LinearMap]:
+        assert self.frozen is not None
+        cfg, scale = self.config.linear, self._whiten(train)
+        features, labels, weights = [], [], []
+        for case in train:
+            label = np.array(self.cohort.label(case))
+            rng = numpy_rng(seed, "probe", self.cohort.cases[case].id)
+            places, standing_for = probe.choose_voxels(label, self.classes, cfg.voxels, rng)
+            features.append(probe.gather(scale(self.frozen[case]), places, self.config.head_kernel))
+            labels.append(label.ravel()[places])
+            weights.append(standing_for)
+        voxels = probe.collate(features, labels, weights)
+        found = probe.fit_voxels(voxels, self.classes, cfg.loss, cfg.penalty)
+        return self._fixed_map(found, scale), found
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
         cfg, frozen = self.config.knn, self.frozen
@@ -431,23 +523,19 @@ class Segmentation(Problem):
             pads = [
                 n for s, e in zip(size[::-1], self.config.crop[::-1], strict=True) for n in (0, max(0, e - s))
             ]
-            if self.frozen is not None:
-                x = self.frozen[case][:, :, d, h, w]  # (1, C, d, h, w)
-            else:
-                x = torch.from_numpy(np.array(self.cohort.image(case, (d, h, w))))[
-                    None, None
-                ]  # (1, 1, d, h, w)
+            x = torch.from_numpy(np.array(self.cohort.image(case, (d, h, w))))[None, None]  # (1, 1, d, h, w)
             y = torch.from_numpy(np.array(self.cohort.label(case, (d, h, w))))[None, None]
-            inputs.append(F.pad(x, pads))  # (1, 1 or C, *crop)
+            inputs.append(F.pad(x, pads))  # (1, 1, *crop)
             labels.append(F.pad(y, pads))  # (1, 1, *crop)
         x = torch.cat(inputs).to(self.device)
         y = torch.cat(labels).long().to(self.device)
-        if self.budget.augment:
+        cfg = self.config.finetune
+        if cfg.augment:
             augmentation = self.augmentation(x, step, seed)
             x, y = augmentation.image(x), augmentation.labels(y)
         with self.autocast():
-            logits = head(x if self.frozen is not None else self.backbone(x)[1])  # (B, K + 1, *crop)
-        return segmentation_loss(self.budget.loss, logits, y)
+            logits = head(self.backbone(x)[1])  # (B, K + 1, *crop)
+        return segmentation_loss(cfg.loss, logits, y)
 
     @torch.no_grad()
     def predict(self, head: nn.Module, case: int) -> Tensor:
@@ -480,14 +568,55 @@ class Segmentation(Problem):
 
 
 class Classification(Problem):
-    """One logit a volume, from the pooled global feature f^g."""
+    """One logit a volume, from the pooled global feature f^g.
+
+    Linear evaluation reads it through a linear map, fine-tuning through :class:`~ssl3d.models.heads.PooledLinear`, whose
+    centre and scale are those of training cases under the weights of the moment, whatever the size of the batch.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives a volume."""
+        return 1
 
     @property
     def feature_channels(self) -> int:
         return self.backbone.global_channels
 
     def layer(self) -> nn.Module:
-        return nn.Linear(self.backbone.global_channels, 1)
+        return nn.Linear(self.backbone.global_channels, self.outputs)
+
+    def make_head(self, train: list[int]) -> nn.Module:
+        return PooledLinear(self.backbone.global_channels, self.outputs)
+
+    @torch.no_grad()
+    def settle(self, head: nn.Module, train: list[int]) -> None:
+        """Measure centre and scale of the pooled features on training cases, as they are without augmentation."""
+        few = train[:: -(-len(train) // REFERENCES)]
+        norms = [module for module in head.modules() if isinstance(module, PooledNorm)]
+        features = torch.cat([self._pooled(self.volume(case)) for case in few])  # (N, C)
+        for norm in norms:
+            norm.calibrate(features)
+
+    def solve(self, train: list[int], val: list[int], seed: int) -> tuple[nn.Module, probe.LinearMap]:
+        assert self.frozen is not None
+        scale = self._standardize(train)
+        cases = [*train, *val]
+        x = scale(torch.cat([self.frozen[case] for case in cases])).double().numpy()  # (N, C)
+        subjects = [self.cohort.cases[case].subject for case in cases]
+        found = self._fit(x, cases, subjects, len(train))
+        return self._fixed_map(found, scale), found
+
+    def _fit(self, x: np.ndarray, cases: list[int], subjects: list[str], train: int) -> probe.LinearMap:
+        """Return the map of features (N, C) of ``cases``, fitted to the first ``train`` of them."""
+        y = np.array([self._target(case) for case in cases])
+        return probe.logistic(x, y, subjects, train)
+
+    def constant_output(self, per_case: list[dict[str, Any]]) -> bool:
+        rows = [
+            case["probabilities"] if "probabilities" in case else [case["probability"]] for case in per_case
+        ]
+        return bool((np.std(rows, axis=0) < CONSTANT_PROBABILITY).all())
 
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
         assert self.frozen is not None
@@ -504,7 +633,7 @@ class Classification(Problem):
         least = self.backbone.minimum_edge()
         x = F.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, max(0, least - size))])
         with self.autocast():
-            return self.backbone.encode(x)[-1].mean(dim=(2, 3, 4)).float()
+            return pool(self.backbone.encode(x))
 
     def pooled(self, case: int) -> Tensor:
         """Return the pooled feature (1, C) of one case, frozen or with gradient."""
@@ -512,26 +641,26 @@ class Classification(Problem):
             self.frozen[case].to(self.device) if self.frozen is not None else self._pooled(self.volume(case))
         )
 
-    def pooled_views(self, cases: list[int], step: int, seed: int) -> list[Tensor]:
-        """Return what a training step sees of ``cases``: pooled features (1, C) each, augmented where the budget says so.
+    def pooled_views(self, cases: list[int], step: int, seed: int) -> Tensor:
+        """Return what a training step sees of ``cases``: pooled features (B, C), augmented where the budget says so.
 
         Volumes differ in size, so they pass one by one; GroupNorm makes that the same as a batch.
         """
-        if not self.budget.augment:
-            return [self.pooled(case) for case in cases]
+        if not self.config.finetune.augment:
+            return torch.cat([self.pooled(case) for case in cases])
         volumes = [self.volume(case) for case in cases]
-        return [
+        views = [
             self._pooled(self.augmentation(x, step, derive_seed(seed, place)).image(x))
             for place, x in enumerate(volumes)
         ]
+        return torch.cat(views)
 
     def logit(self, head: nn.Module, case: int) -> Tensor:
         """Return the logit (1,) of one case."""
         return head(self.pooled(case))[:, 0].float()
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
-        views = self.pooled_views(cases, step, seed)
-        logits = torch.cat([head(view)[:, 0].float() for view in views])  # (B,)
+        logits = head(self.pooled_views(cases, step, seed))[:, 0].float()  # (B,)
         targets = torch.tensor([float(self._target(case)) for case in cases], device=self.device)
         return F.binary_cross_entropy_with_logits(logits, targets)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ssl3d.data.integrity import Finding
 from ssl3d.data.prepare import PreparedCohort, prepare_file
 from ssl3d.data.steps import Intensity, Preparation
 from ssl3d.data.volume import Volume, write_like, write_volume
-from ssl3d.downstream.harness import Mode, Standardize, Whiten, make_problem
+from ssl3d.downstream.harness import Mode, make_problem
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
 from ssl3d.errors import CheckpointError, ConfigError
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ssl3d.data.splits import Split
 
 FACTS, MODEL, TABLE = "predictor.json", "model.safetensors", "predictions.csv"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -258,20 +258,12 @@ def save_predictor(
         "preparation": cohort.preparation.model_dump(mode="json"),
         "intensity": asdict(cohort.intensity),
         "backbone": backbone_config.model_dump(mode="json"),
-        "standardized": _standardized(head),
         "downstream": config.model_dump(mode="json"),
         "data": cohort.fingerprint,
         "split": asdict(split),
         "source": source,
     }
     write_json(folder / FACTS, facts)
-
-
-def _standardized(head: nn.Module) -> bool | Literal["whiten"]:
-    modules = list(head.modules())
-    if any(isinstance(module, Whiten) for module in modules):
-        return "whiten"
-    return any(isinstance(module, Standardize) for module in modules)
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -285,6 +277,10 @@ def load_predictor(folder: Path) -> Predictor:
         raise CheckpointError(f'{folder} holds no {FACTS}; give a folder written by "ssl3d finetune --out".')
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {facts['format']}, of another ssl3d; this one reads {FORMAT}. Fine-tune again."
+            )
         counts = facts["task"]["counts"]
         task = Task(**{**facts["task"], "counts": counts and tuple(counts)})
         backbone_config = BackboneConfig.model_validate(facts["backbone"])
@@ -294,14 +290,13 @@ def load_predictor(folder: Path) -> Predictor:
             Preparation.model_validate(facts["preparation"]),
             Intensity(**facts["intensity"]),
         )
-        mode, values, standardized = facts["mode"], tuple(facts["label_values"]), facts["standardized"]
-        targets = tuple(facts.get("target_names", ()))  # older predictors have none
+        mode, values, targets = facts["mode"], tuple(facts["label_values"]), tuple(facts["target_names"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}. Fine-tune again.") from error
     backbone = build_backbone(backbone_config, seed=0)
     none = _one_case(np.zeros((1, 1, 1)), names, targets)
     problem = make_problem(backbone, task, none, mode, downstream, torch.device("cpu"))
-    head = problem.empty_head(standardized)
+    head = problem.empty_head()
     weights = load_tensors(folder / MODEL)
     load_weights(nn.ModuleDict({"backbone": backbone, "head": head}), weights, folder / MODEL)
     backbone.eval().requires_grad_(False)

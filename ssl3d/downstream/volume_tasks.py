@@ -6,26 +6,21 @@ loss and the metric; budget, features and validation are the same.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl3d.downstream.harness import Classification
+from ssl3d.downstream import probe
+from ssl3d.downstream.harness import CONSTANT_VALUE, Classification
 from ssl3d.downstream.metrics import macro_auc
 
 
 class SeveralOutputs(Classification):
-    """A linear head with :attr:`outputs` numbers a volume, from the pooled global feature f^g."""
-
-    @property
-    def outputs(self) -> int:
-        raise NotImplementedError
-
-    def layer(self) -> nn.Module:
-        return nn.Linear(self.backbone.global_channels, self.outputs)
+    """A head with :attr:`outputs` numbers a volume, from the pooled global feature f^g."""
 
     def raw(self, head: nn.Module, cases: list[int]) -> Tensor:
         """Return the head's outputs (B, K); volumes differ in size, so they pass one by one."""
@@ -40,8 +35,7 @@ class SeveralOutputs(Classification):
         raise NotImplementedError
 
     def loss(self, head: nn.Module, cases: list[int], step: int, seed: int) -> Tensor:
-        views = self.pooled_views(cases, step, seed)
-        raw = torch.cat([head(view).float() for view in views])  # (B, K)
+        raw = head(self.pooled_views(cases, step, seed)).float()  # (B, K)
         return self.criterion(raw, self.targets(cases).to(self.device))
 
 
@@ -87,6 +81,14 @@ class _ByClass(SeveralOutputs):
 class MultiClass(_ByClass):
     """One of several classes: softmax and cross-entropy."""
 
+    def _fit(self, x: np.ndarray, cases: list[int], subjects: list[str], train: int) -> probe.LinearMap:
+        found = super()._fit(x, cases, subjects, train)
+        if self.outputs != 2:
+            return found
+        # Log odds of the second class as two outputs, the first of which is 0.
+        weight, bias = np.vstack([0 * found.weight, found.weight]), np.append(0, found.bias)
+        return replace(found, weight=weight, bias=bias)
+
     def make_neighbours(self, train: list[int], seed: int) -> nn.Module:
         bank = torch.cat([self.pooled(case) for case in train]).cpu()  # (N, C)
         return self._neighbours(bank, self.targets(train), self.outputs, train)
@@ -108,6 +110,12 @@ class MultiLabel(_ByClass):
     """Any of several classes: a sigmoid and binary cross-entropy for each."""
 
     modes = ("linear", "finetune")  # neighbours vote for one class
+
+    def _fit(self, x: np.ndarray, cases: list[int], subjects: list[str], train: int) -> probe.LinearMap:
+        """Return a regression for each class, with a penalty of its own."""
+        each = [probe.logistic(x, y, subjects, train) for y in self.truth(cases).T]
+        weight, bias = np.concatenate([f.weight for f in each]), np.concatenate([f.bias for f in each])
+        return probe.LinearMap(weight, bias, iterations=max(f.iterations for f in each))
 
     def truth(self, cases: list[int]) -> np.ndarray:
         table = np.zeros((len(cases), self.outputs), dtype=int)
@@ -148,22 +156,38 @@ class Deviations(nn.Module):
 
 
 class Regression(SeveralOutputs):
-    """A number: the head predicts deviations from the mean of the training cases, by a Huber loss.
+    """A number: the head predicts deviations from the mean of the training cases; fine-tuning by a Huber loss.
 
     Scored by the mean absolute error in the unit of the numbers; lower is better.
     """
 
     scale = -1.0
     modes = ("linear", "finetune")
-    outputs = 1
 
     def make_head(self, train: list[int]) -> nn.Module:
-        values = [self._value(case) for case in train]
-        self.mean, self.deviation = float(np.mean(values)), float(np.std(values)) or 1.0
+        self._measure(train)
         return Deviations(super().make_head(train), self.mean, self.deviation)
 
-    def empty_head(self, standardized: bool | Literal["whiten"]) -> nn.Module:
-        return Deviations(super().empty_head(standardized), 0.0, 1.0)
+    def solve(self, train: list[int], val: list[int], seed: int) -> tuple[nn.Module, probe.LinearMap]:
+        self._measure(train)
+        head, found = super().solve(train, val, seed)
+        return Deviations(head, self.mean, self.deviation), found
+
+    def _fit(self, x: np.ndarray, cases: list[int], subjects: list[str], train: int) -> probe.LinearMap:
+        y = np.array([self._value(case) for case in cases])
+        return probe.ridge(x, (y - self.mean) / self.deviation, subjects, train)
+
+    def _measure(self, train: list[int]) -> None:
+        values = [self._value(case) for case in train]
+        self.mean, self.deviation = float(np.mean(values)), float(np.std(values)) or 1.0
+
+    def empty_head(self) -> nn.Module:
+        head = super().make_head([]) if self.mode == "finetune" else self._fixed_map(None)
+        return Deviations(head, 0.0, 1.0)
+
+    def constant_output(self, per_case: list[dict[str, Any]]) -> bool:
+        values, predicted = ([case[key] for case in per_case] for key in ("value", "prediction"))
+        return bool(np.std(predicted) < CONSTANT_VALUE * np.std(values))
 
     @torch.no_grad()
     def predict(self, head: nn.Module, case: int) -> Tensor:

@@ -9,7 +9,9 @@ from ssl3d.errors import ConfigError
 from ssl3d.models.spatial import full_precision, no_autocast
 
 
-def soft_dice_loss(probabilities: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
+def soft_dice_loss(
+    probabilities: Tensor, labels: Tensor, smooth: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
     """Return 1 - mean over samples and classes of (2 sum(y p) + smooth) / (sum(y^2) + sum(p^2) + smooth), in [0, 1].
 
     ``dice_loss`` of GVSL's released code (He et al., CVPR 2023): squares in the denominator, the sums over the
@@ -21,6 +23,7 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, smooth: float = 1.0) -
         probabilities: (B, K, D, H, W) in [0, 1].
         labels: integers in {0, ..., K - 1}, (B, 1, D, H, W).
         smooth: in voxels.
+        weights: how many voxels each one stands for (B, 1, D, H, W); default: itself.
 
     Raises:
         ConfigError: shapes that do not belong together.
@@ -34,15 +37,19 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, smooth: float = 1.0) -
         p = full_precision(probabilities)  # (B, K, D, H, W)
         y = _is_class(labels, p)  # (B, K, D, H, W)
         axes = (2, 3, 4)
-        both, true, predicted = (
-            torch.where(y, p, 0).sum(axes),
-            y.sum(axes),
-            p.square().sum(axes),
-        )  # (B, K) each
+        if weights is None:
+            both, true, predicted = (
+                torch.where(y, p, 0).sum(axes),
+                y.sum(axes),
+                p.square().sum(axes),
+            )  # (B, K) each
+        else:
+            both = (torch.where(y, p, 0) * weights).sum(axes)
+            true, predicted = torch.where(y, weights, 0).sum(axes), (p.square() * weights).sum(axes)
         return 1 - ((2 * both + smooth) / (true + predicted + smooth)).mean()
 
 
-def segmentation_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation_loss(name: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the loss that the configuration calls ``name``.
 
     Args:
@@ -50,6 +57,7 @@ def segmentation_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
             mean cross-entropy over voxels.
         logits: (B, K, D, H, W).
         labels: integers in {0, ..., K - 1}, (B, 1, D, H, W).
+        weights: how many voxels each one stands for (B, 1, D, H, W); default: itself.
 
     Raises:
         ConfigError: no such loss, or shapes that do not belong together.
@@ -58,9 +66,10 @@ def segmentation_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
         raise ConfigError(f'Segmentation loss "{name}": use dice or dice_ce.')
     with no_autocast(logits):
         log_p = torch.log_softmax(full_precision(logits), dim=1)  # (B, K, D, H, W)
-        loss = soft_dice_loss(log_p.exp(), labels)
+        loss = soft_dice_loss(log_p.exp(), labels, weights=weights)
         if name == "dice_ce":
-            loss = loss - torch.where(_is_class(labels, log_p), log_p, 0).sum(1).mean()
+            entropy = -torch.where(_is_class(labels, log_p), log_p, 0).sum(1, keepdim=True)  # (B, 1, D, H, W)
+            loss += entropy.mean() if weights is None else (entropy * weights).sum() / weights.sum()
         return loss
 
 
