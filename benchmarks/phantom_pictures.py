@@ -6,6 +6,7 @@ Usage: ``python benchmarks/phantom_pictures.py [--edge 64] [--out docs/images]``
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -74,6 +75,32 @@ def draw(cohort: str, parameters: PhantomParameters, path: Path) -> None:
     plt.close(figure)
 
 
+EXTREMES = {
+    "placement": 0.5, "shape_modes": 1.0, "variants": 1.0, "protocols": 1.0, "noise": 3.0, "motion": 0.4, "metal": 0.4,
+    "field_of_view": 0.15, "slice_mm": 6.0, "opacities": 1.0,
+}  # fmt: skip
+
+
+def draw_patients(parameters: PhantomParameters, path: Path, columns: int = 8) -> None:
+    """Write axial slices of patients at the extremes of all that can differ: heart with labels, brain, chest."""
+    figure, axes = plt.subplots(4, columns, figsize=(1.5 * columns, 6.1))
+    for column in range(columns):
+        heart, brain, chest = (generate(c, column, parameters) for c in ("mmwhs", "candi", "stoic"))  # type: ignore[arg-type]
+        assert heart.labels is not None
+        shown = [
+            (heart.image, -200, 500, "gray"), (heart.labels, 0, 900, "tab20"),
+            (brain.image, 0, np.quantile(brain.image, 0.995), "gray"), (chest.image, -1050, 250, "gray"),
+        ]  # fmt: skip
+        for row, (volume, low, high, colours) in enumerate(shown):
+            z = volume.shape[2] // 2 - (4 if row == 3 else 0)
+            axes[row, column].imshow(volume[::-1, ::-1, z].T, cmap=colours, vmin=low, vmax=high)
+            axes[row, column].axis("off")
+        axes[3, column].set_title("COVID-19" if chest.target else "other", fontsize=7, pad=2)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.99, 0.02, 0.06)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -87,6 +114,9 @@ def main() -> None:
         path = args.out / f"phantom_{cohort}.png"
         draw(cohort, parameters, path)
         print(f"{path}: {path.stat().st_size / 1024:.0f} kB")
+    path = args.out / "phantom_patients.png"
+    draw_patients(replace(parameters, edge=64, spacing_mm=2.4, **EXTREMES), path)
+    print(f"{path}: {path.stat().st_size / 1024:.0f} kB")
 
 
 if __name__ == "__main__":

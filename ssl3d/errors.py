@@ -46,6 +46,19 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def printable(text: str) -> str:
+    """Return a text with control characters and bytes that are no UTF-8 escaped, for file names above all.
+
+    >>> printable("scan\\x1b[31m.nii")
+    'scan\\\\x1b[31m.nii'
+    """
+    return "".join(
+        char if char in "\n\t" or (char.isprintable() and not "\ud800" <= char <= "\udfff")
+        else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in text
+    )  # fmt: skip
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``' Did you mean "x"?'`` for the closest of ``choices``, else the whole list.
 

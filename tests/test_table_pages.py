@@ -90,7 +90,9 @@ def test_latex_shows_the_marks_and_its_caption_explains_them(model: TableModel) 
     (scratch,) = [line for line in table if line[0].startswith("SCRATCH")]
     (byol,) = [line for line in table if line[0].startswith("BYOL")]
     assert scratch[1].strip().startswith(r"\textbf{61.0}")
-    assert byol[1].strip().startswith(r"\underline{46.0}") and r"{}^{*}" in byol[1] and r"\dagger" in byol[1]
+    assert (
+        byol[1].strip().startswith(r"\underline{46.0}") and r"{}^{***}" in byol[1] and r"\dagger" in byol[1]
+    )
     assert byol[2].strip() == "--", "byol has no SAC"
     assert r"\textcolor{blue!75!black}{\ensuremath{-}15.0}" in text
     assert "paper 46.9" in text
@@ -102,7 +104,8 @@ def test_latex_shows_the_marks_and_its_caption_explains_them(model: TableModel) 
         "Holm-adjusted p at most 0.05",
     ):
         assert words in caption
-    assert "paired Wilcoxon" in caption and "Mixed pretraining budgets" in caption
+    assert "t test over seeds" in caption and "shows: the smallest difference" in caption
+    assert "Mixed pretraining budgets" in caption
 
 
 def test_better_than_scratch_is_red_as_in_the_paper() -> None:
@@ -197,7 +200,7 @@ def test_html_is_well_formed_and_self_contained(model: TableModel) -> None:
 def test_html_shows_the_same_marks(model: TableModel) -> None:
     text = render_html(model)
     assert "<strong>61.0</strong>" in text and "<u>46.0</u>" in text
-    assert re.search(r"<u>46\.0</u>.*?<sup>\*</sup><sup>†</sup>", text)
+    assert re.search(r"<u>46\.0</u>.*?<sup>\*\*\*</sup><sup>†</sup>", text)
     assert '<div class="worse">−15.0</div>' in text and "paper 46.9" in text
     assert "Mixed pretraining budgets" in text and "Holm-adjusted p at most 0.05" in text
 

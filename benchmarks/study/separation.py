@@ -1,8 +1,9 @@
 """Does a benchmark tell methods apart? Two tables: every score, mean ± standard deviation over seeds; and, a row for each
 column of it:
 
-- the best row against scratch, and against the control (random_labels) where there is one: the difference, with a 95 %
-  interval from a bootstrap that resamples seeds and cases crossed, the same cases for both;
+- the best row against scratch, and against the control (random_labels) where there is one: the difference, with the 95 %
+  interval that the tables' tests rest on (new seeds and cases; not corrected for choosing the best), where both have
+  three seeds;
 - all rows against each other, in an analysis of variance over the scores of the seeds. A seed decides the head's
   initial weights and the order of the training crops, the same for every row, so seeds are blocks: F compares the
   variance between methods with what is left of it within a method once the seeds' own means are taken out. Beside
@@ -25,21 +26,27 @@ from scipy.stats import f, f_oneway
 from stores import largest_table
 
 from ssl3d.errors import SSL3DError
-from ssl3d.results.statistics import bootstrap_scores, draw_cases, sample
-from ssl3d.results.table import Cell, Table
+from ssl3d.results.comparisons import column_data
+from ssl3d.results.inference import contrasts
+from ssl3d.results.table import Cell, Column, Table
 
 BASELINES = ("scratch", "random_labels")
 """Rows that no pretext task has taught anything."""
 
 
-def difference(cell: Cell, reference: Cell, metric: str, seed: int = 0) -> tuple[float, float, float]:
-    """Return the difference of two cells in percentage points, and its 95 % interval."""
-    rng = np.random.default_rng(seed)
-    ours, theirs = sample(cell, metric), sample(reference, metric)
-    counts = draw_cases(ours, rng)  # (B, N)
-    drawn = bootstrap_scores(ours, rng, counts) - bootstrap_scores(theirs.on(ours.cases), rng, counts)  # (B,)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return cell.mean - reference.mean, float(low), float(high)
+def difference(table: Table, column: Column, method: str, baseline: str) -> str:
+    """Return the difference of two rows of a column, with its 95 % interval where there is one."""
+    places = {row.method: i for i, row in enumerate(table.rows)}
+    mine, other = (table.rows[places[name]].cells[column.key] for name in (method, baseline))
+    data = column_data(table, column)
+    if data is not None and {places[method], places[baseline]} <= set(data.rows):
+        found = contrasts(data.scores, data.rows.index(places[baseline]), data.of_cases)
+        contrast = found[data.rows.index(places[method])]
+        if contrast is not None:
+            half = contrast.spread.half_width(0.95)
+            low, high = contrast.difference - half, contrast.difference + half
+            return f"{contrast.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mine.mean - other.mean:+.1f}"
 
 
 def blocked_anova(scores: np.ndarray) -> tuple[float, float]:
@@ -80,8 +87,7 @@ def separation(table: Table) -> pd.DataFrame:
         }  # fmt: skip
         for baseline in BASELINES:
             if baseline in cells:
-                apart, low, high = difference(cells[best], cells[baseline], column.metric)
-                row[f"Over {titles[baseline].lower()} [95 %]"] = f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]"
+                row[f"Over {titles[baseline].lower()} [95 %]"] = difference(table, column, best, baseline)
         row |= {
             "F": f"{statistic:.1f}", "p": f"{p:.2g}",
             "p, no baselines": f"{blocked_anova(alone)[1]:.2g}" if len(alone) > 1 else "",

@@ -311,7 +311,7 @@ def _fraction(text: str) -> float:
 
 def print_table(
     records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
-    reference: str = "scratch",
+    reference: str = "scratch", difference: float | None = None,
 ) -> None:  # fmt: skip
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
@@ -319,9 +319,11 @@ def print_table(
     table_format = registry().table_formats.get(format_name).load()
     table = build_table(records, method_order=registry().methods.names(), against=against)
     if statistics:
-        from ssl3d.results.statistics import with_statistics
+        from ssl3d.results.statistics import DIFFERENCE, with_statistics
 
-        table = with_statistics(table, statistics, reference)
+        table = with_statistics(
+            table, statistics, reference, DIFFERENCE if difference is None else difference
+        )
     click.echo(table_format.render(table).rstrip("\n"))
 
 
@@ -339,23 +341,36 @@ def print_table(
     "--with",
     "statistics",
     default="",
-    metavar="ci,p,rank,tau,cost",
-    help="Intervals, tests, ranks, agreement, cost.",
+    metavar="ci,p,power,rank,tau,cost,labels",
+    help="Intervals, tests, seeds that a difference needs, ranks, agreement of modes, cost, labels saved.",
 )
 @click.option(
     "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
     help="What --with p compares with: scratch, or the best method of each column.",
 )  # fmt: skip
-def table(store: Path, format_name: str, against: str | None, statistics: str, reference: str) -> None:
+@click.option(
+    "--difference", type=float, metavar="POINTS",
+    help="The difference for which --with power says how many seeds it needs (default: 5).",
+)  # fmt: skip
+def table(
+    store: Path,
+    format_name: str,
+    against: str | None,
+    statistics: str,
+    reference: str,
+    difference: float | None,
+) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.plugins import registry
     from ssl3d.results.store import ResultStore, no_garbage_collection
 
     registry().table_formats.get(format_name)
     chosen = split_names(statistics) if statistics else None
+    if difference is not None and "power" not in (chosen or ()):
+        raise ConfigError("--difference says nothing without --with power; write --with power.")
     with no_garbage_collection():
         records, problems = ResultStore(store).records(lazy=True)
-        print_table(records, format_name, against, chosen, reference)
+        print_table(records, format_name, against, chosen, reference, difference)
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ssl3d.errors import ConfigError, SSL3DError
+from ssl3d.errors import ConfigError, SSL3DError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except SSL3DError as error:
-            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+            click.echo(f"{click.style('Error:', fg='red', bold=True)} {printable(str(error))}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo(f"\nInterrupted. {self._what_next(ctx)}", err=True)
@@ -125,7 +125,7 @@ def print_conflicts(console: Console, catalogue: Any) -> None:
 def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
     """Say which bad cases were left out (the manifest of the prepared cohort keeps the list)."""
     for case in skipped:
-        click.echo(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}.", err=True)
+        click.echo(printable(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}."), err=True)
 
 
 def load_tasks(names: list[str]) -> list[Task]:

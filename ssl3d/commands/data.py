@@ -22,7 +22,7 @@ from ssl3d.commands.common import (
     settings_of,
     text_table,
 )  # fmt: skip
-from ssl3d.errors import ConfigError, count
+from ssl3d.errors import ConfigError, count, printable
 
 if TYPE_CHECKING:
     from ssl3d.data.prepare import Policy
@@ -133,7 +133,9 @@ def _print_findings(report: Report) -> None:
     table = text_table("File", "What is wrong", "What to do")
     table.columns[0].no_wrap = False
     for finding in findings:
-        table.add_row(*(escape(text) for text in (str(finding.path), finding.problem, finding.fix)))
+        table.add_row(
+            *(escape(printable(text)) for text in (str(finding.path), finding.problem, finding.fix))
+        )
     console.print(table)
     bad = sum(bool(one.findings) for one in report.examined)
     console.print(f"[red]{count(len(findings), 'finding')}; {bad} of {count(cases, 'case')} bad.[/]")

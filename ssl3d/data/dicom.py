@@ -95,6 +95,8 @@ class Series:
 def is_dicom(path: Path) -> bool:
     """Whether a file has the DICOM preamble (PS3.10: "DICM" after 128 bytes)."""
     try:
+        if not path.is_file():  # a pipe would wait for ever, a device has no end
+            return False
         with path.open("rb") as file:
             file.seek(128)
             return file.read(4) == b"DICM"

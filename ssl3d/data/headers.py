@@ -24,7 +24,8 @@ Affine = Literal["sform", "qform"]
 Encoding = Literal["raw", "deflate", "text"]
 
 _MAX_HEADER_BYTES = 4 * 2**20
-_NIFTI1_BYTES = 348
+_MAX_LEAD_BYTES = 64 * 2**20  # header and extensions before the voxels
+_NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 
 
 class HeaderError(ValueError):
@@ -109,6 +110,8 @@ def _read_nifti(path: Path, compressed: bool, choice: Affine | None) -> Header:
             start = file.read(_NIFTI1_BYTES)
         if len(start) < _NIFTI1_BYTES:
             raise HeaderError("it ends within its header")
+        if (lead := _voxel_offset(start)) > _MAX_LEAD_BYTES:
+            raise HeaderError(f"its header says that its voxels start at byte {lead:.4g}")
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):  # of which NIfTI-2 is a subclass, CIFTI is not
             raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
@@ -182,6 +185,17 @@ def _xform_gap(
     apart_mm = np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max()
     smallest = np.linalg.norm(sform[:3, :3], axis=0).min()
     return float(apart_mm / smallest) if smallest > 0 else 0.0  # no spacing: another finding
+
+
+def _voxel_offset(start: bytes) -> float:
+    """Return where a NIfTI header says that its voxels start; nibabel reads and keeps all that lies before."""
+    for order in "<>":
+        size = int(np.frombuffer(start, f"{order}i4", 1)[0])
+        if size == _NIFTI1_BYTES:
+            return float(np.nan_to_num(np.frombuffer(start, f"{order}f4", 1, offset=108)[0]))
+        if size == _NIFTI2_BYTES:
+            return float(np.frombuffer(start, f"{order}i8", 1, offset=168)[0])
+    return 0.0  # not NIfTI: nibabel says so
 
 
 def _pixdim(start: bytes, header: Any) -> np.ndarray:
@@ -351,6 +365,8 @@ def _meta_geometry(fields: Mapping[str, str], dimension: int) -> tuple[np.ndarra
 
 
 def _detached(path: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise HeaderError(f'its voxels are in "{name}", outside its folder')
     payload = path.parent / name
     if not payload.is_file() and (name.upper().startswith("LIST") or "%" in name):
         raise HeaderError(f'its voxels are spread over several files ("{name}")')

@@ -7,8 +7,10 @@ remedy are here and nowhere else, so they are the same in preparation, verificat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.headers import Header, HeaderError, read_header
-from ssl3d.errors import DataError, count
+from ssl3d.errors import DataError, count, printable
 
 if TYPE_CHECKING:
     from ssl3d.data.volume import Volume
@@ -97,7 +99,7 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.path} {self.problem}. Fix: {self.fix}."
+        return printable(f"{self.path} {self.problem}. Fix: {self.fix}.")
 
 
 def raise_findings(findings: Sequence[Finding], limit: int | None = 20) -> None:
@@ -136,10 +138,10 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
         max_bytes: largest volume allowed, in bytes as float32.
         reading: what to take of a file that leaves a choice.
     """
+    if findings := check_place(path):
+        return findings
     if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
         return _check_series(path, max_bytes, reading)
-    if not path.is_file():
-        return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
     if path.stat().st_size == 0:
         return [Finding(path, "is empty (0 bytes)", _COPY_AGAIN)]
     if image_suffix(path) is None:
@@ -152,6 +154,40 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
         return [Finding(path, f"is not a readable image: {error}", fix)]
     findings = _check_header(path, header, max_bytes, reading)
     return findings or _check_payload(path, header)
+
+
+def check_place(path: Path) -> list[Finding]:
+    """Check that a path leads to a file or folder; nothing is opened, so that nothing can wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            loops = error.errno == errno.ELOOP
+            problem = (
+                "is a link that leads back to itself"
+                if loops
+                else f"is a link to {path.readlink()}, which is not there"
+            )
+            return [Finding(path, problem, "fetch or copy what it points to, or remove the link")]
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
+        return [
+            Finding(
+                path,
+                f"cannot be opened: {error.strerror}",
+                "look after its name, its folder and its permissions",
+            )
+        ]
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return []
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    problem = f"is {'a link to ' if path.is_symlink() else ''}{kinds.get(stat.S_IFMT(mode), 'something')}, not a file"
+    return [Finding(path, problem, "remove it, or put a file in its place")]
 
 
 def _check_series(path: Path, max_bytes: int, reading: Reading) -> list[Finding]:
@@ -243,6 +279,8 @@ def check_payload(path: Path) -> list[Finding]:
 def _check_payload(path: Path, header: Header) -> list[Finding]:
     """Compare what is there with what the header promises."""
     promised = header.payload_bytes
+    if (at_payload := check_place(header.payload)) and header.payload.is_symlink():
+        return at_payload
     if not header.payload.is_file():
         problem = f"needs the file {header.payload.name}, which is missing"
         return [Finding(path, problem, "copy both files together")]

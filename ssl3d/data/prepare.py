@@ -40,6 +40,7 @@ from ssl3d.data.integrity import (
     check_cases,
     check_file,
     check_grids,
+    check_place,
     inspect_case,
     judge,
     judge_cohort,
@@ -333,7 +334,7 @@ def _unidentifiable(cases: Sequence[Case]) -> dict[Case, list[Finding]]:
     bad: dict[Case, list[Finding]] = {}
     for case in cases:
         for path in filter(None, (case.image, case.label, case.mask)):
-            if not path.is_file() and (found := check_file(path)):
+            if (check_place(path) or path.is_dir()) and (found := check_file(path)):
                 bad.setdefault(case, []).extend(found)
     return bad
 
@@ -604,7 +605,7 @@ def _build_case(
         return findings
     try:
         indices = None if label is None else _map_labels(label.data, dataset.label_index())
-        data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask)
+        data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask, max_bytes)
     except CaseError as error:
         return [Finding(case.image, *error.args)]
     for file in filter(None, source.values()):
@@ -709,7 +710,7 @@ def prepare_file(
     if findings or image is None:
         return findings
     try:
-        data, _, affine = prepare_arrays(image, None, preparation, intensity)
+        data, _, affine = prepare_arrays(image, None, preparation, intensity, max_bytes=max_bytes)
     except CaseError as error:
         return [Finding(path, *error.args)]
     return image, data, affine

@@ -5,6 +5,7 @@ The order of the steps is in :mod:`ssl3d.data.prepare`, which stores the results
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from ssl3d.config import Model
 from ssl3d.data.arrays import Box
-from ssl3d.data.grids import resample
+from ssl3d.data.grids import isotropic_grid, resample
+from ssl3d.data.integrity import MAX_BYTES
 from ssl3d.data.lungs import lungs_by_network
 from ssl3d.data.volume import Volume
 
@@ -104,6 +106,9 @@ class Intensity:
 class CaseError(Exception):
     """A case that cannot be prepared with these parameters: (problem, fix)."""
 
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix)
+
 
 def prepare_arrays(
     image: Volume,
@@ -111,6 +116,7 @@ def prepare_arrays(
     preparation: Preparation,
     intensity: Intensity,
     mask: np.ndarray | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Prepare one volume that is in memory; the same for training and prediction.
 
@@ -120,6 +126,11 @@ def prepare_arrays(
         preparation: the parameters.
         intensity: scaling and offset of the cohort.
         mask: (D, H, W) bool on the image's grid, for crop "mask".
+        max_bytes: largest prepared volume allowed, in bytes as float32: a spacing that lies in the header would
+            otherwise ask for any amount of memory.
+
+    Raises:
+        CaseError: it cannot be prepared like this.
 
     Returns:
         The image (D', H', W') float32 in [0, 1], the label uint8 on the same grid or None, and the
@@ -133,6 +144,7 @@ def prepare_arrays(
         data, affine = data[box], _shift(affine, [s.start for s in box])  # (D, H, W) -> the box
         label = None if label is None else label[box]
     labels_affine = affine
+    _check_target(data.shape, affine, preparation, max_bytes)
     data, affine = resample(data, affine, preparation.spacing_mm)  # -> (D', H', W') isotropic
     if label is not None:
         label, _ = resample(label, labels_affine, preparation.spacing_mm, labels=True)
@@ -161,6 +173,27 @@ def prepare_arrays(
         if inside is not None:
             data[~inside] = 0
     return np.clip(data, 0, 1, dtype=np.float32), label, affine
+
+
+def _check_target(
+    shape: tuple[int, ...], affine: np.ndarray, preparation: Preparation, max_bytes: int
+) -> None:
+    """Raise CaseError where the resampled volume, or the box in it, would be larger than the budget."""
+    grid = isotropic_grid(affine, shape, preparation.spacing_mm)
+    sizes = [shape if grid is None else grid[1]]
+    if preparation.center_mm is not None:
+        d, h, w = (round(edge / preparation.spacing_mm) for edge in preparation.center_mm)
+        sizes.append((d, h, w))
+    largest = max(sizes, key=math.prod)
+    if math.prod(largest) * 4 > max_bytes:
+        spacing = " x ".join(f"{step:.4g}" for step in np.linalg.norm(affine[:3, :3], axis=0))
+        raise CaseError(
+            f"has voxels of {spacing} mm, and would have {' x '.join(map(str, largest))} at "
+            f"{preparation.spacing_mm:g} mm, {math.prod(largest) * 4 / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)",
+            "correct the spacing in its header if it is wrong; else prepare with a coarser spacing (--spacing for data "
+            "prepare, --set data.spacing_mm for pretrain and bench, preparation: {spacing_mm: ...} in a task file) or "
+            "another crop",
+        )
 
 
 def _shift(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:

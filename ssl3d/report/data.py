@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ssl3d.results import scores, wording
+from ssl3d.results.comparisons import Comparison
 from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
 from ssl3d.results.labels import label_curves
 from ssl3d.results.representation import FOLDER, read_results, rows
@@ -84,8 +85,10 @@ def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
         "differs": table.differs,
         "footnotes": [list(note) for note in table.footnotes],
         # "#rank" explains a sign of the text formats; the page shows ranks on request.
-        "remarks": [text for text in table.remarks if not text.startswith("#rank")],
-        "rows": [{"method": r.method, "title": r.title, "trains": r.trains} for r in table.rows],
+        "remarks": [
+            text for text in (*table.remarks, *wording.floor_remarks(table)) if not text.startswith("#rank")
+        ],
+        "rows": [{"method": r.method, "title": wording.row_title(r), "trains": r.trains} for r in table.rows],
         "columns": [_column(table, column, places) for column in table.columns],
         "costs": _costs(table),
     }
@@ -116,6 +119,7 @@ def _column(table: Table, column: Column, places: dict[int, int]) -> dict[str, A
         "lower": scores.sign(column.metric) < 0,
         "unit": scores.unit(column.metric),
         "digits": column.digits,
+        "detectable": None if column.detectable is None else round(column.detectable, column.digits),
         "cases": cases,
         "cells": [cell and _cell(cell, column, cases, baseline, places) for cell in cells],
     }
@@ -128,16 +132,18 @@ def _cell(
     fine, coarse = column.digits + 2, column.digits + 1
     test = cell.comparison
     return {
-        "mean": round(cell.mean, fine),
-        "sd": None if cell.sd is None else round(cell.sd, fine),
+        "constant": cell.constant,
+        "mean": None if wording.unscored(cell, column) else round(cell.mean, fine),
+        "sd": None if cell.sd is None or wording.unscored(cell, column) else round(cell.sd, fine),
         "seeds": [[*seed, round(score, fine)] for seed, score in cell.seeds.items()],
         "n": cell.n_cases,
         "interval": cell.interval and [round(cell.interval.low, coarse), round(cell.interval.high, coarse)],
         "over": cell.interval and cell.interval.over,
         "delta": None if cell.delta is None else round(cell.delta, fine),
-        "p": test and round(test.p_holm, 4),
+        "apart": _apart(test, coarse),
+        "p": None if test is None or test.note else round(test.p_holm, 4),
         "significant": bool(test and test.significant),
-        "powerless": bool(test and test.powerless),
+        "note": test and test.note,
         "rank": cell.rank and [cell.rank.rank, cell.rank.low, cell.rank.high],
         "best": cell.best,
         "second": cell.second,
@@ -148,6 +154,13 @@ def _cell(
         "curve": [[step, round(score, coarse)] for step, score in mean_curve(cell)],
         "reach": steps_to_reach(cell, best_score(baseline) if baseline else None),
     }
+
+
+def _apart(test: Comparison | None, digits: int) -> list[float] | None:
+    """Return the difference that was tested, and its 95 % interval."""
+    if test is None or test.note:
+        return None
+    return [round(value, digits) for value in (test.difference, test.low, test.high)]
 
 
 def _case_values(cell: Cell, column: Column) -> dict[str, float]:
@@ -206,7 +219,8 @@ def _runs(store: ResultStore, records: Iterable[Record]) -> list[dict[str, Any]]
             identity = record["identity"]
             runs.append({
                 "method": identity["method"], "title": record["method"]["title"],
-                "seed": identity.get("pretrain_seed"), "curves": {k: thin(v) for k, v in curves.items()},
+                "seed": identity.get("pretrain_seed"), "pretext": record.get("pretext"),
+                "curves": {k: thin(v) for k, v in curves.items()},
             })  # fmt: skip
     return sorted(runs, key=lambda run: (run["title"], run["seed"] is not None, run["seed"] or 0))
 

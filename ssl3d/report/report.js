@@ -99,6 +99,9 @@ function heading(key, text, left) {
     } }, text));
 }
 
+/** The loss on held-back volumes of an output that ignores its input, for the chart of that loss. */
+const chance = (runs, name) => (name.startsWith("held_back") ? runs.map((run) => run.pretext?.chance).find((v) => v != null) : undefined);
+
 /** A table of `list` whose columns {title, value, show, left} sort; the first column names the row. */
 const orders = {};
 function sortable(id, label, columns, list) {
@@ -161,6 +164,8 @@ function results() {
 
 function figures(row, column, cell) {
   const digits = column.digits;
+  if (cell.mean == null) return el("button", { type: "button", "aria-label": `${row.title}, ${column.group} ${column.title}: no score, its outputs do not differ between cases. Show its records.`,
+    onclick: () => provenance(row, column, cell) }, el("span", { class: "mean" }, "const.", cell.marks));
   const delta = cell.delta == null ? null : `Δ ${signed(cell.delta, digits)}${cell.significant ? "*" : ""}`;
   return el("button", { type: "button", "aria-label": `${row.title}, ${column.group} ${column.title}: ${fixed(cell.mean, digits)}. Show its records.`,
     onclick: () => provenance(row, column, cell) },
@@ -177,12 +182,14 @@ function provenance(row, column, cell) {
     el("button", { type: "button", class: "close", onclick: () => dialog.close() }, "Close"),
     el("h2", { id: "record-title" }, `${row.title}: ${column.group.toLowerCase()} ${column.title}`),
     el("table", {}, el("tbody", {},
-      fact("Mean ± sd over seeds", `${fixed(cell.mean, digits)}${cell.sd == null ? "" : ` ± ${fixed(cell.sd, digits)}`} ${column.unit}`),
-      fact("Seeds", cell.seeds.map(([seed, , score]) => `${seed}: ${fixed(score, digits)}`).join(",  ")),
+      cell.mean == null ? fact("Score", "none: the outputs do not differ between test cases") : fact("Mean ± sd over seeds", `${fixed(cell.mean, digits)}${cell.sd == null ? "" : ` ± ${fixed(cell.sd, digits)}`} ${column.unit}`),
+      cell.mean != null && fact("Seeds", cell.seeds.map(([seed, , score]) => `${seed}: ${fixed(score, digits)}`).join(",  ")),
       fact("Test cases", `${cell.n}`),
+      fact("Smallest difference that could have been shown", column.detectable == null ? null : fixed(column.detectable, digits)),
       cell.interval && fact("95 % interval", `${fixed(cell.interval[0], digits)} to ${fixed(cell.interval[1], digits)}, over ${cell.over}`),
-      fact("Rank", cell.rank && `${cell.rank[0]} (95 %: ${cell.rank[1]} to ${cell.rank[2]})`),
-      fact("Against scratch", cell.p != null ? `p = ${cell.p} after Holm${cell.powerless ? "; cannot be significant with so few cases" : ""}` : null))),
+      fact("Rank", cell.rank && `${cell.rank[0]}${cell.rank[1] == null ? "" : ` (95 %: ${cell.rank[1]} to ${cell.rank[2]})`}`),
+      cell.apart && fact("Difference to scratch", `${signed(cell.apart[0], digits)}, 95 % interval ${signed(cell.apart[1], digits)} to ${signed(cell.apart[2], digits)}`),
+      fact("Against scratch", cell.p != null ? `p = ${cell.p} after Holm` : cell.note ? `no p: ${cell.note}` : null))),
     el("h3", { style: "margin-top:1rem" }, `${cell.records.length} record${cell.records.length === 1 ? "" : "s"}`),
     ...cell.records.map((place, i) => {
       const { file, ...record } = DATA.records[place];
@@ -347,7 +354,7 @@ function pretraining() {
       const runs = DATA.runs.filter((run) => run.title === title);
       const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
       return el("details", { open: methods.length < 4 }, el("summary", {}, title), el("div", { class: "grid" }, names.map((name) => el("figure", {}, el("h3", {}, name),
-        chart(runs.map((run, i) => ({ run, i })).filter(({ run }) => run.curves[name]).map(({ run, i }) => ({ name: `seed ${run.seed}`, colour: `var(--c${1 + (i % (COLOURS - 1))})`, points: run.curves[name] })), `${title}: ${name}`)))));
+        chart(runs.map((run, i) => ({ run, i })).filter(({ run }) => run.curves[name]).map(({ run, i }) => ({ name: `seed ${run.seed}`, colour: `var(--c${1 + (i % (COLOURS - 1))})`, points: run.curves[name] })), `${title}: ${name}`, chance(runs, name))))));
     }),
   ];
 }

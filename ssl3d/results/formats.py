@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ssl3d.results.cost import cost_of
 from ssl3d.results.html import render_html
 from ssl3d.results.latex import render_latex
 from ssl3d.results.store import canonical_json
-from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel
+from ssl3d.results.table import BASELINE, Cell, Column, Row, Table, TableModel, pretext_learned
 from ssl3d.results.wording import printable
 
 if TYPE_CHECKING:
@@ -109,8 +110,12 @@ def _columns(
 ) -> list[list[Lines]]:
     """Return the columns of ``groups`` behind that of the methods, each with its header in front."""
     bold = "bold default"
+    deep = max(len(wording.under_title(column)) for group in groups for column in group)
     columns: list[list[Lines]] = [
-        [[[], [], [("Method", bold)]], *([[(printable(row.title), "")]] for row in table.rows)]
+        [
+            [[], [], *[[] for _ in range(deep - 1)], [("Method", bold)]],
+            *([[(wording.row_title(row), "")]] for row in table.rows),
+        ]
     ]
     for group in groups:
         if group is not groups[0]:
@@ -119,7 +124,7 @@ def _columns(
             header = [
                 [(printable(column.group) if place == 0 else "", "bold cyan")],
                 [(printable(column.title), bold)],
-                [(f"n = {wording.support(column.support)}", "dim default")],
+                *([(line, "dim default")] for line in wording.under_title(column)),
             ]
             columns.append([header, *cells[column.key]])
     return columns
@@ -197,8 +202,8 @@ def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Lines:
     ]
     if not styled:
         first.append(("*" if cell.best else " ", ""))
-    if cell.sd is not None:
-        first.append((f" {wording.sd(cell, column)}", "dim"))
+    if deviation := wording.sd(cell, column):
+        first.append((f" {deviation}", "dim"))
     lines = [[*first, (cell.marks, "")]]
     for detail in wording.details(cell, column):
         line, style = detail.text, "" if detail.strong else _RICH_STYLES.get(detail.kind, "dim")
@@ -242,7 +247,12 @@ def _escape_markdown(text: str) -> str:
 
 def _markdown_table(model: TableModel, table: Table) -> str:
     headers = [
-        f"{_escape_markdown(column.group)} {_escape_markdown(column.title)}<br>n = {wording.support(column.support)}"
+        "<br>".join(
+            [
+                f"{_escape_markdown(column.group)} {_escape_markdown(column.title)}",
+                *wording.under_title(column),
+            ]
+        )
         for column in table.columns
     ]
     lines = [
@@ -252,7 +262,7 @@ def _markdown_table(model: TableModel, table: Table) -> str:
     ]  # fmt: skip
     for row in table.rows:
         cells = [_markdown_cell(row.cells.get(column.key), column) for column in table.columns]
-        lines.append(f"| {_escape_markdown(row.title)} | {' | '.join(cells)} |")
+        lines.append(f"| {_escape_markdown(wording.row_title(row))} | {' | '.join(cells)} |")
     notes = [
         _escape_markdown(note)
         for note in (wording.legend(table, "bold", "underlined"), *wording.notes(table))
@@ -281,7 +291,8 @@ CSV_FIELDS = (
     "table", "preset", "method", "title", "method_config", "trains", "label_fraction",
     "mode", "task", "metric", "unit",
     "mean", "sd", "delta", "n_seeds", "n_cases", "best", "second", "notes", "missing_folds", "paper",
-    "ci_low", "ci_high", "p", "p_holm", "effect", "rank", "rank_low", "rank_high", "rank_first",
+    "constant_output", "pretext_learned", "ci_low", "ci_high", "ci_over", "difference", "difference_low",
+    "difference_high", "p", "p_holm", "no_p", "floor", "detectable", "rank", "rank_low", "rank_high", "rank_first",
     "steps_to_scratch_best", "pretrain_steps", "voxels_seen", "pretrain_seconds", "downstream_seconds",
     "peak_memory_mib", "pretrain_parameters", "devices",
 )  # fmt: skip
@@ -314,7 +325,13 @@ def _csv_line(
     number: int, table: Table, row: Row, column: Column, cell: Cell, target: float | None
 ) -> dict[str, Any]:
     cost = cost_of(cell.records)
-    notes = [printable(text) for mark, text in table.footnotes if mark in cell.marks]
+    unscored = wording.unscored(cell, column)
+    notes = [printable(text) for mark, text in table.footnotes if mark in cell.marks + row.marks]
+
+    def finite(name: str) -> float | None:
+        value = getattr(cell.comparison, name, math.nan)
+        return None if math.isnan(value) else value
+
     return {
         "table": number, "preset": printable(table.facets["preset"]),
         "method": printable(row.method), "title": printable(row.title),
@@ -322,11 +339,14 @@ def _csv_line(
         "label_fraction": table.facets.get("label_fraction", 1.0),
         "mode": column.mode, "task": column.task, "metric": column.metric,
         "unit": scores.unit(column.metric) or "value",
-        "mean": cell.mean, "sd": cell.sd, "delta": cell.delta,
+        "mean": None if unscored else cell.mean, "sd": None if unscored else cell.sd, "delta": cell.delta,
         "n_seeds": cell.n_seeds, "n_cases": cell.n_cases, "best": int(cell.best), "second": int(cell.second),
         "notes": "; ".join(notes), "missing_folds": " ".join(cell.missing_folds), "paper": cell.paper,
-        **{f"ci_{side}": getattr(cell.interval, side, None) for side in ("low", "high")},
-        **{name: getattr(cell.comparison, name, None) for name in ("p", "p_holm", "effect")},
+        "constant_output": int(cell.constant), "pretext_learned": pretext_learned(cell.records),
+        **{f"ci_{side}": getattr(cell.interval, side, None) for side in ("low", "high", "over")},
+        "difference": finite("difference"), "difference_low": finite("low"), "difference_high": finite("high"),
+        "p": finite("p"), "p_holm": finite("p_holm"), "no_p": getattr(cell.comparison, "note", None),
+        "floor": column.floor, "detectable": column.detectable,
         "rank": getattr(cell.rank, "rank", None),
         **{f"rank_{name}": getattr(cell.rank, name, None) for name in ("low", "high", "first")},
         "steps_to_scratch_best": steps_to_reach(cell, target),

@@ -58,7 +58,7 @@ def _figure(model: TableModel, table: Table) -> str:
         f'<th scope="colgroup" colspan="{len(group)}">{_text(group[0].group)}</th>' for group in table.groups
     )
     columns = "".join(
-        f'<th scope="col">{_text(c.title)}<br><small>n = {wording.support(c.support)}</small></th>'
+        f'<th scope="col">{_text(c.title)}<br><small>{"<br>".join(map(_text, wording.under_title(c)))}</small></th>'
         for c in table.columns
     )
     legend = wording.legend(table, "bold", "underlined", colours="red: better, blue: worse", starred=True)
@@ -73,7 +73,7 @@ def _figure(model: TableModel, table: Table) -> str:
 
 def _row(row: Row, table: Table) -> str:
     cells = "".join(_cell(row.cells.get(column.key), column) for column in table.columns)
-    return f'<tr><th scope="row">{_text(row.title)}</th>{cells}</tr>'
+    return f'<tr><th scope="row">{_text(wording.row_title(row))}</th>{cells}</tr>'
 
 
 def _cell(cell: Cell | None, column: Column) -> str:
@@ -81,7 +81,7 @@ def _cell(cell: Cell | None, column: Column) -> str:
         return "<td>–</td>"
     mean = wording.mean(cell, column)
     mean = f"<strong>{mean}</strong>" if cell.best else f"<u>{mean}</u>" if cell.second else mean
-    deviation = f' <span class="sd">{wording.sd(cell, column)}</span>' if cell.sd is not None else ""
+    deviation = f' <span class="sd">{wording.sd(cell, column)}</span>' if wording.sd(cell, column) else ""
     signs = "".join(f"<sup>{_text(text)}</sup>" for text in (wording.stars(cell), cell.marks) if text)
     lines = []
     for detail in wording.details(cell, column):

@@ -12,7 +12,7 @@ from ssl3d.results.store import canonical_json
 from ssl3d.results.table import BASELINE, Cell, Row, TableModel
 
 if TYPE_CHECKING:
-    from ssl3d.results.statistics import Interval
+    from ssl3d.results.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LabelPoint:
     Attributes:
         fraction: of the training subjects, in (0, 1].
         mean: over seeds, in the unit of the metric.
-        interval: 95 %, see :func:`ssl3d.results.statistics.interval`; None when not asked for.
+        interval: 95 %, see :func:`ssl3d.results.intervals.interval`; None when not asked for.
         n_seeds, n_cases: behind the mean.
     """
 
@@ -68,7 +68,7 @@ def label_curves(model: TableModel, intervals: bool = True) -> list[LabelCurve]:
 
     Args:
         model: from :func:`ssl3d.results.table.build_table`; one table for each fraction.
-        intervals: compute a bootstrap interval for each point.
+        intervals: compute an interval for each point.
     """
     found: dict[str, dict[float, tuple[Row, Cell, str]]] = {}
     baselines: dict[str, float] = {}
@@ -114,7 +114,7 @@ def _own(identity: Mapping[str, Any]) -> str:
 def _point(fraction: float, cell: Cell, metric: str, intervals: bool) -> LabelPoint:
     bounds = None
     if intervals:
-        from ssl3d.results.statistics import interval
+        from ssl3d.results.intervals import interval
 
         bounds = interval(cell, metric)
     return LabelPoint(fraction, cell.mean, bounds, cell.n_seeds, cell.n_cases)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import zip_longest
 
 from ssl3d.results import wording
 from ssl3d.results.table import Cell, Column, Row, Table, TableModel
@@ -72,8 +74,7 @@ def _table(model: TableModel, table: Table) -> str:
         first += len(group)
     lines += [
         " & ".join(["Method", *(escape(c.title) for c in table.columns)]) + r" \\",
-        " & ".join(["", *(rf"\scriptsize $n$ = {escape(wording.support(c.support))}" for c in table.columns)])
-        + r" \\",
+        *_under_titles(table.columns),
         r"\midrule",
     ]
     for number, row in enumerate(table.rows):
@@ -89,6 +90,16 @@ def _table(model: TableModel, table: Table) -> str:
     return "\n".join([*lines, r"\end{table*}", ""])
 
 
+def _under_titles(columns: Sequence[Column]) -> list[str]:
+    """Return the lines of the header below the titles."""
+    lines = zip_longest(*(wording.under_title(column) for column in columns), fillvalue="")
+    texts = [[re.sub(r"^n\b", "$n$", escape(text)) for text in line] for line in lines]
+    return [
+        " & ".join(["", *(rf"\scriptsize {text}" if text else "" for text in line)]) + r" \\"
+        for line in texts
+    ]
+
+
 def _caption(model: TableModel, table: Table) -> str:
     legend = wording.legend(table, "bold", "underlined", colours="red: better, blue: worse", starred=True)
     parts = [wording.heading(model, table), legend, *wording.notes(table)]
@@ -99,7 +110,7 @@ def _caption(model: TableModel, table: Table) -> str:
 
 def _row(row: Row, table: Table) -> list[str]:
     """Return the lines of a method: its means, then one line for each kind of detail that it has."""
-    means = [escape(row.title)]
+    means = [escape(wording.row_title(row))]
     below: dict[Kind, dict[int, str]] = {}
     for place, column in enumerate(table.columns):
         cell = row.cells.get(column.key)
@@ -117,7 +128,7 @@ def _row(row: Row, table: Table) -> list[str]:
 def _mean(cell: Cell, column: Column) -> str:
     mean = wording.mean(cell, column)
     mean = rf"\textbf{{{mean}}}" if cell.best else rf"\underline{{{mean}}}" if cell.second else mean
-    deviation = rf" {{\scriptsize {escape(wording.sd(cell, column))}}}" if cell.sd is not None else ""
+    deviation = rf" {{\scriptsize {escape(wording.sd(cell, column))}}}" if wording.sd(cell, column) else ""
     significance = escape(wording.stars(cell))
     return f"{mean}{deviation}{significance}{escape(cell.marks)}"
 

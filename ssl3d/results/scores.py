@@ -21,6 +21,11 @@ def in_percent(metric: str) -> bool:
     return metric not in LOWER_IS_BETTER
 
 
+def of_classes(metric: str) -> bool:
+    """Whether ``metric`` is an AUC, which an output that is alike for all cases does not have."""
+    return metric in ("auc", "macro_auc")
+
+
 def scale(metric: str) -> float:
     """Return what turns the value of one case, as records keep it, into the unit of the score."""
     return 100.0 if in_percent(metric) else 1.0

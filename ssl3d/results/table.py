@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ from typing import TYPE_CHECKING, Any
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.results import scores
 from ssl3d.results.cost import Cost, cost_of, mixed_budgets
+from ssl3d.results.floor import floor, on_phantoms
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
 
 if TYPE_CHECKING:
-    from ssl3d.results.statistics import Comparison, Interval, Rank
+    from ssl3d.results.comparisons import Comparison
+    from ssl3d.results.intervals import Interval
+    from ssl3d.results.ranking import Rank
 
 BASELINE = "scratch"
 MODES = {"linear": "Linear", "finetune": "Fine-tune", "knn": "k-NN"}
@@ -39,6 +43,13 @@ _MARKS = "†‡§¶‖#"
 _NOTES = {"decoder random": "decoder random, frozen in the linear evaluation"}
 _INCOMPLETE = "folds are missing: the mean of those that are finished; not ranked"
 _UNFINISHED_SEEDS = "without seeds that lack folds"
+_CONSTANT = "the outputs do not differ between test cases, so there is no score; not ranked"
+_CONSTANT_ERROR = "the outputs do not differ between test cases; not ranked"
+_NOT_LEARNED = (
+    "pretext task not learned: on held-back volumes its loss is no better than that of an output that ignores its "
+    "input"
+)
+_PARTLY_LEARNED = "pretext task not learned by some seeds"
 _ONE_CHECKPOINT = "the seeds share one pretraining, so the deviation is that of the evaluation only"
 
 
@@ -51,6 +62,11 @@ class Column:
         metric: ``dsc``, ``auc``, ...; shown in capitals.
         support: (seeds, cases) that most cells of the column stand on.
         digits: decimals of its scores; what is equal at these is not told apart.
+        phantoms: all its records are of the bundled phantoms.
+        floor: differences smaller than this are luck of rounding, see :mod:`ssl3d.results.floor`; None where it
+            is not known.
+        detectable: the smallest difference to the reference that the table could have shown; filled in by
+            :func:`ssl3d.results.statistics.with_statistics`.
     """
 
     mode: str
@@ -58,6 +74,9 @@ class Column:
     metric: str
     support: tuple[int, int]
     digits: int = 1
+    phantoms: bool = False
+    floor: float | None = None
+    detectable: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -83,9 +102,11 @@ class Cell:
             the unit of what is predicted (see :mod:`ssl3d.results.scores`), as is every other figure here.
         n_cases: scored test cases of one seed, all folds together.
         delta: mean minus the mean of scratch; None without scratch.
-        best, second: best and second best of the column, at the decimals that it is shown with.
+        best, second: best and second best of the column, at the decimals that it is shown with, where the next
+            one is not within the column's floor.
         marks: signs of the footnotes that belong to this cell.
         missing_folds: folds that other cells of the column have and this one lacks.
+        constant: outputs of some seed that do not differ between test cases; such a cell has no AUC.
         paper: the paper's own figure in percent, where it was asked for and exists.
         excluded: counts of what no metric was computed for, by reason, over all seeds.
         interval, comparison, rank: filled in by :func:`ssl3d.results.statistics.with_statistics`.
@@ -99,6 +120,7 @@ class Cell:
     second: bool = False
     marks: str = ""
     missing_folds: tuple[str, ...] = ()
+    constant: bool = False
     paper: float | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     interval: Interval | None = None
@@ -120,6 +142,11 @@ class Cell:
         return math.sqrt(math.fsum((s - self.mean) ** 2 for s in self.seeds.values()) / (len(self.seeds) - 1))
 
     @property
+    def ranked(self) -> bool:
+        """Whether the cell can be compared with others: no fold is missing, and its outputs depend on the case."""
+        return not self.missing_folds and not self.constant
+
+    @property
     def n_seeds(self) -> int:
         return len(self.seeds)
 
@@ -131,7 +158,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one configuration; ``cells`` by (mode, task), ``cost`` where it was asked for."""
+    """One method in one configuration; ``cells`` by (mode, task), ``cost`` where it was asked for.
+
+    ``marks`` are the signs of the footnotes that belong to the whole row.
+    """
 
     method: str
     config: dict[str, Any]
@@ -139,6 +169,7 @@ class Row:
     trains: str
     cells: dict[tuple[str, str], Cell]
     cost: Cost | None = None
+    marks: str = ""
 
 
 @dataclass(frozen=True)
@@ -437,11 +468,10 @@ def _table(
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: _cell(records, folds, marks) for row, records in by_row.items()}
         metric = metrics.pop()
-        digits = scores.digits(metric, [cell.mean for cell in cells.values()])
-        for row, cell in _compared(cells, metric, digits).items():
+        column = _column(key, metric, cells.values(), flat["preset"])
+        for row, cell in _compared(cells, column).items():
             rows[row][key] = cell
-        support = Counter(cell.support for cell in cells.values()).most_common(1)[0][0]
-        columns.append(Column(*key, metric, support, digits))
+        columns.append(column)
 
     configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for (method, _), head in heads.items():
@@ -456,7 +486,10 @@ def _table(
                 for key, cell in cells.items()
             }
         title = head["method"]["title"] + _distinction(config, configs[method])
-        finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells))
+        signs = "".join(
+            marks.sign(text) for text in _of_pretext(r for c in cells.values() for r in c.records)
+        )
+        finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells, marks=signs))
     costs = {
         row.title: cost
         for row in finished
@@ -464,6 +497,32 @@ def _table(
     }
     caption = " ".join(filter(None, (_caption(flat, draft), mixed_budgets(costs))))
     return Table(caption, differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
+
+
+def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: str) -> Column:
+    cells = list(cells)
+    mode, task = key
+    support = Counter(cell.support for cell in cells).most_common(1)[0][0]
+    phantoms = on_phantoms(record for cell in cells for record in cell.records)
+    least = floor(preset, task, mode, support[0]) if phantoms else None
+    digits = scores.digits(metric, [cell.mean for cell in cells])
+    return Column(mode, task, metric, support, digits, phantoms, least)
+
+
+def _of_pretext(records: Iterable[Record]) -> list[str]:
+    """Return the footnote on the pretext task that a row's pretraining has not learned, if so."""
+    share = pretext_learned(records)
+    return [] if share in (None, 1.0) else [_PARTLY_LEARNED if share else _NOT_LEARNED]
+
+
+def pretext_learned(records: Iterable[Record]) -> float | None:
+    """Return the share of the pretrainings behind ``records`` that learned their pretext task; None where no one knows."""
+    learned: dict[Any, bool] = {}
+    for record in records:
+        said = (record.get("pretext") or {}).get("learned")
+        if said is not None:
+            learned[record["identity"].get("pretrain_seed")] = bool(said)
+    return fmean(learned.values()) if learned else None
 
 
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
@@ -523,6 +582,9 @@ def _cell(records: list[Record], folds: set[str], marks: _Marks) -> Cell:
     pretrain_seeds = {pretrain_seed for _, pretrain_seed in pooled}
     if len(pooled) > 1 and len(pretrain_seeds) == 1 and None not in pretrain_seeds:
         texts.append(_ONE_CHECKPOINT)
+    constant = any(record.get("constant_output") for splits in whole.values() for record in splits.values())
+    if constant:
+        texts.append(_CONSTANT if scores.of_classes(records[0]["metric"]) else _CONSTANT_ERROR)
     used = tuple(record for splits in whole.values() for record in splits.values())
     excluded: Counter[str] = Counter()
     for record in used:
@@ -532,6 +594,7 @@ def _cell(records: list[Record], folds: set[str], marks: _Marks) -> Cell:
         n_cases=max(count for _, count in pooled.values()),
         marks="".join(marks.sign(text) for text in texts),
         missing_folds=missing,
+        constant=constant,
         excluded=dict(excluded),
         records=used,
     )
@@ -561,22 +624,28 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     return fmean(record["score"] for record in folds), len(per_case)
 
 
-def _compared(cells: Mapping[tuple[str, str], Cell], metric: str, digits: int) -> dict[tuple[str, str], Cell]:
+def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tuple[str, str], Cell]:
     """Fill in differences to scratch, best and second best of one column."""
-    baseline = next((cell.mean for (method, _), cell in cells.items() if method == BASELINE), None)
+    scored = {row: c for row, c in cells.items() if not (c.constant and scores.of_classes(column.metric))}
+    baseline = next((cell.mean for (method, _), cell in scored.items() if method == BASELINE), None)
     shown = sorted(
-        {round(c.mean, digits) for c in cells.values() if not c.missing_folds},
-        reverse=scores.sign(metric) > 0,
+        {round(c.mean, column.digits) for c in cells.values() if c.ranked},
+        reverse=scores.sign(column.metric) > 0,
     )
+    # What lies within the floor of the next one is not told apart from it.
+    clear = [abs(a - b) >= (column.floor or 0.0) for a, b in pairwise(shown)]
     compared = {}
     for row, cell in cells.items():
-        value, ranked = round(cell.mean, digits), not cell.missing_folds
+        value = round(cell.mean, column.digits)
+        first, second = (cell.ranked and value in shown[k : k + 1] for k in (0, 1))
         compared[row] = replace(
             cell,
-            delta=None if baseline is None or row[0] == BASELINE else cell.mean - baseline,
+            delta=None
+            if baseline is None or row[0] == BASELINE or row not in scored
+            else cell.mean - baseline,
             # A lone row is not the best of anything, and of two the second is the last.
-            best=ranked and len(cells) > 1 and value == shown[0],
-            second=ranked and len(cells) > 2 and len(shown) > 1 and value == shown[1],
+            best=first and len(cells) > 1 and all(clear[:1]),
+            second=second and len(cells) > 2 and all(clear[:2]),
         )
     return compared
 

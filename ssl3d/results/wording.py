@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ssl3d.results import scores
 from ssl3d.results.cost import Cost
-from ssl3d.results.table import PAPER, Cell, Column, Table, TableModel
+from ssl3d.results.table import PAPER, Cell, Column, Row, Table, TableModel
 
 Kind = Literal["delta", "interval", "p", "rank", "paper", "support"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -38,12 +38,29 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def unscored(cell: Cell, column: Column) -> bool:
+    """Whether the cell has no score: an AUC of outputs that do not differ between cases."""
+    return cell.constant and scores.of_classes(column.metric)
+
+
 def mean(cell: Cell, column: Column) -> str:
-    return f"{cell.mean:.{column.digits}f}"
+    return "const." if unscored(cell, column) else f"{cell.mean:.{column.digits}f}"
 
 
 def sd(cell: Cell, column: Column) -> str:
-    return "" if cell.sd is None else f"±{cell.sd:.{column.digits}f}"
+    return "" if cell.sd is None or unscored(cell, column) else f"±{cell.sd:.{column.digits}f}"
+
+
+def under_title(column: Column) -> list[str]:
+    """Return the lines below the title of a column: its support, and what it could have shown."""
+    lines = [f"n = {support(column.support)}"]
+    if column.detectable is not None:
+        lines.append(f"shows {column.detectable:.{column.digits}f}")
+    return lines
+
+
+def row_title(row: Row) -> str:
+    return printable(row.title) + row.marks
 
 
 def shown_delta(cell: Cell, column: Column) -> float | None:
@@ -79,10 +96,11 @@ def details(cell: Cell, column: Column) -> list[Detail]:
         found.append(Detail("interval", f"[{', '.join(bounds)}]"))
     if cell.comparison:
         p = cell.comparison.p_holm
-        text = "n.p." if cell.comparison.powerless else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        text = "n.p." if cell.comparison.note else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
         found.append(Detail("p", text, cell.comparison.significant))
     if cell.rank:
-        found.append(Detail("rank", f"#{cell.rank.rank} ({cell.rank.low}-{cell.rank.high})"))
+        known = "" if cell.rank.low is None else f" ({cell.rank.low}-{cell.rank.high})"
+        found.append(Detail("rank", f"#{cell.rank.rank}{known}"))
     if cell.paper is not None:
         found.append(Detail("paper", f"paper {cell.paper:.1f}"))
     if cell.support != column.support:
@@ -95,9 +113,25 @@ def support(value: tuple[int, int]) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """Return the lines below the legend: footnotes, then what the statistics have to say."""
+    """Return the lines below the legend: footnotes, what the statistics have to say, and the floor."""
     lines = [f"{mark} {printable(text)}." for mark, text in table.footnotes]
-    return lines + [f"{printable(text)}." for text in table.remarks]
+    return lines + [f"{printable(text)}." for text in (*table.remarks, *floor_remarks(table))]
+
+
+def floor_remarks(table: Table) -> list[str]:
+    """Say of a table of phantoms how far two equal runs lie apart by rounding; nothing of other tables."""
+    measured = [c for c in table.columns if c.phantoms and c.floor is not None]
+    unknown = [f"{c.group} {c.title}" for c in table.columns if c.phantoms and c.floor is None]
+    remarks = []
+    if measured:
+        floors = ", ".join(f"{c.group} {c.title} {c.floor:.{c.digits}f}" for c in measured)
+        remarks.append(
+            "Floor: two rows that differ by rounding only (threads, kind of processor) are up to so far apart, 95 %, "
+            f"with these seeds: {floors}; what is smaller is not bold"
+        )
+    if unknown:
+        remarks.append(f"The luck of rounding was not measured for {', '.join(unknown)}")
+    return remarks
 
 
 def heading(model: TableModel, table: Table) -> str:
@@ -131,7 +165,8 @@ def legend(table: Table, best: str, second: str, colours: str = "", starred: boo
         colours: how the format colours differences to scratch, if it does.
         starred: the format puts :func:`stars` beside the means.
     """
-    cells = [cell for row in table.rows for cell in row.cells.values()]
+    shown = [(row.cells[c.key], c) for row in table.rows for c in table.columns if c.key in row.cells]
+    cells = [cell for cell, _ in shown]
     parts = [f"Mean over seeds {units([column.metric for column in table.columns])}"]
     if any(cell.sd is not None for cell in cells):
         parts.append("± standard deviation over seeds")
@@ -142,6 +177,8 @@ def legend(table: Table, best: str, second: str, colours: str = "", starred: boo
         parts.append(f"{best}: best")
     if second and any(cell.second for cell in cells):
         parts.append(f"{second}: second")
+    if any(unscored(cell, column) for cell, column in shown):
+        parts.append("const.: outputs alike for all cases")
     if starred and any(stars(cell) for cell in cells):
         parts.append("*, **, ***: Holm-adjusted p at most 0.05, 0.01, 0.001")
     if any(cell.paper is not None for cell in cells):

@@ -1,0 +1,48 @@
+"""The floor: how far two runs lie apart that differ by rounding only, measured on the phantoms.
+
+Another number of threads or another kind of processor changes the last digit of every sum, and training makes a
+difference of scores out of it. ``floor.json`` holds what ``benchmarks/floor.py`` measured: the standard deviation of
+the score of runs whose initial weights differ by 1e-6.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl3d.results.store import Record
+
+FILE = Path(__file__).with_name("floor.json")
+
+
+@lru_cache(maxsize=2)
+def _measured(path: Path) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
+    return found
+
+
+def on_phantoms(records: Iterable[Record]) -> bool:
+    """Return whether all of ``records`` were made on the bundled phantoms."""
+    runs = [record.get("run") or {} for record in records]
+    return bool(runs) and all(run.get("data") == "phantoms" and not run.get("task_data") for run in runs)
+
+
+def floor(preset: str, task: str, mode: str, seeds: int) -> float | None:
+    """Return the difference of two means over ``seeds`` that rounding alone stays below in 95 % of cases.
+
+    None where it was not measured. With a standard deviation s of one run it is 1.96 s sqrt(2 / seeds).
+
+    Args:
+        preset: of the records.
+        task, mode: of the column.
+        seeds: of each row.
+    """
+    found = _measured(FILE).get(preset, {}).get(task, {}).get(mode)
+    return None if found is None else 1.96 * float(found["sd"]) * math.sqrt(2 / seeds)
