@@ -37,13 +37,13 @@ class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun.
 
-    >>> count(1, "case"), count(2, "case")
-    ('1 case', '2 cases')
+    >>> count(1, "case"), count(2, "case"), count(2, "entry", "entries")
+    ('1 case', '2 cases', '2 entries')
     """
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def printable(text: str) -> str:

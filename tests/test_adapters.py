@@ -12,6 +12,7 @@ import pytest
 
 from ssl3d.data.adapters import ASOCA, BUILTIN_DATASETS, CANDI, MMWHS, STOIC, Folder, image_suffix
 from ssl3d.data.cohort import Dataset, natural_key
+from ssl3d.data.listing import list_cases
 from ssl3d.errors import DataError
 
 
@@ -126,19 +127,20 @@ def test_folder_takes_volumes_and_reports_the_rest(tmp_path: Path, caplog: pytes
         "segment.nii",
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
-        cases = Folder().cases(tmp_path)
+        cases = list_cases(Folder(), tmp_path).cases
     assert [case.id for case in cases] == ["a/scan2", "a/scan10", "b/c/x", "d", "e", "m", "segment"]
     assert all(case.subject == case.id and not case.labelled for case in cases)
-    left_out = {path.name for path in Folder().skipped(tmp_path)}
+    left_out = {entry.path.name for entry in Folder().left_out(tmp_path)}
     assert left_out == {
         "notes.txt", ".hidden.nii", "._a.nii.gz", "scan2_seg.nii.gz", "label.nii", "x_Mask.nrrd", "y.dcm",
     }  # fmt: skip
-    assert "7 files left out" in caplog.text
+    assert "2 entries left out: is a hidden file (._a.nii.gz, .hidden.nii)" in caplog.text
+    assert "3 entries left out: is named as a segmentation" in caplog.text
 
 
 def test_folder_without_volumes(tmp_path: Path) -> None:
     touch(tmp_path, "IM0001.dcm", "readme.txt")
-    with pytest.raises(DataError, match=r"holds no volume: found 2 files ending in \.dcm, \.txt.*dcm2niix"):
+    with pytest.raises(DataError, match=r"holds no volume: found 2 entries ending in \.dcm, \.txt.*dcm2niix"):
         Folder().cases(tmp_path)
 
 

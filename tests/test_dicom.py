@@ -14,6 +14,7 @@ from ssl3d.data.adapters import Folder
 from ssl3d.data.cohort import Case
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.data.integrity import check_file
+from ssl3d.data.listing import list_cases
 from ssl3d.data.prepare import prepare
 from ssl3d.data.steps import Preparation
 from ssl3d.data.volume import read_volume
@@ -139,9 +140,12 @@ def test_several_series_in_one_folder_are_told_apart(
         "holds 2 DICOM series, one of each starting at: A0000"
     )
     with caplog.at_level(logging.WARNING):
-        cases = Folder().cases(tmp_path / "d")
+        cases = list_cases(Folder(), tmp_path / "d").cases
     assert [case.id for case in cases] == ["other", "patient/series1", "patient/series2"]
-    assert "1 files left out" in caplog.text and "notes.txt" in caplog.text
+    assert (
+        "1 entry left out: is not of a format that is read (notes.txt)" in caplog.text
+        and "notes.txt" in caplog.text
+    )
     assert read_volume(cases[1].image).data.shape == first.shape
     np.testing.assert_array_equal(
         read_volume(cases[2].image).data, second[::-1, ::-1].astype(np.float32) - 1024
@@ -290,8 +294,8 @@ def test_what_is_no_scan_is_named_and_does_not_disturb_the_scan(
         assert check_file(path) == []
         np.testing.assert_array_equal(read_volume(path).data, data[::-1, ::-1].astype(np.float32) - 1024)
     with caplog.at_level(logging.WARNING):
-        assert len(Folder().cases(tmp_path)) == 1
-    assert f"1 files left out that are not images ({name}: {kind})" in caplog.text
+        assert len(list_cases(Folder(), tmp_path).cases) == 1
+    assert f"1 entry left out: is {kind}, not a scan ({name})" in caplog.text
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(shipped(name), alone / name)

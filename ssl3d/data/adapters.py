@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from ssl3d.data.cohort import (
     read_table,
 )
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
+from ssl3d.data.entries import FETCH, LeftOut, leads_nowhere, walk
 from ssl3d.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,6 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
 
 
-def _described(path: Path) -> str:
-    """Return the name of a file that is left out, and what it is where that is known."""
-    kind = not_a_scan(path) if is_dicom(path) else None
-    return f"{path.name}: {kind}" if kind else path.name
-
-
 def _by_id(cases: list[Case]) -> list[Case]:
     return sorted(cases, key=lambda case: natural_key(case.id))
 
@@ -60,6 +55,7 @@ class MMWHS(Dataset):
     """
 
     name = "mmwhs"
+    subjects_known = True
     summary = "MM-WHS 2017: cardiac CT, 7 heart structures"
     layout = (
         "ct_train/ct_train_1001_image.nii.gz, ct_train/ct_train_1001_label.nii.gz, "
@@ -111,6 +107,7 @@ class ASOCA(Dataset):
     """
 
     name = "asoca"
+    subjects_known = True
     summary = "ASOCA 2020: cardiac CT angiography, coronary arteries"
     layout = "Normal/CTCA/Normal_1.nrrd, Normal/Annotations/Normal_1.nrrd, and the same in Diseased/"
     modality = "ct"
@@ -166,6 +163,7 @@ class CANDI(Dataset):
     """
 
     name = "candi"
+    subjects_known = True
     summary = "CANDI: T1 brain MR, 28 structures in left/right pairs"
     layout = "HC_001/HC_001_procimg.nii.gz, HC_001/HC_001_seg.nii.gz (BPDwithPsy, BPDwithoutPsy, HC, SS)"
     modality = "mr"
@@ -196,6 +194,7 @@ class STOIC(Dataset):
     """
 
     name = "stoic"
+    subjects_known = True
     summary = "STOIC 2021: chest CT, COVID-19 yes/no"
     layout = "data/mha/<PatientID>.mha, metadata/reference.csv (PatientID, probCOVID, probSevere)"
     modality = "ct"
@@ -246,10 +245,10 @@ class STOIC(Dataset):
 class Folder(Dataset):
     """Any folder of volumes, for pretraining: every NIfTI, NRRD, MetaImage and DICOM series is a case.
 
-    Each file or series is a subject of its own; several series in one folder are told apart by their
-    unique ids. Left out, and counted in a warning: files of other kinds, hidden files, and files whose
-    name says that they are segmentations (``..._seg``, ``..._label``, ``..._mask``). A file with an
-    image's ending that cannot be read is an error.
+    Links are followed. Each file or series is a subject of its own, unless there is a subject pattern; several series
+    in one folder are told apart by their unique ids. Left out, and named: files of other kinds, hidden files, and files
+    whose name says that they are segmentations (``..._seg``, ``..._label``, ``..._mask``). A file with an image's
+    ending that cannot be read, or a link that leads nowhere, is an error.
 
     Modality and offset are found from the values when the cohort is prepared: CT in HU where the
     median over the files of the first percentile is below -200 (then 1024 is added), else each
@@ -264,19 +263,9 @@ class Folder(Dataset):
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
-        images, series, skipped = self._sort_out(root)
+        images, series, left_out = self._sort_out(root)
         if not images and not series:
-            endings = sorted({image_suffix(path) or path.suffix or path.name for path in skipped})
-            found = f"{len(skipped)} files ending in {', '.join(endings[:8])}" if skipped else "empty folders"
-            headless = [path for path in skipped if path.suffix.lower() == ".dcm" and not is_dicom(path)]
-            hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * bool(headless)
-            kinds = sorted({kind for path in skipped if is_dicom(path) and (kind := not_a_scan(path))})
-            if kinds:
-                hint += f" Of the DICOM files some are no scans: {', '.join(kinds)}."
-            if any(image_suffix(path) for path in skipped):
-                hint += " Hidden files are left out, and ..._seg, ..._label, ..._mask as segmentations."
-            fix = f"give a folder with {self.layout}"
-            raise DataError(f"{root} holds no volume: found {found}. Fix: {fix}.{hint}")
+            raise self._nothing_error(root, left_out)
         cases: dict[str, Case] = {}
         for path in images:
             name = path.relative_to(root).as_posix()
@@ -289,35 +278,53 @@ class Folder(Dataset):
             cases[case_id] = Case(id=case_id, subject=case_id, image=path)
         for case_id, path in series.items():
             cases[case_id] = Case(id=case_id, subject=case_id, image=path)
-        if skipped:
-            names = ", ".join(map(_described, skipped[:5])) + ", ..." * (len(skipped) > 5)
-            logger.warning("%s: %d files left out that are not images (%s)", root, len(skipped), names)
         return _by_id(list(cases.values()))
 
-    def skipped(self, root: Path) -> list[Path]:
+    def left_out(self, root: Path) -> list[LeftOut]:
         return self._sort_out(open_root(root, self.layout))[2]
 
+    def _nothing_error(self, root: Path, left_out: Sequence[LeftOut]) -> DataError:
+        paths = [entry.path for entry in left_out]
+        endings = sorted({image_suffix(path) or path.suffix or path.name for path in paths})
+        found = f"{len(paths)} entries ending in {', '.join(endings[:8])}" if paths else "empty folders"
+        headless = [
+            path for path in paths if path.suffix.lower() == ".dcm" and path.is_file() and not is_dicom(path)
+        ]
+        hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * bool(headless)
+        if any(image_suffix(path) for path in paths):
+            hint += " Hidden files are left out, and ..._seg, ..._label, ..._mask as segmentations."
+        reasons = list(dict.fromkeys(f"{entry.path.name} {entry.reason}" for entry in left_out))
+        hint += f" ({'; '.join(reasons[:5])}{'; ...' * (len(reasons) > 5)})" * bool(reasons)
+        return DataError(
+            f"{root} holds no volume: found {found}. Fix: give a folder with {self.layout}.{hint}"
+        )
+
     @staticmethod
-    def _sort_out(root: Path) -> tuple[list[Path], dict[str, Path], list[Path]]:
-        """Return images, DICOM series (id -> first slice) and files left out, each sorted.
+    def _sort_out(root: Path) -> tuple[list[Path], dict[str, Path], list[LeftOut]]:
+        """Return images (and links to some that are not there), DICOM series (id -> first slice), and the rest.
 
         Voxel files of detached headers and the other slices of a series are none of these.
         """
+        tree = walk(root)
         images: list[Path] = []
-        others: list[Path] = []
+        others: list[LeftOut] = list(tree.left_out)
         slices: set[Path] = set()
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            suffix = image_suffix(path)
-            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if suffix is None and not hidden and is_dicom(path):
-                slices.add(path)
-            elif suffix is None or hidden or _LABEL_NAME.search(path.name[: -len(suffix)]):
-                others.append(path)
-            else:
+        for path in (*tree.files, *tree.dangling):
+            suffix, lost = image_suffix(path), leads_nowhere(path)
+            if path.name.startswith("."):
+                others.append(LeftOut(path, "is a hidden file"))
+            elif suffix is not None and _LABEL_NAME.search(path.name[: -len(suffix)]):
+                others.append(LeftOut(path, "is named as a segmentation"))
+            elif suffix is not None:
                 images.append(path)
-        detached = any(image_suffix(path) in {".mhd", ".nhdr"} for path in images)
-        if detached:
-            others = [path for path in others if not path.name.lower().endswith(_DETACHED_SUFFIXES)]
+            elif lost:
+                others.append(LeftOut(path, lost, FETCH if _may_be_dicom(path) else ""))
+            elif is_dicom(path):
+                slices.add(path)
+            else:
+                others.append(LeftOut(path, "is not of a format that is read"))
+        if any(image_suffix(path) in {".mhd", ".nhdr"} for path in images):
+            others = [left for left in others if not left.path.name.lower().endswith(_DETACHED_SUFFIXES)]
         series: dict[str, Path] = {}
         for folder in sorted({path.parent for path in slices}):
             found = list(series_of(folder).values())
@@ -325,7 +332,17 @@ class Folder(Dataset):
             name = folder.relative_to(root).as_posix() if folder != root else root.name
             for number, files in enumerate(found, start=1):
                 series[name if len(found) == 1 else f"{name}/series{number}"] = files[0]
-        return images, series, sorted([*others, *slices])  # what has the preamble but belongs to no series
+        for path in slices:  # what has the preamble but belongs to no series
+            kind = not_a_scan(path)
+            others.append(
+                LeftOut(path, f"is {kind}, not a scan" if kind else "is DICOM, but no slice of a series")
+            )
+        return sorted(images), series, sorted(others)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file that is not there may have been a slice: by its ending, or because it has none."""
+    return path.suffix.lower() in {"", ".dcm", ".dicom", ".ima"} or path.suffix[1:].isdigit()
 
 
 BUILTIN_DATASETS: tuple[Dataset, ...] = (MMWHS(), ASOCA(), CANDI(), STOIC(), Folder())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
+from ssl3d.data.entries import LeftOut
 from ssl3d.errors import ConfigError, DataError
 
 Modality = Literal["ct", "mr", "auto"]
@@ -92,6 +93,11 @@ class Dataset:
         affine: of files whose sform and qform disagree, the one that is right; None: they are refused.
         channel: of images with several channels, the one that is read: its number from 0, or its
             name where the layout has names; None: they are refused.
+        subject_pattern: regular expression that takes the person from a case's id; None: :meth:`cases` says.
+        subjects_known: whether :meth:`cases` knows who is on which image; where it takes each image for a person
+            and nobody gave a pattern, names that look like visits lead to a warning.
+        lists_folder: whether every image below the root is expected to be a case or part of one; those that are
+            not are then named.
     """
 
     name: str
@@ -106,6 +112,9 @@ class Dataset:
     empty_labels: bool = False
     affine: Literal["sform", "qform"] | None = None
     channel: int | str | None = None
+    subject_pattern: str | None = None
+    subjects_known: bool = False
+    lists_folder: bool = True
 
     def open(self, root: Path, labels: bool = True) -> Dataset:
         """Return the adapter for the release below ``root``: itself, unless the facts are in the files.
@@ -152,8 +161,12 @@ class Dataset:
             )
         return Reading(self.affine, None if self.channel is None else int(self.channel))
 
-    def skipped(self, root: Path) -> list[Path]:
-        """Return the files below ``root`` that :meth:`cases` leaves out on purpose."""
+    def left_out(self, root: Path) -> list[LeftOut]:
+        """Return the entries below ``root`` that :meth:`cases` does not read, with the reason of each.
+
+        One with a fix ought to be read: it is an error, or named and done without by the policy "skip". Images and
+        dangling links that neither a case nor this mentions are found by :func:`ssl3d.data.listing.list_cases`.
+        """
         return []
 
     def label_names(self) -> tuple[str, ...]:

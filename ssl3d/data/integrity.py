@@ -23,7 +23,9 @@ import numpy as np
 from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
+from ssl3d.data.entries import FETCH, leads_nowhere
 from ssl3d.data.headers import Header, HeaderError, read_header
+from ssl3d.data.people import SAY_SUBJECTS, may_be_one_person
 from ssl3d.errors import DataError, count, printable
 
 if TYPE_CHECKING:
@@ -162,13 +164,7 @@ def check_place(path: Path) -> list[Finding]:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink():
-            loops = error.errno == errno.ELOOP
-            problem = (
-                "is a link that leads back to itself"
-                if loops
-                else f"is a link to {path.readlink()}, which is not there"
-            )
-            return [Finding(path, problem, "fetch or copy what it points to, or remove the link")]
+            return [Finding(path, leads_nowhere(path) or "cannot be opened", FETCH)]
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
         return [
@@ -754,9 +750,11 @@ def check_between(
             problem = f"is listed as {twin.id} too" if same else f"has the same voxels as {twin.image}"
             found.append(Finding(case.image, problem, fix))
         owner = labels.setdefault(label, case) if label else case
-        if owner is not case and case.label and owner.label != case.label and owner.subject != case.subject:
+        shared = owner.label == case.label or owner.subject == case.subject
+        if case.label and not shared and not may_be_one_person(owner.id, case.id):
             problem = f"has the same voxels as {owner.label}, the label of another image"
-            found.append(Finding(case.label, problem, "give each image its own label"))
+            fix = "give each image its own label; if both show one person, say so (" + SAY_SUBJECTS.format("REGEX") + ")"
+            found.append(Finding(case.label, problem, fix))
         other = parts.setdefault(case.subject, case) if case.subset else case
         if other.subset != case.subset:
             problem = (

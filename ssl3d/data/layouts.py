@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ssl3d.data.cohort import (
     open_root,
     read_table,
 )
+from ssl3d.data.entries import LeftOut, walk
 from ssl3d.data.integrity import CHOOSE_CHANNEL
 from ssl3d.errors import DataError
 
@@ -129,6 +131,61 @@ def _channel(dataset: Dataset, channels: Any, path: Path) -> tuple[int, str]:
     raise DataError(f"{path}: there is no channel {wanted}. Fix: choose one of {there}.")
 
 
+_NNUNET_PARTS: dict[Subset, str] = {"train": "Tr", "test": "Ts"}
+
+
+@dataclass
+class _Found:
+    """What the folders of one part of an nnU-Net data set hold."""
+
+    cases: list[Case] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[LeftOut]]:
+    """Return name without ending -> file, for the files of a folder that end in ``ending``; and all the others.
+
+    Raises:
+        DataError: two files have one name, but for the case of their endings.
+    """
+    files: dict[str, Path] = {}
+    others: list[LeftOut] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        suffix = image_suffix(path)
+        if path.name.startswith("."):
+            others.append(LeftOut(path, "is hidden"))
+        elif suffix is None:
+            others.append(LeftOut(path, "is not of a format that is read"))
+        elif suffix != ending.lower():
+            fix = "convert it, or correct file_ending"
+            others.append(
+                LeftOut(path, f'ends in {suffix}, but dataset.json has file_ending "{ending}"', fix)
+            )
+        else:
+            stem = path.name[: -len(suffix)]
+            if stem in files:
+                raise DataError(f"{files[stem]} and {path} have the same name. Fix: keep one of them.")
+            files[stem] = path
+    return files, others
+
+
+def _broken_promises(root: Path, facts: Mapping[str, Any], counts: Mapping[str, int]) -> list[LeftOut]:
+    """Return where ``dataset.json`` gives other numbers of cases than there are.
+
+    ``numTest`` counts only where the test images are there: many releases are passed on without.
+    """
+    broken = []
+    for key, subset, what in (("numTraining", "train", "training"), ("numTest", "test", "test")):
+        promised, there = facts.get(key), counts.get(subset, 0)
+        if not isinstance(promised, int) or promised == there or (subset == "test" and not there):
+            continue
+        problem = f"promises {promised} {what} cases ({key}), and {there} are there"
+        fix = f"add the missing ones, or correct {key}"
+        broken.append(LeftOut(root / "dataset.json", problem, fix))
+    return broken
+
+
 class NNUNet(Dataset):
     """nnU-Net raw data, versions 1 and 2 (github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md).
 
@@ -157,12 +214,29 @@ class NNUNet(Dataset):
         if isinstance(facts.get("dataset"), dict):
             cases = self._listed(root, facts["dataset"])
         else:
-            cases = self._found(root, str(facts.get("file_ending") or ".nii.gz"))
+            found = [self._found(root, subset, facts) for subset in _NNUNET_PARTS]
+            cases = [case for part in found for case in part.cases]
+            problems = [problem for part in found for problem in part.problems]
+            if cases and problems:
+                raise incomplete_error(
+                    self, problems, "copy the missing files, or remove the ones left alone."
+                )
         if not any(case.subset == "train" for case in cases):
             raise layout_error(
                 root, self, f"there is no image ..._{int(self.channel or 0):04d} in imagesTr/."
             )
         return _by_id(cases)
+
+    def left_out(self, root: Path) -> list[LeftOut]:
+        root = open_root(root, self.layout)
+        facts = _read_json(root / "dataset.json", self)
+        if isinstance(facts.get("dataset"), dict):
+            counts, left_out = {"train": len(facts["dataset"])}, []
+        else:
+            found = {subset: self._found(root, subset, facts) for subset in _NNUNET_PARTS}
+            counts = {subset: len(part.cases) for subset, part in found.items()}
+            left_out = [entry for part in found.values() for entry in part.left_out]
+        return left_out + _broken_promises(root, facts, counts)
 
     def _listed(self, root: Path, entries: Mapping[str, Any]) -> list[Case]:
         """Version 2 may list files by name, relative to the folder."""
@@ -185,33 +259,53 @@ class NNUNet(Dataset):
             ))  # fmt: skip
         return cases
 
-    def _found(self, root: Path, ending: str) -> list[Case]:
+    def _found(self, root: Path, subset: Subset, facts: Mapping[str, Any]) -> _Found:
+        """Sort out every entry of imagesTr and labelsTr, or of imagesTs and labelsTs.
+
+        Endings are compared without regard to case, and links are followed.
+        """
+        ending = str(facts.get("file_ending") or ".nii.gz")
         if image_suffix(Path(f"x{ending}")) is None:
             raise DataError(
                 f'{root / "dataset.json"}: files that end in "{ending}" cannot be read. '
                 f"Fix: convert them to one of {', '.join(IMAGE_SUFFIXES)}."
             )
-        cases, problems = [], []
-        parts: tuple[tuple[Subset, str], ...] = (("train", "Tr"), ("test", "Ts"))
-        for subset, letters in parts:
-            labels = root / f"labels{letters}"
-            known = set()
-            tail = f"_{int(self.channel or 0):04d}{ending}"
-            for image in sorted((root / f"images{letters}").glob(f"[!.]*{tail}")):
-                case_id = image.name.removesuffix(tail)
-                label = labels / f"{case_id}{ending}"
-                known.add(label.name)
-                if not label.is_file() and (subset == "train" or labels.is_dir()):
-                    problems.append(f"{image} has no label {label}")
-                cases.append(Case(
-                    id=case_id, subject=case_id, image=image, label=label if label.is_file() else None,
-                    subset=subset,
-                ))  # fmt: skip
-            orphans = [path for path in sorted(labels.glob(f"[!.]*{ending}")) if path.name not in known]
-            problems += [f"{path} has no image in images{letters}" for path in orphans]
-        if cases and problems:
-            raise incomplete_error(self, problems, "copy the missing files, or remove the ones left alone.")
-        return cases
+        folder, of_labels = (root / f"{kind}{_NNUNET_PARTS[subset]}" for kind in ("images", "labels"))
+        channel, found = int(self.channel or 0), _Found()
+        labels, others = _by_stem(of_labels, ending)
+        found.left_out += others
+        known: dict[str, Path] = {}
+        images, others = _by_stem(folder, ending)
+        found.left_out += others
+        for stem, image in images.items():
+            numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+            if numbered is None:
+                fix = f"call it {stem}_{channel:04d}{ending} if it is channel {channel} of a case, or take it out"
+                found.left_out.append(
+                    LeftOut(image, "has no number of a channel (_0000) before its ending", fix)
+                )
+            elif int(numbered[2]) != channel:
+                found.left_out.append(LeftOut(image, f"is another channel than {channel:04d}"))
+            else:
+                known[numbered[1]] = image
+        for case_id, image in known.items():
+            label = labels.get(case_id)
+            if label is None and (subset == "train" or of_labels.is_dir()):
+                found.problems.append(f"{image} has no label {of_labels / f'{case_id}{ending}'}")
+            found.cases.append(Case(id=case_id, subject=case_id, image=image, label=label, subset=subset))
+        named = {
+            entry.path.name[: -len(image_suffix(entry.path) or "")] for entry in found.left_out if entry.fix
+        }
+        for stem, label in labels.items():
+            if stem in known:
+                continue
+            if named & {stem, f"{stem}_{channel:04d}"}:
+                found.left_out.append(
+                    LeftOut(label, f"belongs to an image of {folder.name} that is left out")
+                )
+            else:
+                found.problems.append(f"{label} has no image in {folder.name}")
+        return found
 
 
 class MSD(Dataset):
@@ -262,6 +356,12 @@ class MSD(Dataset):
             )
         return _by_id(cases)
 
+    def left_out(self, root: Path) -> list[LeftOut]:
+        root = open_root(root, self.layout)
+        facts = _read_json(root / "dataset.json", self)
+        counts = {part: len(facts.get(key) or []) for part, key in (("train", "training"), ("test", "test"))}
+        return _broken_promises(root, facts, counts)
+
 
 class BIDS(Dataset):
     """Anatomical MR in the Brain Imaging Data Structure (bids-specification.readthedocs.io).
@@ -273,6 +373,7 @@ class BIDS(Dataset):
     """
 
     name = "bids"
+    subjects_known = True
     summary = "BIDS: anatomical MR (T1w and friends), dseg segmentations"
     layout = "sub-<id>/[ses-<id>/]anat/sub-<id>_T1w.nii.gz, derivatives/<pipeline>/sub-<id>/anat/sub-<id>_dseg.nii.gz"
     modality = "mr"
@@ -280,7 +381,8 @@ class BIDS(Dataset):
 
     def open(self, root: Path, labels: bool = True) -> Dataset:
         root = open_root(root, self.layout)
-        tables = sorted({*root.glob("*dseg.tsv"), *root.glob("derivatives/**/*dseg.tsv")})
+        below = walk(root / "derivatives").files if labels and (root / "derivatives").is_dir() else []
+        tables = sorted({*root.glob("*dseg.tsv"), *(p for p in below if p.name.endswith("dseg.tsv"))})
         if not tables or not labels:
             return self
         names: dict[int, str] = {}
@@ -295,7 +397,7 @@ class BIDS(Dataset):
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
-        ending = re.compile(rf"_({'|'.join(self.suffixes)})\.nii(\.gz)?$")
+        ending = re.compile(rf"_({'|'.join(self.suffixes)})(?i:\.nii(\.gz)?)$")
         images = [path for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*") for path in root.glob(pattern)]
         images = sorted(path for path in images if ending.search(path.name))
         if not images:
@@ -313,10 +415,10 @@ class BIDS(Dataset):
         return _by_id(cases)
 
     def _dseg(self, root: Path, folder: Path, entities: str) -> Path | None:
-        pattern = re.compile(rf"{re.escape(entities)}(_desc-[^_]+)?_dseg\.nii(\.gz)?$")
+        pattern = re.compile(rf"{re.escape(entities)}(_desc-[^_]+)?_dseg(?i:\.nii(\.gz)?)$")
         places = [root / folder, *sorted(path / folder for path in root.glob("derivatives/*"))]
         found = sorted(
-            path for place in places for path in place.glob("*_dseg.nii*") if pattern.match(path.name)
+            path for place in places for path in place.glob("*_dseg.*") if pattern.match(path.name)
         )
         if len(found) > 1:
             raise DataError(
@@ -334,6 +436,7 @@ class NNSSL(Dataset):
     """
 
     name = "nnssl"
+    subjects_known, lists_folder = True, False
     summary = "nnssl: pretrain_data.json that lists subjects, sessions and images"
     layout = 'pretrain_data.json with "datasets" > "subjects" > "sessions" > "images" > "image_path"'
 
@@ -382,6 +485,7 @@ class Table(Dataset):
     """
 
     name = "csv"
+    lists_folder = False
     summary = "CSV file: subject, image, label or class or value, split"
     layout = "a CSV file with the columns subject, image, label or class or value, split"
 
@@ -389,7 +493,9 @@ class Table(Dataset):
         rows = self._rows(root)[1]
         several = self._several(rows)
         names = sorted({name for row in rows for name in self._classes(row, several)}, key=natural_key)
-        return self.with_facts(target_names=dict(enumerate(names)))
+        return self.with_facts(
+            target_names=dict(enumerate(names)), subjects_known=any(row.get("subject") for row in rows)
+        )
 
     def cases(self, root: Path) -> list[Case]:
         table, rows = self._rows(root)

@@ -194,6 +194,7 @@ def prepare(
     min_shape: tuple[int, int, int] | None = None,
     max_bytes: int = MAX_BYTES,
     policy: Policy = "refuse",
+    left_out: Sequence[Finding] = (),
 ) -> PreparedCohort:
     """Prepare a cohort, or return the one that is stored already.
 
@@ -210,6 +211,7 @@ def prepare(
         min_shape: smallest prepared volume (D, H, W) allowed, in voxels: the crop of the training.
         max_bytes: largest source volume allowed, in bytes as float32.
         policy: "refuse" bad cases with an error, or "skip" them; the manifest then says which and why.
+        left_out: what is wrong with entries that are no case (:func:`ssl3d.data.listing.list_cases`); as bad cases.
 
     Raises:
         DataError: lists every bad file at once, each with the fix.
@@ -217,6 +219,9 @@ def prepare(
     """
     job = _Job(dataset, preparation, cache_dir, workers, progress, min_shape, max_bytes)
     skipped: dict[Case, list[Finding]] = {}
+    if left_out and policy == "refuse":
+        found = check_cases(cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes)
+        raise_findings([*left_out, *found])
     donors: dict[str, tuple[Path, dict[str, Any]]] = {}
     while True:  # comes round again without the bad cases, and copies what the last turn has built
         _check_cohort(cases, dataset, preparation)
@@ -224,7 +229,7 @@ def prepare(
         if not bad:
             prepared = _prepare(cases, job, donors)
             if isinstance(prepared, Path):
-                _note_skipped(prepared, skipped)
+                _note_skipped(prepared, skipped, left_out)
                 return PreparedCohort(prepared)
             bad = prepared
         elif policy == "refuse":  # no fingerprint without contents: list these with whatever else is wrong
@@ -339,12 +344,13 @@ def _unidentifiable(cases: Sequence[Case]) -> dict[Case, list[Finding]]:
     return bad
 
 
-def _note_skipped(folder: Path, skipped: dict[Case, list[Finding]]) -> None:
-    """Write into a manifest which cases were left out, and why."""
+def _note_skipped(folder: Path, skipped: dict[Case, list[Finding]], left_out: Sequence[Finding]) -> None:
+    """Write into a manifest which cases and other entries were left out, and why."""
+    named = [(finding.path.name, finding) for finding in left_out]
+    named += [(case.id, finding) for case, findings in skipped.items() for finding in findings]
     notes = [
-        {"id": case.id, "path": str(finding.path), "problem": finding.problem, "fix": finding.fix}
-        for case, findings in skipped.items()
-        for finding in findings
+        {"id": name, "path": str(finding.path), "problem": finding.problem, "fix": finding.fix}
+        for name, finding in named
     ]
     manifest = _read_manifest(folder)
     if manifest is not None and manifest.get("skipped", []) != notes:

@@ -13,7 +13,8 @@ from ssl3d.config import PhantomConfig, Settings, validate
 from ssl3d.data.adapters import IMAGE_SUFFIXES
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.prepare import Policy, PreparedCohort, prepare
-from ssl3d.data.splits import Split, make_splits, save_splits
+from ssl3d.data.listing import Listing, list_cases
+from ssl3d.data.splits import SPLITS_FINAL, Split, make_splits, save_splits, splits_of_file
 from ssl3d.data.steps import Preparation
 from ssl3d.errors import DataError
 from ssl3d.plugins import registry
@@ -77,9 +78,14 @@ def open_dataset(
     return dataset.with_facts(**before).open(root, labels and not named).with_facts(**after)
 
 
-def _reading_facts(name: str, settings: Settings) -> dict[str, Any]:
-    """Return what the settings say of files that leave a choice."""
-    return {"affine": settings.data.affine.get(name), "channel": settings.data.channel.get(name)}
+def _given_facts(name: str, settings: Settings, phantoms: bool) -> dict[str, Any]:
+    """Return what the settings say of files that leave a choice, and of who is on which image."""
+    patterns = settings.data.subject_pattern
+    return {
+        "affine": settings.data.affine.get(name),
+        "channel": settings.data.channel.get(name),
+        "subject_pattern": patterns.get(name, None if phantoms else patterns.get("*")),
+    }
 
 
 def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
@@ -129,10 +135,12 @@ def pretraining_cohort(
             raise DataError(
                 f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".'
             )
-    dataset = open_dataset(name, root, labels=False, facts=_reading_facts(name, settings))
+    facts = _given_facts(name, settings, phantoms=data == PHANTOMS)
+    dataset = open_dataset(name, root, labels=False, facts=facts)
     options: dict[str, Any] = {"spacing_mm": settings.data.spacing_mm}
-    cases = [Case(id=case.id, subject=case.subject, image=case.image) for case in dataset.cases(root)]
-    return _prepared(dataset, cases, options, settings, cache, policy)
+    listing = list_cases(dataset, root)
+    cases = [Case(id=case.id, subject=case.subject, image=case.image) for case in listing.cases]
+    return _prepared(dataset, replace(listing, cases=cases), options, settings, cache, policy)
 
 
 def task_cohort(
@@ -162,13 +170,16 @@ def task_cohort(
     else:
         name, equals, rest = str(place).partition("=")
         layout, root = (name, Path(rest)) if equals and name in registry().datasets else (layout, place)
-    said = {key: value for key, value in _reading_facts(layout, settings).items() if value is not None}
+    given = _given_facts(layout, settings, phantoms=place is None)
+    said = {key: value for key, value in given.items() if value is not None}
     dataset = open_dataset(layout, root, facts={**task.facts, **said})
     default = task.preparation.get("spacing_mm", settings.data.spacing_mm)
     spacing = settings.data.task_spacing_mm.get(task.name, default)
-    cases = [_truth_only(case, task) for case in dataset.cases(root)]
+    listing = list_cases(dataset, root)
+    cases = [_truth_only(case, task) for case in listing.cases]
     _check_task(task, dataset, cases)
-    return _prepared(dataset, cases, {**task.preparation, "spacing_mm": spacing}, settings, cache, policy)
+    options = {**task.preparation, "spacing_mm": spacing}
+    return _prepared(dataset, replace(listing, cases=cases), options, settings, cache, policy)
 
 
 _TRUTHS: dict[str, tuple[str, str]] = {
@@ -208,12 +219,16 @@ def task_splits(
     task: Task, cohort: PreparedCohort, settings: Settings, record: Path | None = None
 ) -> list[Split]:
     """Return the splits of ``task``, the same for every method and seed; also written to ``record``."""
-    counts = settings.data.counts.get(task.name, task.counts)
+    counts, seed = settings.data.counts.get(task.name, task.counts), settings.data.split_seed
+    file = splits_file(task, cohort, settings)
     try:
-        splits = make_splits(
-            cohort.cases, counts, settings.data.split_seed, task.scheme, task.folds or settings.data.folds,
-            cohort.target_names,
-        )  # fmt: skip
+        if file is not None:
+            skipped = {case["id"] for case in cohort.skipped}
+            splits = splits_of_file(cohort.cases, file, counts, seed, cohort.target_names, skipped)
+        else:
+            splits = make_splits(
+                cohort.cases, counts, seed, task.scheme, task.folds or settings.data.folds, cohort.target_names
+            )
     except DataError as error:
         raise DataError(f"Task {task.name}: {error}") from None
     if record is not None:
@@ -221,9 +236,34 @@ def task_splits(
     return splits
 
 
+def splits_file(task: Task, cohort: PreparedCohort, settings: Settings) -> Path | None:
+    """Return the file that the splits of ``task`` are read from; None: they are made.
+
+    Named by the settings, or by the task; where that has the scheme "file" and names none, ``splits_final.json``
+    beside or above the images.
+
+    Raises:
+        DataError: there is none.
+    """
+    if task.name in settings.data.splits_file:
+        return Path(settings.data.splits_file[task.name])
+    if task.splits_file is not None or task.scheme != "file":
+        return task.splits_file
+    folder = cohort.cases[0].source.parent
+    places = [place / SPLITS_FINAL for place in (folder.parent, folder)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise DataError(
+        f"Task {task.name} takes its splits from {SPLITS_FINAL}, and there is none at {' or '.join(map(str, places))}. "
+        f"Fix: copy it there (nnU-Net keeps it in nnUNet_preprocessed/DATASET), or name it: --splits-file FILE, or in "
+        f"the task file splits: {{file: FILE}}."
+    )
+
+
 def _prepared(
     dataset: Dataset,
-    cases: Sequence[Case],
+    listing: Listing,
     options: dict[str, Any],
     settings: Settings,
     cache: Path | None,
@@ -234,7 +274,10 @@ def _prepared(
     preparation = validate(Preparation, options, f"preparation of {dataset.name}")
     folder = cache_folder(cache) / "prepared"
     with Tracker() as progress:
-        return prepare(cases, dataset, preparation, folder, progress=progress, policy=policy)
+        return prepare(
+            listing.cases, dataset, preparation, folder, progress=progress, policy=policy,
+            left_out=listing.findings,
+        )  # fmt: skip
 
 
 class Tracker:

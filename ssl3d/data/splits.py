@@ -7,7 +7,8 @@ subject has one case).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,8 +16,12 @@ from typing import Literal, Protocol
 from ssl3d.errors import DataError, count
 from ssl3d.files import write_json
 
+logger = logging.getLogger(__name__)
+
 Counts = tuple[int, int, int]
-Scheme = Literal["auto", "official", "random", "cv"]
+Scheme = Literal["auto", "official", "random", "cv", "file"]
+SPLITS_FINAL = "splits_final.json"
+"""Name of nnU-Net's file of folds."""
 PARTS = ("train", "val", "test")
 _Target = int | tuple[int, ...] | None  # a class, or those that do not exclude each other
 
@@ -99,6 +104,8 @@ def make_splits(
             f"None of the {len(cases)} cases has a label or a class, so there is nothing to evaluate."
         )
     test = [case for case in labelled if case.subset == "test"]
+    if scheme == "file":
+        raise ValueError('splits of the scheme "file" are read by splits_of_file')
     if scheme == "auto":
         hidden = any(case.subset == "test" and not case.labelled for case in cases)
         scheme = "official" if test else "cv" if hidden else "random"
@@ -198,6 +205,103 @@ def _cross_validation(
         )
         splits.append(split)
     return splits
+
+
+def splits_of_file(
+    cases: Sequence[SplitCase],
+    path: Path,
+    counts: Counts | None = None,
+    seed: int = 0,
+    names: Mapping[int, str] | None = None,
+    skipped: Collection[str] = (),
+) -> list[Split]:
+    """Return the splits of a file of nnU-Net's form: a list of folds ``{"train": [ids], "val": [ids]}``.
+
+    nnU-Net scores the ``val`` part of a fold, so it is tested here; validation is taken from the ``train`` part, whole
+    subjects, in the proportion of ``counts``. Where a fold has a part ``test`` as well, all three are taken as they are.
+
+    Args:
+        cases: of one cohort; those that the file does not mention are not used, and named in a warning.
+        path: the file (``splits_final.json``).
+        counts: see :func:`make_splits`; only the proportion of the first two matters.
+        seed: decides which training subjects are for validation.
+        names: of the classes, for messages.
+        skipped: ids of bad cases that were left out.
+
+    Raises:
+        DataError: no such file, ids of no labelled case, a person in two parts of a fold, an empty part, or a part
+            without any case of some class.
+    """
+    labelled = {case.id: case for case in cases if case.labelled}
+    folds = _read_folds(path)
+    listed = {case_id for fold in folds for ids in fold.values() for case_id in ids}
+    unknown = sorted(listed - labelled.keys() - set(skipped))
+    if unknown:
+        raise DataError(
+            f"{path} names {count(len(unknown), 'case')} that the data do not have, or not with a label: "
+            f"{', '.join(unknown[:10])}{', ...' * (len(unknown) > 10)}. Fix: give the file that belongs to these data."
+        )
+    others = sorted(labelled.keys() - listed)
+    if others:
+        shown = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
+        logger.warning("%s does not mention %s, not used: %s", path, count(len(others), "labelled case"), shown)
+    splits = []
+    for number, fold in enumerate(folds):
+        ids = {part: tuple(i for i in fold.get(part, ()) if i in labelled) for part in PARTS}
+        note = f"fold {number + 1} of {len(folds)} of {path.name}"
+        _check_people(ids, labelled, f"{path}, fold {number}")
+        if "test" not in fold:
+            known = [labelled[i] for i in ids["train"]]
+            order = _spread(_subject_targets(known), seed, "file", number)
+            train, val = _scale((counts or (3, 1, 1))[:2], len(order), fill=True)
+            note = f"{note}; {train} and {val} of {len(order)} training subjects for training and validation"
+            ids = {"train": _ids(known, order[val:]), "val": _ids(known, order[:val]), "test": ids["val"]}
+        for part in PARTS:
+            if not ids[part]:
+                raise DataError(f"{path}: fold {number} has no case for {part}. Fix: correct the file.")
+        splits.append(Split(f"fold{number}", ids["train"], ids["val"], ids["test"], note))
+        _check_classes(splits[-1], list(labelled.values()), names)
+    return splits
+
+
+def _read_folds(path: Path) -> list[dict[str, list[str]]]:
+    """Read a list of ``{"train": [ids], "val": [ids]}``, perhaps with ``test``."""
+    try:
+        folds = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Fix: name nnU-Net's {SPLITS_FINAL}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Fix: correct it.") from error
+    sound = isinstance(folds, list) and bool(folds) and all(
+        isinstance(fold, dict) and {"train", "val"} <= fold.keys() <= set(PARTS)
+        and all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in fold.values())
+        for fold in folds
+    )  # fmt: skip
+    if not sound:
+        raise DataError(
+            f'{path} is not a list of folds {{"train": [case ids], "val": [case ids]}}. '
+            f"Fix: name nnU-Net's {SPLITS_FINAL}."
+        )
+    return [dict(fold) for fold in folds]
+
+
+def _check_people(
+    parts: Mapping[str, Sequence[str]], cases: Mapping[str, SplitCase], where: str
+) -> None:
+    """Refuse parts that share a person."""
+    place: dict[str, tuple[str, str]] = {}
+    shared = []
+    for part, ids in parts.items():
+        for case_id in ids:
+            other, case = place.setdefault(cases[case_id].subject, (part, case_id))
+            if other != part:
+                shared.append(f"{cases[case_id].subject} ({case} for {other}, {case_id} for {part})")
+    if shared:
+        raise DataError(
+            f"{where}: {count(len(shared), 'image')} of a person who is in another part, too: "
+            f"{'; '.join(shared[:5])}{'; ...' * (len(shared) > 5)}. Fix: correct the file, or leave it out: "
+            "splits that are drawn keep each person in one part."
+        )
 
 
 def _subject_targets(cases: Sequence[SplitCase]) -> dict[str, _Target]:

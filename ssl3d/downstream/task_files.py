@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from ssl3d.config import Model, PositiveInt, validate
+from ssl3d.data.people import check_pattern
 from ssl3d.downstream.tasks import Kind, Metric, Scheme, Task
 from ssl3d.errors import ConfigError
 
@@ -20,15 +21,18 @@ _METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
     "regression": ("mae",),
 }  # fmt: skip
-_SCHEMES: dict[str, Scheme] = {"auto": "auto", "given": "official", "random": "random", "folds": "cv"}
+_SCHEMES: dict[str, Scheme] = {"auto": "auto", "given": "official", "random": "random", "folds": "cv", "file": "file"}
 
 
 class Splits(Model):
     """How the cases are divided; always by subject."""
 
-    scheme: Literal["auto", "given", "random", "folds"] = "auto"
+    scheme: Literal["auto", "given", "random", "folds", "file"] = "auto"
     """`given`: the release's own parts (a CSV's column `split`, imagesTs). `random`: drawn once. `folds`:
-    cross-validation. `auto`: given where the test part has labels, else random."""
+    cross-validation. `file`: the folds of an nnU-Net splits_final.json. `auto`: given where the test part has labels,
+    else random."""
+    file: Path | None = None
+    """Where that file is, absolute or relative to this one; default: splits_final.json beside dataset.json."""
     train: PositiveInt | None = None
     """Subjects for training; without the three numbers 60, 20 and 20 % of all."""
     val: PositiveInt | None = None
@@ -43,6 +47,10 @@ class Splits(Model):
         given = [n is not None for n in (self.train, self.val, self.test)]
         if any(given) and not all(given):
             raise ValueError("train, val and test belong together: give all three or none")
+        if self.file is not None and self.scheme not in {"auto", "file"}:
+            raise ValueError(f'a file has no meaning with the scheme "{self.scheme}"')
+        if self.folds is not None and (self.file is not None or self.scheme == "file"):
+            raise ValueError("folds have no meaning with a file of splits, which says how many there are")
         if self.folds is not None and self.scheme not in {"auto", "folds"}:
             raise ValueError(f'folds have no meaning with the scheme "{self.scheme}"')
         return self
@@ -77,6 +85,9 @@ class TaskFile(Model):
     """Which of the two is right in files where they disagree; default: such files are refused."""
     channel: int | str | None = None
     """The channel of images with several: its number from 0, or its name where the layout has names."""
+    subject: str | None = None
+    """Regular expression that takes the person from a case's id (its file's name without ending): what stands in
+    parentheses, else all that matches; default: as the layout says, in most of them each image is a person."""
     preparation: dict[str, Any] = Field(default_factory=dict)
     """Options of the preparation: spacing_mm, scaling, crop, margin_mm, center_mm, lungmask."""
     splits: Splits = Splits()
@@ -90,6 +101,19 @@ class TaskFile(Model):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError("use letters, digits, - and _ only")
         return name
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _scheme_alone(cls, splits: Any) -> Any:
+        return {"scheme": splits} if isinstance(splits, str) else splits
+
+    @field_validator("subject")
+    @classmethod
+    def _expression(cls, subject: str | None) -> str | None:
+        try:
+            return subject and check_pattern(subject)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -194,6 +218,8 @@ def parse_task(text: str, path: Path) -> Task:
         facts["modality"] = file.modality
     if file.intensity_offset is not None:
         facts["intensity_offset"] = file.intensity_offset
+    if file.subject is not None:
+        facts["subject_pattern"] = file.subject
     facts |= {key: getattr(file, key) for key in ("affine", "channel") if getattr(file, key) is not None}
     many = file.labels is not None and len(file.labels) > 2
     metric = file.metric or (
@@ -211,7 +237,8 @@ def parse_task(text: str, path: Path) -> Task:
         summary=file.summary,
         place=None if file.data is None else (path.parent / file.data.expanduser()).resolve(),
         facts=facts,
-        scheme="cv" if file.splits.folds else _SCHEMES[file.splits.scheme],
+        scheme="cv" if file.splits.folds else "file" if file.splits.file else _SCHEMES[file.splits.scheme],
+        splits_file=file.splits.file and (path.parent / file.splits.file.expanduser()).resolve(),
         folds=file.splits.folds,
         source=text,
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["segmentation", "classification", "multilabel", "regression"]
 Metric = Literal["dsc", "auc", "macro_auc", "mae"]
-Scheme = Literal["auto", "official", "random", "cv"]
+Scheme = Literal["auto", "official", "random", "cv", "file"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Task:
         place: where the data are, unless ``--task-data`` says otherwise; None: the phantoms.
         facts: facts of the dataset that hold for this task, such as ``label_values``.
         scheme, folds: see :func:`ssl3d.data.splits.make_splits`; folds None: the preset's.
+        splits_file: of nnU-Net's form, in place of splits that are made (scheme "file").
         source: text of the task file that it comes from; empty: it is registered.
     """
 
@@ -51,6 +52,7 @@ class Task:
     scheme: Scheme = "auto"
     folds: int | None = None
     source: str = ""
+    splits_file: Path | None = None
 
 
 # He et al., CVPR 2023, supplementary material, table 2.
