@@ -60,6 +60,8 @@ class TaskData:
     place: Path | None = None
     """Root of the release on disk; None: phantoms."""
     overlaps: Mapping[str, tuple[Overlap, ...] | None] = field(default_factory=dict)
+    twins: tuple[Overlap, ...] = ()
+    """Test images that are among the training and validation images under another subject, allowed by the user."""
 
     def split_for(self, split: Split, fraction: float, settings: Settings) -> Split:
         """Return ``split`` with ``fraction`` of its training subjects; refuses one that lacks a class."""
@@ -201,6 +203,7 @@ class Bench:
                 "excluded": outcome.excluded,
                 "left_out": {"task": data.cohort.skipped, "pretraining": self._left_out(spec)},
                 "overlap": [asdict(overlap) for overlap in self._overlap(data, identity) or ()],
+                "twins": [asdict(twin) for twin in data.twins],
                 "validation": outcome.validation,
                 "best_step": outcome.best_step,
                 "constant_output": outcome.constant_output,
@@ -357,6 +360,9 @@ class Bench:
         elif overlap:
             people = len({one.test for one in overlap})
             notes.append(f"test images among the volumes for pretraining: {people}")
+        if data.twins:
+            people = len({one.test for one in data.twins})
+            notes.append(f"test images among the training and validation images: {people}")
         if data.cohort.skipped:
             notes.append(f"bad cases left out: {len({case['id'] for case in data.cohort.skipped})}")
         if data.cohort.preparation.uses_labels:

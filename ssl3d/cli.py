@@ -24,7 +24,9 @@ from ssl3d.commands.common import (
     resumable,
     set_option,
     settings_of,
+    subject_option,
     text_table,
+    with_subject_patterns,
 )  # fmt: skip
 from ssl3d.commands.config import config
 from ssl3d.commands.data import data
@@ -244,17 +246,19 @@ def plugins() -> None:
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@subject_option
 @policy_option
 @device_option
 @cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
-    policy: Policy, device: str, cache: Path | None,
+    subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
     keep_freed_memory()
     settings = settings_of(preset, overrides).for_method(method_name)
+    settings = with_subject_patterns(settings, subject_patterns)
     from ssl3d.plugins import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch

@@ -128,6 +128,11 @@ class DataConfig(Model):
     """Dataset -> which of an sform and a qform that disagree is right; default: such files are refused."""
     channel: Annotated[dict[str, int | str], KeysAre("dataset")] = {}
     """Dataset -> the channel to read of images with several: its number from 0, or its name."""
+    subject_pattern: dict[str, str] = {}
+    """Dataset -> regular expression that takes the person from a case's id (its file's name without ending); under `*`
+    for every folder that is given. What stands in parentheses is the person."""
+    splits_file: Annotated[dict[str, str], KeysAre("task")] = {}
+    """Task -> a file of nnU-Net's form (splits_final.json) whose folds take the place of splits that are drawn."""
     counts: Annotated[dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]], KeysAre("task")] = {}
     """Cases for (training, validation, test) of single tasks; default: the task's own."""
     folds: int = Field(4, ge=2)

@@ -13,7 +13,8 @@ from scipy import ndimage
 from ssl3d.bench import TaskData
 from ssl3d.data import overlap
 from ssl3d.data.adapters import Folder
-from ssl3d.data.overlap import _Spectra, check_overlap, find_overlap
+from ssl3d.data.cohort import Case
+from ssl3d.data.overlap import _Spectra, check_overlap, check_within, find_overlap, find_twins
 from ssl3d.data.prepare import PreparedCohort, prepare
 from ssl3d.data.splits import Split
 from ssl3d.data.steps import Preparation
@@ -148,3 +149,50 @@ def test_too_coarse_volumes_are_compared_by_content_only(
     test = cohort(tmp_path / "test", tmp_path / "cache", 8.0)
     found = find_overlap(test, [0, 1], cohort(tmp_path / "pretrain", tmp_path / "cache", 8.0))
     assert [(o.test, o.pretraining) for o in found] == [("other", "p1")] and "too coarse" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
+    """Three images of one person under three names (as it is, resampled crop, finer grid), one twice, five others."""
+    root = tmp_path_factory.mktemp("twins")
+    save(root / "a.nii.gz", scan(0))
+    save(root / "b.nii.gz", resampled_crop(0), 5.0)
+    save(root / "c.nii.gz", ndimage.zoom(scan(0), 1.25, order=1), 3.2)
+    for i in range(1, 7):
+        save(root / f"n{i}.nii.gz", scan(i))
+    cases = [Case(c.id, "p" if c.id == "n6" else c.subject, c.image, target=0) for c in Folder().cases(root)]
+    cases = [*cases, Case("again", "p", save(root / "later" / "n6.nii.gz", resampled_crop(6), 5.0), target=0)]
+    return prepare(cases, Folder(), Preparation(spacing_mm=4.0), root / "cache")
+
+
+@pytest.mark.parametrize("edge", [20, 100])  # in two steps, and at once
+def test_one_scan_as_several_people_is_found_and_nothing_else(
+    twins: PreparedCohort, edge: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stored in twins.folder.glob("twins-*.json"):
+        stored.unlink()
+    monkeypatch.setattr(overlap, "_TWINS_EDGE", edge)
+    found = find_twins(twins)
+    assert {(o.pretraining, o.test) for o in found} == {("a", "b"), ("a", "c"), ("b", "c")}, (
+        "n6 is one person twice"
+    )
+    assert all(o.how.startswith("same scan (correlation") for o in found)
+    slow = find_overlap(twins, [twins.index("b")], twins)  # itself: the same file
+    assert [(o.test, o.how) for o in slow] == [("b", "same file")]
+    monkeypatch.setattr(overlap, "_correlations", None)
+    assert find_twins(twins) == found, "kept"
+
+
+def test_a_scan_in_two_parts_is_refused_whatever_split_does_it(twins: PreparedCohort) -> None:
+    task = Task("mine", "Mine", "classification", "folder", "auc", None)
+    split = Split("fold1", ("a", "n1"), ("n2", "b"), ("c", "n3"))
+    others = Split("fold0", ("a", "b", "c"), ("n2",), ("n3", "n4"))
+    with pytest.raises(DataError, match="mine: 2 scans would be in two parts under two subjects") as refused:
+        check_within([TaskData(task, twins, [others, split])], set())
+    for part in ("c for test and a for train in fold1: same scan", "c for test and b for val in fold1",
+                 "--subject-pattern", "--allow-overlap mine"):  # fmt: skip
+        assert part in str(refused.value)
+    (allowed,) = check_within([TaskData(task, twins, [others, split])], {"mine"})
+    assert [(o.test, o.pretraining) for o in allowed.twins] == [("c", "a"), ("c", "b")]
+    (clean,) = check_within([TaskData(task, twins, [others])], set())
+    assert clean.twins == ()

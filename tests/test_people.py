@@ -22,9 +22,11 @@ VISITS = {
     "brats": [f"BraTS-GLI-{p:05d}-{v:03d}" for p in range(40) for v in range(1 + (p % 4 == 0))],
     "letters": [f"{p:03d}{letter}" for p in range(6) for letter in "ab"],
     "folders": [f"pat{p:02d}/{name}" for p, name in enumerate(["x", "y", "z", "u"])] + ["pat00/w", "pat01/k"],
+    "some unmarked": ["p01", "p01_followup", "p02", "p02_followup", "p03"],
+    "contrasts of visits": [f"p{p}_ses{v}_{w}" for p in range(3) for v in (1, 2) for w in ("T1", "FLAIR")],
     "bids": ["sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-02_ses-1_T1w", "sub-02_T2w"],
 }  # fmt: skip
-PEOPLE = dict(zip(VISITS, (8, 5, 3, 3, 2, 3, 6, 6, 6, 40, 6, 4, 2), strict=True))
+PEOPLE = dict(zip(VISITS, (8, 5, 3, 3, 2, 3, 6, 6, 6, 40, 6, 4, 3, 3, 2), strict=True))
 
 NO_VISITS = {
     "decathlon": [f"liver_{i}" for i in range(131)],
@@ -49,6 +51,7 @@ def test_names_that_look_like_visits_and_the_remedy_works(kind: str) -> None:
     names = VISITS[kind]
     guess = guess_people(names)
     assert guess is not None and guess.people == PEOPLE[kind], guess
+    assert len(guess.pattern) < 60, "what is printed can be read"
     people = subjects_of(names, guess.pattern)  # the pattern that is printed matches every name
     assert len(set(people)) == guess.people
     mixed = random.Random(0).sample(names, len(names))

@@ -27,6 +27,9 @@ from ssl3d.commands.common import (
     settings_of,
     split_names,
     split_pairs,
+    subject_option,
+    with_splits_files,
+    with_subject_patterns,
 )
 from ssl3d.errors import ConfigError, SSL3DError
 
@@ -80,8 +83,11 @@ if TYPE_CHECKING:
     "--allow-overlap",
     multiple=True,
     metavar="TASK",
-    help="Evaluate TASK although test images are among the volumes for pretraining; results are marked.",
+    help="Evaluate TASK although test images are among the volumes for pretraining or training; results are marked.",
 )
+@click.option("--splits-file", multiple=True, metavar="TASK=FILE",
+              help="nnU-Net's splits_final.json, in place of splits that are drawn.")  # fmt: skip
+@subject_option
 @policy_option
 @click.option(
     "--keep-predictions",
@@ -196,7 +202,8 @@ def _leave_with_parent() -> None:
 def _bench_of(
     method_names: str, task_names: str, modes: str, seeds: str | None, preset: str, overrides: tuple[str, ...], data: str,
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
-    store: Path, allow_overlap: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
+    store: Path, allow_overlap: tuple[str, ...], splits_file: tuple[str, ...],
+    subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
     keep_predictions: int,
 ) -> Bench:  # fmt: skip
     """Return what the options ask for, all of them checked and all data prepared.
@@ -220,6 +227,10 @@ def _bench_of(
     fractions = tuple(_fraction(text) for text in split_names(label_fractions))
     places = split_pairs(task_data, "--task-data")
     checkpoints = split_pairs(checkpoint, "--checkpoint")
+    files = split_pairs(splits_file, "--splits-file")
+    settings = with_splits_files(with_subject_patterns(settings, subject_patterns), tasks, files)
+    for name in files.keys() - set(chosen_tasks):
+        raise ConfigError(f'--splits-file names the task "{name}", which --tasks does not.')
     for name in places.keys() - set(chosen_tasks):
         raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
     for name in set(allow_overlap) - set(chosen_tasks):
@@ -228,7 +239,7 @@ def _bench_of(
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
     from ssl3d.bench import Bench, TaskData, check_checkpoints, check_match
-    from ssl3d.data.overlap import check_overlap
+    from ssl3d.data.overlap import check_overlap, check_within
     from ssl3d.data.prepare import find_prepared
     from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode, check_modes
@@ -270,6 +281,7 @@ def _bench_of(
     if unlabelled is not None:
         seen[unlabelled.fingerprint] = unlabelled
     with Tracker() as progress:
+        columns = check_within(columns, set(allow_overlap), progress)
         columns = check_overlap(columns, seen, set(allow_overlap), progress)
 
     return Bench(

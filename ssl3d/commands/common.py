@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ssl3d.config import Settings
     from ssl3d.downstream.tasks import Task
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -175,6 +176,44 @@ def cache_option(command: Any) -> Any:
 def policy_option(command: Any) -> Any:
     return click.option("--policy", default="refuse", show_default=True, type=click.Choice(["refuse", "skip"]),
                         help="What to do about bad files: stop, or go on without them.")(command)  # fmt: skip
+
+
+def subject_option(command: Any) -> Any:
+    return click.option(
+        "--subject-pattern", "subject_patterns", multiple=True, metavar="[LAYOUT=]REGEX",
+        help="Takes the person from a case's id, for example '^(sub-[0-9]+)' [default: the layout's].",
+    )(command)  # fmt: skip
+
+
+def read_subject_patterns(patterns: Iterable[str]) -> dict[str, str]:
+    """Return layout -> pattern for the values of ``--subject-pattern``; ``*`` stands for every folder that is given.
+
+    Raises:
+        ConfigError: no regular expression.
+    """
+    from ssl3d.data.people import check_pattern
+    from ssl3d.plugins import registry
+
+    said = {}
+    for text in patterns:
+        name, equals, rest = text.partition("=")
+        layout, pattern = (name, rest) if equals and name in registry().datasets else ("*", text)
+        said[layout] = check_pattern(pattern)
+    return said
+
+
+def with_subject_patterns(settings: Settings, patterns: Iterable[str]) -> Settings:
+    """Return the settings with ``--subject-pattern``."""
+    said = {**settings.data.subject_pattern, **read_subject_patterns(patterns)}
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"subject_pattern": said})})
+
+
+def with_splits_files(settings: Settings, tasks: Iterable[Task], files: Mapping[str, Path]) -> Settings:
+    """Return the settings with ``--splits-file`` and the files that tasks name, so that records keep where they are."""
+    named = {task.name: str(task.splits_file) for task in tasks if task.splits_file is not None}
+    said = {name: str(path.expanduser().resolve()) for name, path in files.items()}
+    data = settings.data.model_copy(update={"splits_file": {**named, **settings.data.splits_file, **said}})
+    return settings.model_copy(update={"data": data})
 
 
 def affine_option(command: Any) -> Any:

@@ -18,8 +18,10 @@ from ssl3d.commands.common import (
     preset_option,
     print_skipped,
     quiet_libraries,
+    read_subject_patterns,
     resumable,
     settings_of,
+    subject_option,
     text_table,
 )  # fmt: skip
 from ssl3d.errors import ConfigError, count, printable
@@ -61,6 +63,13 @@ channel_option = click.option(
     help="Which to read of images with several channels [default: refuse them].",
 )
 
+
+def _one_pattern(layout: str, patterns: tuple[str, ...]) -> str | None:
+    """Return the pattern of ``--subject-pattern`` for the only folder there is; None: the layout knows."""
+    said = read_subject_patterns(patterns)
+    return said.get(layout, said.get("*"))
+
+
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Threads [default: one a core, 4 at most]."
 )
@@ -76,11 +85,12 @@ workers_option = click.option(
 @offset_option
 @affine_option
 @channel_option
+@subject_option
 @policy_option
 @workers_option
 def verify(
     path: Path, layout: str, task_file: Path | None, out: Path | None, offset: float | None, affine: str | None,
-    channel: str | None, policy: Policy, workers: int | None,
+    channel: str | None, subject_patterns: tuple[str, ...], policy: Policy, workers: int | None,
 ) -> None:  # fmt: skip
     """Read every file once and list everything that is wrong; exit with 0 only when nothing is.
 
@@ -88,6 +98,7 @@ def verify(
     the good cases nevertheless, and findings.json says which were left out.
     """
     quiet_libraries()
+    from ssl3d.data.listing import list_cases, visits_warning
     from ssl3d.data.sources import Tracker, open_dataset
     from ssl3d.data.verify import draw_mosaic
     from ssl3d.data.verify import verify as check
@@ -99,18 +110,23 @@ def verify(
 
         facts |= load_task(task_file).facts
     said: dict[str, Any] = {"affine": affine, "channel": channel, "intensity_offset": offset}
+    said["subject_pattern"] = _one_pattern(layout, subject_patterns)
     if offset is not None:
         said["modality"] = "ct"  # for anything else it has no meaning
     dataset = open_dataset(layout, path, facts={**facts, **{k: v for k, v in said.items() if v is not None}})
+    listing = list_cases(dataset, path)
     with Tracker() as progress:
-        report = check(dataset.cases(path), dataset, workers=workers, progress=progress)
+        report = check(listing.cases, dataset, workers=workers, progress=progress, left_out=listing.findings)
     findings = report.findings
     _print_findings(report)
     if report.taken_for:
         click.echo(f"Taken for {report.taken_for}.")
     if out is not None:
         write_json(out / "findings.json", {"dataset": dataset.name, "skipped": report.skipped(),
-                                           "cohort": [str(f) for f in report.absent]})  # fmt: skip
+                                           "cohort": [str(f) for f in report.absent],
+                                           "left_out": [f"{entry.path} {entry.reason}" for entry in listing.left_out],
+                                           "warnings": [visits_warning(path, listing)] if listing.visits else [],
+                                           })  # fmt: skip
     if report.good and (policy == "skip" or not findings):
         summary = report.fingerprint()
         _print_fingerprint(summary)
@@ -185,13 +201,14 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
 @offset_option
 @affine_option
 @channel_option
+@subject_option
 @policy_option
 @workers_option
 @cache_option
 def prepare(
     path: Path, layout: str, spacing: float, scaling: str, crop: str, margin: float, center: str | None,
     masks: Path | None, lungmask: Path | None, offset: float | None, affine: str | None, channel: str | None,
-    policy: Policy, workers: int | None, cache: Path | None,
+    subject_patterns: tuple[str, ...], policy: Policy, workers: int | None, cache: Path | None,
 ) -> None:  # fmt: skip
     """Prepare a cohort: read, check, crop, resample, scale and store it in the cache.
 
@@ -200,6 +217,7 @@ def prepare(
     """
     quiet_libraries()
     from ssl3d.config import validate
+    from ssl3d.data.listing import list_cases
     from ssl3d.data.prepare import prepare as build
     from ssl3d.data.sources import Tracker, cache_folder, open_dataset, with_masks
     from ssl3d.data.steps import Preparation
@@ -218,14 +236,16 @@ def prepare(
                "center_mm": edges, "intensity_offset": offset,
                "lungmask": lungmask and lungmask.absolute()}  # fmt: skip
     preparation = validate(Preparation, options, "data prepare")
-    dataset = open_dataset(layout, path, facts={"affine": affine, "channel": channel})
-    cases = dataset.cases(path)
+    said = {"affine": affine, "channel": channel, "subject_pattern": _one_pattern(layout, subject_patterns)}
+    dataset = open_dataset(layout, path, facts=said)
+    listing = list_cases(dataset, path)
+    cases = listing.cases
     if masks is not None:
         cases = with_masks(cases, masks)
     with Tracker() as progress:
         cohort = build(
             cases, dataset, preparation, cache_folder(cache) / "prepared", workers=workers,
-            progress=progress, policy=policy,
+            progress=progress, policy=policy, left_out=listing.findings,
         )  # fmt: skip
     print_skipped(cohort.skipped)
     click.echo(

@@ -20,6 +20,9 @@ from ssl3d.commands.common import (
     print_skipped,
     quiet_libraries,
     settings_of,
+    subject_option,
+    with_splits_files,
+    with_subject_patterns,
 )
 from ssl3d.errors import ConfigError
 
@@ -41,22 +44,32 @@ if TYPE_CHECKING:
 @click.option("--mode", default="finetune", show_default=True, type=click.Choice(["finetune", "linear"]))
 @click.option("--split", default=0, show_default=True, help="Number of the split, for cross-validation.")
 @click.option("--seed", default=0, show_default=True, help="Head, order and crops.")
+@click.option("--splits-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="nnU-Net's splits_final.json, in place of splits that are drawn.")  # fmt: skip
+@click.option("--allow-overlap", multiple=True, metavar="TASK",
+              help="Go on although test images are among the training images under another subject.")  # fmt: skip
 @preset_option
+@subject_option
 @policy_option
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
 @device_option
 @cache_option
 def finetune(
     checkpoint: Path, task_name: str, task_data: Path | None, mode: str, split: int, seed: int, preset: str,
-    overrides: tuple[str, ...], policy: Policy, out: Path, device: str, cache: Path | None,
+    overrides: tuple[str, ...], splits_file: Path | None, allow_overlap: tuple[str, ...], subject_patterns: tuple[str, ...],
+    policy: Policy, out: Path, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Train a predictor for a task, as a cell of the bench does, and keep it."""
     quiet_libraries()
     keep_freed_memory()
     (task,) = load_tasks([task_name])
     settings = settings_of(preset, overrides, [task])
+    settings = with_subject_patterns(settings, subject_patterns)
+    settings = with_splits_files(settings, [task], {task.name: splits_file} if splits_file else {})
+    from ssl3d.bench import TaskData
     from ssl3d.config import BackboneConfig
-    from ssl3d.data.sources import task_cohort, task_splits
+    from ssl3d.data.overlap import check_within
+    from ssl3d.data.sources import Tracker, task_cohort, task_splits
     from ssl3d.downstream.harness import check_mode, evaluate
     from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
     from ssl3d.environment import select_device
@@ -73,6 +86,8 @@ def finetune(
     splits = task_splits(task, cohort, settings)
     if not 0 <= split < len(splits):
         raise ConfigError(f"--split {split}: task {task.name} has splits 0 to {len(splits) - 1}.")
+    with Tracker() as progress:
+        check_within([TaskData(task, cohort, [splits[split]])], set(allow_overlap), progress)
     downstream = settings.downstream.for_mode(chosen_mode)
     source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
     outcome = evaluate(

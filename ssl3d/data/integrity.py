@@ -753,7 +753,11 @@ def check_between(
         shared = owner.label == case.label or owner.subject == case.subject
         if case.label and not shared and not may_be_one_person(owner.id, case.id):
             problem = f"has the same voxels as {owner.label}, the label of another image"
-            fix = "give each image its own label; if both show one person, say so (" + SAY_SUBJECTS.format("REGEX") + ")"
+            fix = (
+                "give each image its own label; if both show one person, say so ("
+                + SAY_SUBJECTS.format("REGEX")
+                + ")"
+            )
             found.append(Finding(case.label, problem, fix))
         other = parts.setdefault(case.subject, case) if case.subset else case
         if other.subset != case.subset:

@@ -17,6 +17,7 @@ from ssl3d.errors import count
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Listing:
     """The result of :func:`list_cases`.

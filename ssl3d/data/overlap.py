@@ -1,4 +1,4 @@
-"""Leakage: test images that were among the volumes for pretraining.
+"""Leakage: test images that were among the volumes for pretraining, or among the training images of their task.
 
 Three comparisons, each catching what the one before cannot: the same file (SHA-256), the same voxels
 in another file (hash of the voxels in RAS+ order), and the same scan after resampling or cropping.
@@ -23,8 +23,9 @@ import numpy as np
 
 from ssl3d.data.grids import resample
 from ssl3d.data.integrity import Progress, run_parallel
+from ssl3d.data.people import SAY_SUBJECTS
 from ssl3d.data.prepare import PreparedCohort
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 from ssl3d.files import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ _FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of t
 _VERSION = 1  # of what is stored; raised when this module changes it
 _FIRST_EDGE = 48  # largest edge in voxels at which all pairs are compared
 _SHORTLIST = 8
+_TWINS_EDGE = 20  # the same within a cohort, where all pairs are many more
+_TWINS_SHORTLIST = 4
+_TWINS_LEAST = 0.75  # correlation on that grid below which no pair is looked at again
 _MEMORY_BYTES = 2**29
 _MESSAGE = "looking for test images among the volumes for pretraining"
+_WITHIN = "looking for scans that are there as two subjects"
 _TRIM = 2  # voxels at each border, where the band depends on what lies outside
 
 
@@ -115,6 +120,117 @@ def check_overlap(
     if problems:
         raise DataError("\n".join(problems))
     return marked
+
+
+def check_within(
+    columns: Sequence[TaskData], allowed: set[str], progress: Progress | None = None
+) -> list[TaskData]:
+    """Look for scans that a split puts into the test and into the training or validation part, as two subjects.
+
+    Args:
+        columns: tasks with their splits.
+        allowed: names of tasks that are evaluated in spite of that.
+        progress: told about every image that was compared.
+
+    Returns:
+        The tasks, with the pairs of the allowed ones.
+
+    Raises:
+        DataError: a pair that is not allowed; lists every one, of all tasks.
+    """
+    marked, problems = [], []
+    for column in columns:
+        name, pairs = column.task.name, find_twins(column.cohort, progress)
+        found: dict[Overlap, str] = {}
+        for split in column.splits:
+            part = {case: part for part in ("train", "val", "test") for case in getattr(split, part)}
+            for pair in pairs:
+                one, other = part.get(pair.test), part.get(pair.pretraining)
+                if one is None or other is None or (one == "test") == (other == "test"):
+                    continue
+                ordered = pair if one == "test" else Overlap(pair.pretraining, pair.test, pair.how)
+                found.setdefault(ordered, f"{ordered.test} for test and {ordered.pretraining} for "
+                                          f"{other if one == 'test' else one} in {split.name}: {pair.how}")  # fmt: skip
+        if found and name not in allowed:
+            problems.append(f"{name}: {count(len(found), 'scan')} would be in two parts under two subjects:")
+            problems += [f"  {text}" for text in list(found.values())[:10]]
+            problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
+            problems.append(
+                f"  Fix: keep one image of each pair, or give both the same subject ({SAY_SUBJECTS.format('REGEX')}, or "
+                f"the column subject of a CSV), or evaluate nevertheless with --allow-overlap {name} (results are marked)."
+            )
+        marked.append(replace(column, twins=tuple(found)))
+    if problems:
+        raise DataError("\n".join(problems))
+    return marked
+
+
+def find_twins(cohort: PreparedCohort, progress: Progress | None = None) -> list[Overlap]:
+    """Return the pairs of labelled cases of different subjects that show the same scan; kept for the next time.
+
+    All pairs are compared on a grid of at most 20 voxels an edge, and the best few of each case on the grid of
+    :func:`find_overlap`.
+
+    Args:
+        cohort: prepared cases of a task.
+        progress: told about every image that was compared.
+    """
+    cases = [i for i, case in enumerate(cohort.cases) if case.labelled]
+    found: dict[tuple[int, int], str] = {}
+    for kind, how in ((0, "same file"), (1, "same voxels")):
+        first: dict[str, int] = {}
+        for i in cases:
+            other = first.setdefault(cohort.source_digests(i)[kind], i)
+            if cohort.cases[other].subject != cohort.cases[i].subject:
+                found.setdefault((other, i), how)
+    spacing = max(COARSE_MM, cohort.preparation.spacing_mm)
+    if spacing > COARSEST_MM:
+        logger.warning(
+            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
+            cohort.dataset, spacing,
+        )  # fmt: skip
+    else:
+        for i, j, score in _similar_pairs(cohort, cases, spacing, progress):
+            if score >= SAME_SCAN:
+                found.setdefault((i, j), f"same scan (correlation {score:.2f})")
+    return [Overlap(cohort.cases[j].id, cohort.cases[i].id, how) for (i, j), how in sorted(found.items())]
+
+
+def _similar_pairs(
+    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
+) -> list[tuple[int, int, float]]:
+    """Return pairs of cases of different subjects that may be one scan, with their correlation at ``spacing_mm``."""
+    store = cohort.folder / f"twins-v{_VERSION}-{spacing_mm:g}.json"
+    if store.is_file():
+        try:
+            return [
+                (int(i), int(j), float(score))
+                for i, j, score in json.loads(store.read_text(encoding="utf-8"))
+            ]
+        except (ValueError, TypeError):
+            logger.warning("%s is damaged and made again", store)
+    edges = [edge * case.spacing_mm for case in cohort.cases for edge in case.shape]
+    first_mm = max(spacing_mm, max(edges) / _TWINS_EDGE)
+    first = coarse_volumes(cohort, cases, first_mm)
+    scores = _correlations(first, first, progress, above=True)  # (N, N)
+    subjects = np.unique([cohort.cases[i].subject for i in cases], return_inverse=True)[1]
+    scores[subjects[:, None] == subjects[None, :]] = -1
+    if first_mm > spacing_mm:
+        best = np.argsort(-scores, axis=1)[:, :_TWINS_SHORTLIST]
+        candidates = [(n, int(m)) for n, row in enumerate(best) for m in row if scores[n, m] >= _TWINS_LEAST]
+
+        def compare(pair: tuple[int, int]) -> float:
+            ours, theirs = coarse_volumes(cohort, [cases[n] for n in pair], spacing_mm, workers=1)
+            return float(_correlations([ours], [theirs], None, workers=1)[0, 0])
+
+        again = run_parallel(compare, candidates, None, progress, _WITHIN)
+        pairs = [(cases[n], cases[m], score) for (n, m), score in zip(candidates, again, strict=True)]
+    else:
+        pairs = [
+            (cases[n], cases[m], float(scores[n, m])) for n, m in np.argwhere(scores >= _TWINS_LEAST).tolist()
+        ]
+    write_json(store, [list(pair) for pair in pairs])
+    return pairs
 
 
 def find_overlap(
@@ -211,23 +327,32 @@ def _correlations(
     theirs: Sequence[np.ndarray],
     progress: Progress | None,
     workers: int | None = None,
+    above: bool = False,
 ) -> np.ndarray:
-    """Return the correlation of every pair (N, M), in blocks of bounded memory."""
+    """Return the correlation of every pair (N, M), in blocks of bounded memory.
+
+    With ``above`` only of pairs (n, m) with m > n, which are all pairs where ``ours`` is ``theirs``; else -1.
+    """
     shape = tuple(
         _fast(max(v.shape[a] for v in ours) + max(v.shape[a] for v in theirs) - 1) for a in range(3)
     )
     block = max(
         1, _MEMORY_BYTES // (3 * 4 * int(np.prod(shape)))
     )  # three spectra of half the voxels, 8 bytes
-    scores = np.empty((len(ours), len(theirs)), np.float32)
+    scores = np.full((len(ours), len(theirs)), -1, np.float32)
     for start in range(0, len(theirs), block):
         spectra = [_Spectra(volume, shape) for volume in theirs[start : start + block]]
 
-        def row(volume: np.ndarray, spectra: list[_Spectra] = spectra) -> list[float]:
-            mine = _Spectra(volume, shape)
-            return [mine.correlation(other) for other in spectra]
+        def row(n: int, spectra: list[_Spectra] = spectra, start: int = start) -> list[float]:
+            mine = _Spectra(ours[n], shape)
+            return [
+                mine.correlation(other) if not above or start + k > n else -1.0
+                for k, other in enumerate(spectra)
+            ]
 
-        scores[:, start : start + block] = run_parallel(row, ours, workers, progress, _MESSAGE)
+        rows = range(min(len(ours), start + block) if above else len(ours))
+        found = run_parallel(row, rows, workers, progress, _WITHIN if above else _MESSAGE)
+        scores[: len(rows), start : start + block] = found
     return scores
 
 

@@ -23,11 +23,11 @@ _SEPARATOR = r"[_.\s/-]"
 
 # Of the first the guess is surest. Each has one group, the person, which holds a digit (names of groups of patients,
 # such as Normal_1, have none), except for a folder of its own.
+_WORD = rf"{_SEPARATOR}?(?<![a-z])(?:{_VISIT_WORDS})(?=[-_]?\d)|{_SEPARATOR}(?:{_BARE_WORDS})$"
 _MARKED = (
     r"^(sub-[^_/]+)",
-    rf"^(.*?\d.*?){_SEPARATOR}{_DATE}\b.*$",
-    rf"(?i)^(.*\d.*?){_SEPARATOR}?(?<![a-z])(?:{_VISIT_WORDS})[-_]?\d+(?![0-9]).*$",
-    rf"(?i)^(.*\d.*?){_SEPARATOR}(?:{_BARE_WORDS})$",
+    rf"^(.*?\d.*?){_SEPARATOR}{_DATE}",
+    rf"(?i)^(.*?\d.*?)(?:{_WORD})",
 )
 _FOLDERS = (r"^([^/]*\d[^/]*)/.+$",)
 _NUMBERED = (
@@ -130,9 +130,29 @@ def guess_people(names: Sequence[str]) -> Guess | None:
             rests = [name[len(person) :] for name, person in zip(names, known, strict=True)]
             if believable(known, rests):
                 most = Counter(known).most_common(1)[0][0]
+                pattern = _shorter(pattern, names, known)
                 example = tuple(n for n, person in zip(names, known, strict=True) if person == most)
                 return Guess(pattern, len(set(known)), example)
     return None
+
+
+def _shorter(pattern: str, names: Sequence[str], people: Sequence[str]) -> str:
+    """Return a pattern that says the same of these names with those marks only that occur, or ``pattern``."""
+    marks = []
+    for name, person in zip(names, people, strict=True):
+        found = re.match(rf"(?i){_SEPARATOR}{_DATE}|{_WORD}", name[len(person) :]) if name != person else None
+        if found:
+            dated = re.fullmatch(rf"{_SEPARATOR}{_DATE}", found[0])
+            marks.append(rf"{re.escape(found[0][0])}(?:19|20)\d\d" if dated else re.escape(found[0].lower()))
+    several = "|".join(dict.fromkeys(marks))
+    for short in (rf"(?i)^(.+?)(?:{several})", rf"(?i)^(.+?)(?:{several})|^(.+)$"):
+        if (
+            marks
+            and len(short) < len(pattern)
+            and [subject_of(name, short) for name in names] == list(people)
+        ):
+            return short
+    return pattern
 
 
 def may_be_one_person(one: str, other: str) -> bool:

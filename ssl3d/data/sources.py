@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ssl3d.config import PhantomConfig, Settings, validate
 from ssl3d.data.adapters import IMAGE_SUFFIXES
 from ssl3d.data.cohort import Case, Dataset
-from ssl3d.data.prepare import Policy, PreparedCohort, prepare
 from ssl3d.data.listing import Listing, list_cases
+from ssl3d.data.prepare import Policy, PreparedCohort, prepare
 from ssl3d.data.splits import SPLITS_FINAL, Split, make_splits, save_splits, splits_of_file
 from ssl3d.data.steps import Preparation
 from ssl3d.errors import DataError
@@ -227,7 +227,12 @@ def task_splits(
             splits = splits_of_file(cohort.cases, file, counts, seed, cohort.target_names, skipped)
         else:
             splits = make_splits(
-                cohort.cases, counts, seed, task.scheme, task.folds or settings.data.folds, cohort.target_names
+                cohort.cases,
+                counts,
+                seed,
+                task.scheme,
+                task.folds or settings.data.folds,
+                cohort.target_names,
             )
     except DataError as error:
         raise DataError(f"Task {task.name}: {error}") from None

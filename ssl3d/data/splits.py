@@ -244,7 +244,9 @@ def splits_of_file(
     others = sorted(labelled.keys() - listed)
     if others:
         shown = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
-        logger.warning("%s does not mention %s, not used: %s", path, count(len(others), "labelled case"), shown)
+        logger.warning(
+            "%s does not mention %s, not used: %s", path, count(len(others), "labelled case"), shown
+        )
     splits = []
     for number, fold in enumerate(folds):
         ids = {part: tuple(i for i in fold.get(part, ()) if i in labelled) for part in PARTS}
@@ -269,7 +271,9 @@ def _read_folds(path: Path) -> list[dict[str, list[str]]]:
     try:
         folds = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Fix: name nnU-Net's {SPLITS_FINAL}.") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). Fix: name nnU-Net's {SPLITS_FINAL}."
+        ) from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}. Fix: correct it.") from error
     sound = isinstance(folds, list) and bool(folds) and all(
@@ -285,9 +289,7 @@ def _read_folds(path: Path) -> list[dict[str, list[str]]]:
     return [dict(fold) for fold in folds]
 
 
-def _check_people(
-    parts: Mapping[str, Sequence[str]], cases: Mapping[str, SplitCase], where: str
-) -> None:
+def _check_people(parts: Mapping[str, Sequence[str]], cases: Mapping[str, SplitCase], where: str) -> None:
     """Refuse parts that share a person."""
     place: dict[str, tuple[str, str]] = {}
     shared = []

@@ -63,7 +63,8 @@ class Report:
     Attributes:
         dataset: its name.
         examined: every case, with its findings and :class:`Facts`.
-        absent: structures and classes that no case has.
+        absent: what ought to be there and is no case: entries that cannot be read, fewer cases than the data promise,
+            structures and classes that no case has.
         class_names: class -> name, where there are names.
         taken_for: what the volumes were taken for: modality, offset, and how that was decided; "" where no volume
             could be read.
@@ -156,6 +157,7 @@ def verify(
     workers: int | None = None,
     progress: Progress | None = None,
     max_bytes: int = MAX_BYTES,
+    left_out: Sequence[Finding] = (),
 ) -> Report:
     """Read every file once, in parallel, and say everything that is wrong.
 
@@ -165,13 +167,14 @@ def verify(
         workers: threads; None: one a core, 4 at most.
         progress: told about every case.
         max_bytes: largest volume allowed, in bytes as float32.
+        left_out: what is wrong with entries that are no case (:func:`ssl3d.data.listing.list_cases`).
     """
 
     def measure(image: Volume, label: Volume | None) -> Facts:
         return _measure(image, label, dataset)
 
     examined = examine_cases(cases, dataset, measure, workers=workers, progress=progress, max_bytes=max_bytes)
-    absent = tuple(_absent(examined, dataset))
+    absent = (*left_out, *_absent(examined, dataset))
     return Report(dataset.name, examined, absent, dataset.target_names, _taken_for(examined, dataset))
 
 

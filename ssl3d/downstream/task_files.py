@@ -21,7 +21,13 @@ _METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
     "regression": ("mae",),
 }  # fmt: skip
-_SCHEMES: dict[str, Scheme] = {"auto": "auto", "given": "official", "random": "random", "folds": "cv", "file": "file"}
+_SCHEMES: dict[str, Scheme] = {
+    "auto": "auto",
+    "given": "official",
+    "random": "random",
+    "folds": "cv",
+    "file": "file",
+}
 
 
 class Splits(Model):
