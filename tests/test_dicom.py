@@ -299,7 +299,7 @@ def test_what_is_no_scan_is_named_and_does_not_disturb_the_scan(
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(shipped(name), alone / name)
-    with pytest.raises(DataError, match=f"some are no scans: {kind}"):
+    with pytest.raises(DataError, match=f"is {kind}, not a scan"):
         Folder().cases(alone)
 
 

@@ -80,7 +80,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert "which holds it" in reasons["up"] and "which holds it" in reasons["top"]
     assert reasons["twice"] == f"is the same folder as {data / 's0'}, which is read"
     assert [(f.path.name, f.problem) for f in listing.findings] == [
-        ("self", "is a link to self, which is not there")
+        ("self", "is a link that leads back to itself")
     ]
 
 
@@ -115,7 +115,7 @@ def test_links_that_lead_nowhere_are_findings_everywhere(tmp_path: Path) -> None
     settings = load_settings("smoke")
     with pytest.raises(DataError, match="3 problems in 3 files") as refused:
         pretraining_cohort(str(data), settings, tmp_path / "cache")
-    assert "which is not there. Fix: fetch what it points to" in str(refused.value)
+    assert "which is not there. Fix: fetch or copy what it points to" in str(refused.value)
     cohort = pretraining_cohort(str(data), settings, tmp_path / "cache", "skip")
     assert [case.id for case in cohort.cases] == ["here0", "here1"]
     assert sorted(case["id"] for case in cohort.skipped) == ["IM0001", "gone0", "gone1"]

@@ -23,7 +23,7 @@ from ssl3d.data.cohort import (
 )
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
 from ssl3d.data.entries import FETCH, LeftOut, leads_nowhere, walk
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,11 @@ class Folder(Dataset):
     def _nothing_error(self, root: Path, left_out: Sequence[LeftOut]) -> DataError:
         paths = [entry.path for entry in left_out]
         endings = sorted({image_suffix(path) or path.suffix or path.name for path in paths})
-        found = f"{len(paths)} entries ending in {', '.join(endings[:8])}" if paths else "empty folders"
+        found = (
+            f"{count(len(paths), 'entry', 'entries')} ending in {', '.join(endings[:8])}"
+            if paths
+            else "empty folders"
+        )
         headless = [
             path for path in paths if path.suffix.lower() == ".dcm" and path.is_file() and not is_dicom(path)
         ]

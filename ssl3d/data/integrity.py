@@ -163,7 +163,7 @@ def check_place(path: Path) -> list[Finding]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if path.is_symlink():
+        if error.errno != errno.ENAMETOOLONG and path.is_symlink():
             return [Finding(path, leads_nowhere(path) or "cannot be opened", FETCH)]
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
