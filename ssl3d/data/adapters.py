@@ -22,8 +22,9 @@ from ssl3d.data.cohort import (
     read_table,
 )
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
-from ssl3d.data.entries import FETCH, LeftOut, leads_nowhere, walk
+from ssl3d.data.entries import LeftOut, leads_nowhere, walk
 from ssl3d.errors import DataError, count
+from ssl3d.remedies import FETCH
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +323,7 @@ class Folder(Dataset):
             elif suffix is not None:
                 images.append(path)
             elif lost:
-                others.append(LeftOut(path, lost, FETCH if _may_be_dicom(path) else ""))
+                others.append(LeftOut(path, lost, FETCH() if _may_be_dicom(path) else None))
             elif is_dicom(path):
                 slices.add(path)
             else:

@@ -18,6 +18,27 @@ from typing import Any
 
 import numpy as np
 
+from ssl3d.remedies import (
+    ADD_SLICES,
+    COPY_FILE,
+    COPY_OR_OUT,
+    COPY_SERIES,
+    COPY_SLICES,
+    DCM2NIIX,
+    EQUAL_STEPS,
+    EXPORT_SERIES,
+    HOLDS_NONE,
+    NAME_SERIES,
+    NO_SCAN,
+    NOT_A_LABEL,
+    OF_SCANNER,
+    ONE_VOLUME,
+    OWN_SERIES,
+    STRAIGHTEN,
+    TAKE_OUT,
+    Fix,
+)
+
 TILT_TOLERANCE_DEG = 0.5
 """Angle between the normal of the slices and their line of centres above which a gantry was tilted."""
 
@@ -47,7 +68,7 @@ _NOT_SCANS = {
 class SeriesError(ValueError):
     """A series that cannot be used; the message completes "<path> ..."."""
 
-    def __init__(self, problem: str, fix: str) -> None:
+    def __init__(self, problem: str, fix: Fix) -> None:
         super().__init__(problem)
         self.problem, self.fix = problem, fix
 
@@ -191,18 +212,16 @@ def series_files(path: Path) -> tuple[Path, ...]:
                 return files
         kind = not_a_scan(path) if is_dicom(path) else None
         if kind is not None:
-            raise SeriesError(
-                f"is {kind}, not a scan", "take it out (one that is meant as a label: convert it to NIfTI)"
-            )
-        raise SeriesError("is not a readable image: it is not DICOM", "take it out of the folder")
+            raise SeriesError(f"is {kind}, not a scan", NOT_A_LABEL())
+        raise SeriesError("is not a readable image: it is not DICOM", TAKE_OUT())
     series = series_of(path)
     if not series:
-        raise SeriesError("is a folder, not an image, and holds no DICOM series", "check the path")
+        raise SeriesError("is a folder, not an image, and holds no DICOM series", HOLDS_NONE())
     if len(series) > 1:
         counts = ", ".join(f"{files[0].name} ({len(files)} slices)" for files in series.values())
         raise SeriesError(
             f"holds {len(series)} DICOM series, one of each starting at: {counts}",
-            "name the series by one of its slices",
+            NAME_SERIES(),
         )
     return next(iter(series.values()))
 
@@ -216,27 +235,25 @@ def open_series(path: Path) -> Series:
     Raises:
         SeriesError: the slices do not make one volume: says which and why.
     """
-    again = "export the series again"
+    again = EXPORT_SERIES()
     damaged = unreadable_in(path if path.is_dir() else path.parent)
     if path.absolute() in damaged:
-        raise SeriesError("is damaged or truncated: its DICOM data cannot be parsed", "copy the file again")
+        raise SeriesError("is damaged or truncated: its DICOM data cannot be parsed", COPY_FILE())
     if damaged:
         raise SeriesError(
             f"may lack a slice: {', '.join(file.name for file in damaged[:5])} in its folder is damaged or truncated",
-            "copy the file again, or take it out of the folder",
+            COPY_OR_OUT(),
         )
     slices = [_read_slice(file) for file in series_files(path)]
     first = slices[0]
     if max(s.frames for s in slices) > 1:
-        raise SeriesError(
-            "is a multi-frame DICOM", "convert it to NIfTI, for example with dcm2niix, and give that"
-        )
+        raise SeriesError("is a multi-frame DICOM", DCM2NIIX())
     if max(s.samples for s in slices) > 1:
-        raise SeriesError(f"has {first.samples} values a voxel (colour)", "take it out: it is no scan")
+        raise SeriesError(f"has {first.samples} values a voxel (colour)", NO_SCAN())
     if len(slices) == 1:
         raise SeriesError(
             f"is a single slice ({first.shape[0]} x {first.shape[1]}), not a 3D volume",
-            "add the other slices of its series, or take it out",
+            ADD_SLICES(),
         )
     for other in slices[1:]:
         if other.shape != first.shape:
@@ -245,7 +262,7 @@ def open_series(path: Path) -> Series:
         if np.abs(other.directions - first.directions).max() > 1e-3:
             raise SeriesError(
                 f"mixes slices of different orientation ({first.path.name}, {other.path.name})",
-                "export each orientation as a series of its own (localizers: take them out)",
+                OWN_SERIES(),
             )
         if np.abs(other.spacing_mm - first.spacing_mm).max() > 1e-3:
             raise SeriesError(
@@ -263,7 +280,7 @@ def open_series(path: Path) -> Series:
         raise SeriesError(
             f"has {twice + 1} or more slices at one position ({slices[pair].path.name}, "
             f"{slices[pair + 1].path.name}): time points, echoes or a copy",
-            "export one volume a series",
+            ONE_VOLUME(),
         )
     gaps = np.flatnonzero(steps > (1 + STEP_TOLERANCE) * usual)
     if len(gaps):
@@ -272,19 +289,19 @@ def open_series(path: Path) -> Series:
         raise SeriesError(
             f"misses about {missing} slice{'s' * (missing > 1)}: {steps[g]:.4g} mm between {slices[g].path.name} and "
             f"{slices[g + 1].path.name}, elsewhere {usual:.4g} mm",
-            "copy the missing slices",
+            COPY_SLICES(),
         )
     if (steps < (1 - STEP_TOLERANCE) * usual).any():
         raise SeriesError(
             f"has steps of {steps.min():.4g} to {steps.max():.4g} mm between its slices",
-            "resample it to equal steps (dcm2niix does)",
+            EQUAL_STEPS(),
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
     if tilt > TILT_TOLERANCE_DEG:
         raise SeriesError(
             f"was scanned with a gantry tilt of {tilt:.1f} degrees: its slices are sheared",
-            "straighten it first (dcm2niix does)",
+            STRAIGHTEN(),
         )
     affine = np.eye(4)
     affine[:3, :2] = (first.directions * first.spacing_mm[:, None]).T
@@ -312,7 +329,7 @@ def _read_slice(path: Path) -> Slice:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
-    broken = "copy or export the series again"
+    broken = COPY_SERIES()
     try:
         reader.ReadImageInformation()
     except RuntimeError:
@@ -328,9 +345,7 @@ def _read_slice(path: Path) -> Slice:
         except ValueError:
             found = np.empty(0)
         if found.shape != (count,) or not np.isfinite(found).all():
-            raise SeriesError(
-                f"has a slice without {name} ({path.name})", "export it as a series of the scanner"
-            )
+            raise SeriesError(f"has a slice without {name} ({path.name})", OF_SCANNER())
         return found
 
     frames = int(value("0028|0008") or 1)

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssl3d.remedies import READABLE, Fix
+
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
@@ -15,12 +17,12 @@ class LeftOut:
     Attributes:
         path: the file, link or folder.
         reason: why, completing "<path> ...".
-        fix: what to do about it; empty where nothing is wrong with leaving it out.
+        fix: what to do about it; None where nothing is wrong with leaving it out.
     """
 
     path: Path
     reason: str
-    fix: str = ""
+    fix: Fix | None = None
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,7 @@ def _sort_in(path: Path, tree: Tree) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> LeftOut:
-    fix = "give yourself the right to read it, or take it out"
-    return LeftOut(path, f"cannot be opened ({error.strerror or error})", fix)
-
-
-FETCH = "fetch or copy what it points to (git annex get, datalad get, dvc pull, a mount), or remove the link"
-"""What to do about a link that leads nowhere."""
+    return LeftOut(path, f"cannot be opened ({error.strerror or error})", READABLE())
 
 
 def leads_nowhere(path: Path) -> str | None:

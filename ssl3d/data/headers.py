@@ -51,7 +51,7 @@ class Header:
         xform_gap: NIfTI with an sform and a qform that name the same space: how far apart the two put
             a corner of the volume, in voxels; else 0.
         origin_mm: (3,) where the first voxel is; None where ``axes_mm`` is.
-        other_axes_mm: (3, 3) of the affine that was not taken, where a NIfTI has two; else None.
+        other_affine: (4, 4) that was not taken, where a NIfTI has two; else None.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Header:
     lead_bytes: int = 0
     xform_gap: float = 0.0
     origin_mm: np.ndarray | None = None
-    other_axes_mm: np.ndarray | None = None
+    other_affine: np.ndarray | None = None
 
     @property
     def frames(self) -> int:
@@ -145,7 +145,7 @@ def _read_nifti(path: Path, compressed: bool, choice: Affine | None) -> Header:
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
         xform_gap=_xform_gap(image.header, sform, qform, shape[:3]) if solid else 0.0,
         origin_mm=affine[:3, 3] if solid else None,
-        other_axes_mm=other[:3, :3] if solid and other is not None else None,
+        other_affine=other if solid else None,
     )  # fmt: skip
 
 

@@ -23,10 +23,42 @@ import numpy as np
 from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
-from ssl3d.data.entries import FETCH, leads_nowhere
+from ssl3d.data.entries import leads_nowhere
 from ssl3d.data.headers import Header, HeaderError, read_header
-from ssl3d.data.people import SAY_SUBJECTS, may_be_one_person
+from ssl3d.data.people import may_be_one_person
 from ssl3d.errors import DataError, count, printable
+from ssl3d.remedies import (
+    AFFINE,
+    CHANNEL,
+    CHANNEL_RANGE,
+    CHECK_PATH,
+    CONVERT,
+    COPY_AGAIN,
+    COPY_BOTH,
+    EMPTY_LABEL,
+    EXPORT,
+    FETCH,
+    GEOMETRY,
+    KEEP_ONE,
+    LABEL_GRID,
+    LABEL_VALUES,
+    LOOK_AFTER,
+    MODALITY,
+    NO_CT,
+    OFFSET,
+    ONE_PART,
+    ORIGIN,
+    OWN_LABEL,
+    PUT_FILE,
+    QFORM,
+    REPLACE,
+    SHRINK,
+    SPLIT,
+    STACK,
+    TWO_CTS,
+    TWO_KINDS,
+    Fix,
+)
 
 if TYPE_CHECKING:
     from ssl3d.data.volume import Volume
@@ -67,16 +99,7 @@ _SOFT, _FLANK = (
     (500.0, 800.0),
 )  # the peak of soft tissue and fat, and what lies darker than it
 
-_CHOOSE = (
-    "--{0} {1} for data verify, data prepare and predict, --set data.{0}.LAYOUT={1} for pretrain and bench, "
-    "{0} in a task file"
-)
-CHOOSE_CHANNEL = _CHOOSE.format("channel", "N")
-CHOOSE_AFFINE = _CHOOSE.format("affine", "sform|qform")
-"""How a user says what to take of a file that leaves a choice."""
-
 _CHUNK = 1 << 16
-_COPY_AGAIN = "copy or export the file again; if the source is damaged too, take the case out"
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what was done last)."""
@@ -93,12 +116,12 @@ class Finding:
     Attributes:
         path: the file.
         problem: what is wrong, completing "<path> ...".
-        fix: what to do about it.
+        fix: what to do about it; made by a remedy, whose promise is tested.
     """
 
     path: Path
     problem: str
-    fix: str
+    fix: Fix
 
     def __str__(self) -> str:
         return printable(f"{self.path} {self.problem}. Fix: {self.fix}.")
@@ -145,15 +168,14 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
     if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
         return _check_series(path, max_bytes, reading)
     if path.stat().st_size == 0:
-        return [Finding(path, "is empty (0 bytes)", _COPY_AGAIN)]
+        return [Finding(path, "is empty (0 bytes)", COPY_AGAIN())]
     if image_suffix(path) is None:
         endings = ", ".join(IMAGE_SUFFIXES)
-        return [Finding(path, "is not of a format that is read", f"convert it to one that ends in {endings}")]
+        return [Finding(path, "is not of a format that is read", CONVERT(endings=endings))]
     try:
         header = read_header(path, reading.affine)
     except (HeaderError, OSError) as error:
-        fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
-        return [Finding(path, f"is not a readable image: {error}", fix)]
+        return [Finding(path, f"is not a readable image: {error}", EXPORT())]
     findings = _check_header(path, header, max_bytes, reading)
     return findings or _check_payload(path, header)
 
@@ -164,14 +186,14 @@ def check_place(path: Path) -> list[Finding]:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG and path.is_symlink():
-            return [Finding(path, leads_nowhere(path) or "cannot be opened", FETCH)]
+            return [Finding(path, leads_nowhere(path) or "cannot be opened", FETCH())]
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            return [Finding(path, "does not exist", "check the path, or take the case out of the cohort")]
+            return [Finding(path, "does not exist", CHECK_PATH())]
         return [
             Finding(
                 path,
                 f"cannot be opened: {error.strerror}",
-                "look after its name, its folder and its permissions",
+                LOOK_AFTER(),
             )
         ]
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -183,7 +205,7 @@ def check_place(path: Path) -> list[Finding]:
         stat.S_IFBLK: "a device",
     }
     problem = f"is {'a link to ' if path.is_symlink() else ''}{kinds.get(stat.S_IFMT(mode), 'something')}, not a file"
-    return [Finding(path, problem, "remove it, or put a file in its place")]
+    return [Finding(path, problem, PUT_FILE())]
 
 
 def _check_series(path: Path, max_bytes: int, reading: Reading) -> list[Finding]:
@@ -200,56 +222,53 @@ def _check_header(
 ) -> list[Finding]:
     size = " x ".join(map(str, header.shape))
     if min(header.shape, default=0) < 1:
-        return [Finding(path, f"has a header that says its size is {size or 'nothing'}", _COPY_AGAIN)]
+        return [Finding(path, f"has a header that says its size is {size or 'nothing'}", COPY_AGAIN())]
     # Of a NIfTI one frame can be read without the others.
     alone = header.frames > 1 and image_suffix(path) in {".nii", ".nii.gz"}
     promised = header.voxels * 4 // (header.frames if alone else 1)
     if promised > max_bytes:
         problem = f"promises {size} voxels, {promised / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)"
-        fix = "if the size is right, crop or resample the volume first; else " + _COPY_AGAIN
-        return [Finding(path, problem, fix)]
+        return [Finding(path, problem, SHRINK())]
     if sum(edge > 1 for edge in (*header.shape[3:], header.channels)) > 1:
         per_voxel = f" with {header.channels} values a voxel" if header.channels > 1 else ""
         problem = f"is {len(header.shape)}D ({size}{per_voxel}), not one 3D volume"
-        fix = "split it and keep one 3D volume, for example one time point or channel"
-        return [Finding(path, problem, fix)]
+        return [Finding(path, problem, SPLIT())]
     if header.frames > 1 and reading.channel is None:
         what = (
             f"is {len(header.shape)}D ({size})"
             if header.channels == 1
             else (f"has {header.channels} values a voxel ({size})")
         )
-        fix = f"choose one of its volumes (channel 0 to {header.frames - 1}: {CHOOSE_CHANNEL}), or split it"
-        return [Finding(path, f"{what}, not one 3D volume", fix)]
+        return [Finding(path, f"{what}, not one 3D volume", CHANNEL(last=header.frames - 1))]
     if reading.channel is not None and reading.channel >= header.frames:
         problem = f"is {len(header.shape)}D ({size}), so it has no channel {reading.channel}"
-        return [Finding(path, problem, f"choose a channel from 0 to {header.frames - 1}")]
+        return [Finding(path, problem, CHANNEL_RANGE(last=header.frames - 1))]
     if len(header.shape) < 3 or min(header.shape[:3]) < 2:
         problem = f"is a single slice ({size}), not a 3D volume"
-        return [Finding(path, problem, "stack the slices into one volume")]
+        return [Finding(path, problem, STACK())]
     assert header.axes_mm is not None  # it has three axes
     assert header.origin_mm is not None
     findings = _check_geometry(path, header.axes_mm, header.origin_mm)
-    if findings and header.other_axes_mm is not None and reading.affine is None:
+    other = header.other_affine
+    if findings and other is not None and reading.affine is None:
         # One of two affines is broken and the other one is whole: no need to write a header.
-        if not _check_geometry(path, header.other_axes_mm, np.zeros(3)):
+        if not _check_geometry(path, other[:3, :3], other[:3, 3]):
             problem = f"{findings[0].problem} under its sform, but not under its qform"
-            findings = [Finding(path, problem, f"say that the qform is right ({CHOOSE_AFFINE})")]
+            findings = [Finding(path, problem, QFORM())]
     elif not findings and header.xform_gap > XFORM_TOLERANCE and reading.affine is None:
         problem = f"has an sform and a qform that disagree, by up to {header.xform_gap:.3g} voxels"
-        fix = f"find out which is right (programs differ in which they take) and say so ({CHOOSE_AFFINE})"
-        findings = [Finding(path, problem, fix)]
+        findings = [Finding(path, problem, AFFINE())]
     return findings
 
 
 def _check_geometry(path: Path, axes_mm: np.ndarray, origin_mm: np.ndarray) -> list[Finding]:
     """Check the (3, 3) steps in mm a voxel and the (3,) place of the first one."""
-    fix = "write the right spacing and orientation into the header (nibabel or SimpleITK)"
+    fix = GEOMETRY()
     if not np.isfinite(axes_mm).all():
         return [Finding(path, "has NaN or infinite spacing or orientation in its header", fix)]
     if not np.isfinite(origin_mm).all():
         place = ", ".join(f"{value:g}" for value in origin_mm)
-        fix = "write the right origin into the header (nibabel or SimpleITK)"
+        fix = ORIGIN()
         return [Finding(path, f"has a NaN or infinite origin in its header ({place} mm)", fix)]
     spacing = np.linalg.norm(axes_mm, axis=0)  # (3,)
     text = " x ".join(f"{value:.4g}" for value in spacing)
@@ -279,7 +298,7 @@ def _check_payload(path: Path, header: Header) -> list[Finding]:
         return at_payload
     if not header.payload.is_file():
         problem = f"needs the file {header.payload.name}, which is missing"
-        return [Finding(path, problem, "copy both files together")]
+        return [Finding(path, problem, COPY_BOTH())]
     if header.encoding == "raw":
         there = max(header.payload.stat().st_size - header.offset, 0)
         return [_truncated(path, there, promised, "bytes")] if there < promised else []
@@ -293,17 +312,17 @@ def _check_payload(path: Path, header: Header) -> list[Finding]:
     try:
         there, complete = _drain(header, limit)
     except (zlib.error, OSError) as error:
-        return [Finding(path, f"is damaged: its compressed data cannot be read ({error})", _COPY_AGAIN)]
+        return [Finding(path, f"is damaged: its compressed data cannot be read ({error})", COPY_AGAIN())]
     if there > limit:
         problem = f"decompresses to more than {limit} bytes, but its header promises {promised}"
-        return [Finding(path, problem, _COPY_AGAIN)]
+        return [Finding(path, problem, COPY_AGAIN())]
     return [] if complete and there >= promised else [_truncated(path, there, promised, "bytes")]
 
 
 def _truncated(path: Path, there: int, promised: int, unit: str) -> Finding:
     if there >= promised:
-        return Finding(path, "is truncated: its compressed data stop before their checksum", _COPY_AGAIN)
-    return Finding(path, f"is truncated: {there} of {promised} {unit} are there", _COPY_AGAIN)
+        return Finding(path, "is truncated: its compressed data stop before their checksum", COPY_AGAIN())
+    return Finding(path, f"is truncated: {there} of {promised} {unit} are there", COPY_AGAIN())
 
 
 def _drain(header: Header, limit: int) -> tuple[int, bool]:
@@ -340,10 +359,9 @@ def check_voxels(image: Volume) -> list[Finding]:
     if bad:
         nan = int(np.isnan(image.data).sum())
         kinds = " and ".join(f"{n} {name}" for n, name in ((nan, "NaN"), (bad - nan, "infinite")) if n)
-        fix = "replace them by the value of air and save the file again"
-        return [Finding(image.path, f"has {kinds} voxels", fix)]
+        return [Finding(image.path, f"has {kinds} voxels", REPLACE())]
     if image.data.min() == image.data.max():
-        return [Finding(image.path, f"is constant: every voxel is {image.data.flat[0]:g}", _COPY_AGAIN)]
+        return [Finding(image.path, f"is constant: every voxel is {image.data.flat[0]:g}", COPY_AGAIN())]
     return []
 
 
@@ -428,19 +446,8 @@ def check_offset(image: Volume, dataset: Dataset, offset: float) -> list[Finding
     )
     likely = likely_offset(values)
     if likely is None:
-        return [Finding(image.path, problem, NO_CT)]
-    return [Finding(image.path, problem, OFFSET.format(likely=f"{likely:g}", layout=dataset.name))]
-
-
-OFFSET = (
-    "give the constant that brings air to 0 and water to 1000, which seems to be {likely} here (--offset {likely} for "
-    "data verify, data prepare and predict, --set data.intensity_offset.{layout}={likely} for pretrain and bench, "
-    "intensity_offset: {likely} in a task file)"
-)
-NO_CT = (
-    "take it out if it is no CT; if it is, bring its values to HU, or read the data without units "
-    "(--scaling minmax for data prepare, preparation: {scaling: minmax} in a task file)"
-)
+        return [Finding(image.path, problem, NO_CT())]
+    return [Finding(image.path, problem, OFFSET(likely=f"{likely:g}", layout=dataset.name))]
 
 
 def check_not_hu(image: Volume, dataset: Dataset) -> list[Finding]:
@@ -449,8 +456,7 @@ def check_not_hu(image: Volume, dataset: Dataset) -> list[Finding]:
     if darkest >= HU_AIR_BELOW:
         return []
     problem = f"does not look like MR: its first percentile is {darkest:.0f}, as in a CT in HU"
-    fix = 'take it out, or correct the modality (modality in a task file, "channel_names" in a dataset.json)'
-    return [Finding(image.path, problem, fix)]
+    return [Finding(image.path, problem, MODALITY())]
 
 
 # --- what a cohort is taken for ---------------------------------------------------------------------
@@ -520,23 +526,19 @@ def judge_cohort(verdicts: Mapping[Case, Verdict], is_ct: bool) -> tuple[Kind, d
                 f"does not look like CT: its first percentile is {verdict.darkest:.4g}, and neither 1024 nor 0 added "
                 "puts air and tissue where they belong"
             )
-            findings[case] = [Finding(case.image, problem, NO_CT)]
+            findings[case] = [Finding(case.image, problem, NO_CT())]
         elif verdict.kind != kind:
             other = verdicts[kinds[kind][0]]
             problem = (
                 f"is {verdict.kind} (first percentile {verdict.darkest:.4g}), but {len(kinds[kind])} of the "
                 f"{len(verdicts)} volumes are {kind} (for example {kinds[kind][0].image}: {other.darkest:.4g})"
             )
-            fix = TWO_KINDS_NO_CT if not is_ct else TWO_KINDS_OF_CT
+            fix = TWO_CTS() if is_ct else TWO_KINDS()
             if len(kinds) > 1 and not findings:
                 lists = "; ".join(f"{k}: {_names(kinds[k])}" for k in order if k in kinds)
                 problem += f"; two kinds in one cohort: {lists}"
             findings[case] = [Finding(case.image, problem, fix)]
     return kind, findings
-
-
-TWO_KINDS_NO_CT = "keep CT and MR in folders of their own, or leave out the smaller part (--policy skip)"
-TWO_KINDS_OF_CT = "bring all to HU, or leave out the smaller part (--policy skip)"
 
 
 def _names(cases: Sequence[Case], limit: int = 50) -> str:
@@ -562,19 +564,17 @@ def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
         if dataset.empty_labels or any(known[value] for value in values):
             return []
         problem = "is an empty label: it holds no structure, only background"
-        fix = "draw the structures, take the case out, or allow empty labels (a task file's empty_labels)"
-        return [Finding(label.path, problem, fix)]
+        return [Finding(label.path, problem, EMPTY_LABEL())]
     names = ", ".join(map(str, unknown[:10])) + ", ..." * (len(unknown) > 10)
     wanted = ", ".join(map(str, sorted({0, *dataset.label_values, *dataset.label_aliases})))
     problem = f"holds label values that {dataset.name} does not know: {names} (known: {wanted})"
-    fix = "correct the label file, or name the values (labels in a task file, label_values in an adapter)"
-    return [Finding(label.path, problem, fix)]
+    return [Finding(label.path, problem, LABEL_VALUES())]
 
 
 def check_grids(image: Volume, label: Volume) -> list[Finding]:
     """Check that an image and its label lie on the same grid, within :data:`GRID_TOLERANCE` voxels."""
     name = image.path.name
-    fix = f"resample the label to the grid of {name} (nearest neighbour), or correct its header"
+    fix = LABEL_GRID(image=name)
     if image.data.shape != label.data.shape:
         ours, theirs = (" x ".join(map(str, volume.data.shape)) for volume in (label, image))
         return [Finding(label.path, f"has {ours} voxels, but its image {name} has {theirs}", fix)]
@@ -745,27 +745,21 @@ def check_between(
         found = []
         twin = images.setdefault(image, case) if image else case
         if twin is not case:
-            fix = "keep one of the two; if they are different people, copy both again from the source"
             same = twin.image == case.image
             problem = f"is listed as {twin.id} too" if same else f"has the same voxels as {twin.image}"
-            found.append(Finding(case.image, problem, fix))
+            found.append(Finding(case.image, problem, KEEP_ONE()))
         owner = labels.setdefault(label, case) if label else case
         shared = owner.label == case.label or owner.subject == case.subject
         if case.label and not shared and not may_be_one_person(owner.id, case.id):
             problem = f"has the same voxels as {owner.label}, the label of another image"
-            fix = (
-                "give each image its own label; if both show one person, say so ("
-                + SAY_SUBJECTS.format("REGEX")
-                + ")"
-            )
-            found.append(Finding(case.label, problem, fix))
+            found.append(Finding(case.label, problem, OWN_LABEL()))
         other = parts.setdefault(case.subject, case) if case.subset else case
         if other.subset != case.subset:
             problem = (
                 f"is of subject {case.subject} for {case.subset}, who is also there for {other.subset} "
                 f"({other.image.name})"
             )
-            found.append(Finding(case.image, problem, "keep all images of a person in one part"))
+            found.append(Finding(case.image, problem, ONE_PART()))
         if found:
             findings[case] = found
     return findings

@@ -28,8 +28,8 @@ from ssl3d.data.cohort import (
     read_table,
 )
 from ssl3d.data.entries import LeftOut, walk
-from ssl3d.data.integrity import CHOOSE_CHANNEL
 from ssl3d.errors import DataError
+from ssl3d.remedies import CHOOSE_CHANNEL, ENDING, NUMBER, PROMISE
 
 
 def _by_id(cases: Iterable[Case]) -> list[Case]:
@@ -158,7 +158,7 @@ def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[LeftOut]]
         elif suffix is None:
             others.append(LeftOut(path, "is not of a format that is read"))
         elif suffix != ending.lower():
-            fix = "convert it, or correct file_ending"
+            fix = ENDING()
             others.append(
                 LeftOut(path, f'ends in {suffix}, but dataset.json has file_ending "{ending}"', fix)
             )
@@ -181,7 +181,7 @@ def _broken_promises(root: Path, facts: Mapping[str, Any], counts: Mapping[str, 
         if not isinstance(promised, int) or promised == there or (subset == "test" and not there):
             continue
         problem = f"promises {promised} {what} cases ({key}), and {there} are there"
-        fix = f"add the missing ones, or correct {key}"
+        fix = PROMISE(key=key)
         broken.append(LeftOut(root / "dataset.json", problem, fix))
     return broken
 
@@ -280,7 +280,7 @@ class NNUNet(Dataset):
         for stem, image in images.items():
             numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
             if numbered is None:
-                fix = f"call it {stem}_{channel:04d}{ending} if it is channel {channel} of a case, or take it out"
+                fix = NUMBER(name=f"{stem}_{channel:04d}{ending}", channel=channel)
                 found.left_out.append(
                     LeftOut(image, "has no number of a channel (_0000) before its ending", fix)
                 )

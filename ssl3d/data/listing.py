@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ssl3d.data.adapters import image_suffix
 from ssl3d.data.cohort import Case, Dataset
-from ssl3d.data.entries import FETCH, LeftOut, leads_nowhere, walk
+from ssl3d.data.entries import LeftOut, leads_nowhere, walk
 from ssl3d.data.integrity import Finding
-from ssl3d.data.people import SAY_SUBJECTS, Guess, guess_people, subjects_of
+from ssl3d.data.people import Guess, guess_people, subjects_of
 from ssl3d.errors import count
+from ssl3d.remedies import FETCH, SAY_SUBJECTS
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _unused(dataset: Dataset, root: Path, cases: Sequence[Case], told: Sequence[
             continue
         lost = leads_nowhere(path)
         found.append(
-            LeftOut(path, lost, FETCH)
+            LeftOut(path, lost, FETCH())
             if lost
             else LeftOut(path, f"has no place in the layout {dataset.name}")
         )

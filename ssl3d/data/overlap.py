@@ -23,10 +23,10 @@ import numpy as np
 
 from ssl3d.data.grids import resample
 from ssl3d.data.integrity import Progress, run_parallel
-from ssl3d.data.people import SAY_SUBJECTS
 from ssl3d.data.prepare import PreparedCohort
 from ssl3d.errors import DataError, count
 from ssl3d.files import write_bytes, write_json
+from ssl3d.remedies import SAY_SUBJECTS
 
 if TYPE_CHECKING:
     from ssl3d.bench import TaskData

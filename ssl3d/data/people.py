@@ -37,10 +37,6 @@ _NUMBERED = (
 _PLAIN = tuple(rf"^(.*\d)\d{{{width}}}$" for width in (3, 2, 1))
 
 
-SAY_SUBJECTS = "--subject-pattern '{0}', or in a task file subject: '{0}'"
-"""How a user says which images show one person."""
-
-
 @dataclass(frozen=True)
 class Guess:
     """What names of images look like.

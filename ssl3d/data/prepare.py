@@ -54,6 +54,7 @@ from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, count, nearest
 from ssl3d.files import remove_leftovers, write_json
+from ssl3d.remedies import GIVE_MASK, RUN_AGAIN, SMALLER_CROP
 
 logger = logging.getLogger(__name__)
 
@@ -613,12 +614,10 @@ def _build_case(
         indices = None if label is None else _map_labels(label.data, dataset.label_index())
         data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask, max_bytes)
     except CaseError as error:
-        return [Finding(case.image, *error.args)]
+        return [Finding(case.image, error.problem, error.fix)]
     for file in filter(None, source.values()):
         if _stat(Path(file["path"])) != (file["size"], file["mtime_ns"]):
-            return [
-                Finding(Path(file["path"]), "changed while it was being prepared", "run the command again")
-            ]
+            return [Finding(Path(file["path"]), "changed while it was being prepared", RUN_AGAIN())]
     has_structure = label is not None and bool(label.data.any())
     voxels = {
         "image": voxel_digest(image),
@@ -644,8 +643,7 @@ def _read_mask(
 ) -> tuple[list[Finding], np.ndarray | None]:
     """Return what is wrong with the mask of a case, and the mask (D, H, W) bool on the image's grid."""
     if case.mask is None:
-        fix = "give one named like the image, or choose another crop"
-        return [Finding(case.image, 'has no mask, which crop "mask" needs', fix)], None
+        return [Finding(case.image, 'has no mask, which crop "mask" needs', GIVE_MASK())], None
     findings = check_file(case.mask, max_bytes=max_bytes, reading=reading)
     if findings:
         return findings, None
@@ -674,15 +672,11 @@ def _too_small(
     ):
         return []
     wanted = " x ".join(map(str, min_shape))
-    fix = (
-        "choose a smaller crop (pretrain.crop, downstream.crop) or a finer spacing (data.spacing_mm), "
-        "or take the case out"
-    )
     problem = (
         f"has {' x '.join(map(str, record['shape']))} voxels at {preparation.spacing_mm:g} mm, "
         f"smaller than the crop of {wanted}"
     )
-    return [Finding(Path(record["sources"]["image"]["path"]), problem, fix)]
+    return [Finding(Path(record["sources"]["image"]["path"]), problem, SMALLER_CROP())]
 
 
 def prepare_file(
@@ -718,5 +712,5 @@ def prepare_file(
     try:
         data, _, affine = prepare_arrays(image, None, preparation, intensity, max_bytes=max_bytes)
     except CaseError as error:
-        return [Finding(path, *error.args)]
+        return [Finding(path, error.problem, error.fix)]
     return image, data, affine

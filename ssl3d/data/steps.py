@@ -20,6 +20,7 @@ from ssl3d.data.grids import isotropic_grid, resample
 from ssl3d.data.integrity import MAX_BYTES
 from ssl3d.data.lungs import lungs_by_network
 from ssl3d.data.volume import Volume
+from ssl3d.remedies import COARSER, CROP_OF_CT, GIVE_LABEL, GIVE_MASK, OTHER_CROP, Fix
 
 CT_RANGE = 2048.0
 """CT is clipped to [0, 2048] after the offset, and divided by 2048 (spec, table 2)."""
@@ -106,8 +107,9 @@ class Intensity:
 class CaseError(Exception):
     """A case that cannot be prepared with these parameters: (problem, fix)."""
 
-    def __init__(self, problem: str, fix: str) -> None:
+    def __init__(self, problem: str, fix: Fix) -> None:
         super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
 
 
 def prepare_arrays(
@@ -168,7 +170,7 @@ def prepare_arrays(
             mean, reach = float(bright.mean()), Z_RANGE * float(bright.std())
             low, high = mean - reach, mean + reach  # the wider range of volumes with bright outliers is cut
         if low == high:
-            raise CaseError("is constant inside its crop", "choose another crop, or take the case out")
+            raise CaseError("is constant inside its crop", OTHER_CROP())
         data = (data - np.float32(low)) / np.float32(high - low)
         if inside is not None:
             data[~inside] = 0
@@ -190,9 +192,7 @@ def _check_target(
         raise CaseError(
             f"has voxels of {spacing} mm, and would have {' x '.join(map(str, largest))} at "
             f"{preparation.spacing_mm:g} mm, {math.prod(largest) * 4 / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)",
-            "correct the spacing in its header if it is wrong; else prepare with a coarser spacing (--spacing for data "
-            "prepare, --set data.spacing_mm for pretrain and bench, preparation: {spacing_mm: ...} in a task file) or "
-            "another crop",
+            COARSER(),
         )
 
 
@@ -228,20 +228,19 @@ def _find_box(
     """Return the box of the crop, with its margin, clipped to the volume."""
     if preparation.crop == "label":
         if label is None:
-            fix = "give its label, or choose a crop that needs none"
-            raise CaseError('has no label, which crop "label" needs', fix)
+            raise CaseError('has no label, which crop "label" needs', GIVE_LABEL())
         mask, steps = label > 0, (1, 1, 1)
         missing = "no labelled structure"
     elif preparation.crop == "mask":
         if given is None:
-            raise CaseError('has no mask, which crop "mask" needs', "give one, or choose another crop")
+            raise CaseError('has no mask, which crop "mask" needs', GIVE_MASK())
         mask, steps, missing = given, (1, 1, 1), "an empty mask"
     else:
         # Every second millimetre is enough to find a box to which a margin is added.
         d, h, w = (max(1, int(_COARSE_MM / s)) for s in spacing_mm)
         coarse, steps = data[::d, ::h, ::w], (d, h, w)
         if preparation.crop == "lungs" and scaling != "ct":
-            raise CaseError('is not CT, which crop "lungs" needs', 'choose crop "foreground" or "none"')
+            raise CaseError('is not CT, which crop "lungs" needs', CROP_OF_CT())
         if preparation.lungmask is not None:
             mask, steps = lungs_by_network(data[:, :, ::w], preparation.lungmask), (1, 1, w)  # whole slices
             missing = "no lungs that lungmask finds"
@@ -250,7 +249,7 @@ def _find_box(
         else:
             mask, missing = foreground_mask(coarse, scaling), "no foreground"
     if not mask.any():
-        raise CaseError(f'has {missing}, which crop "{preparation.crop}" needs', "choose another crop")
+        raise CaseError(f'has {missing}, which crop "{preparation.crop}" needs', OTHER_CROP())
     box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))

@@ -22,6 +22,7 @@ from ssl3d.data.integrity import (
 )
 from ssl3d.errors import count
 from ssl3d.files import write_bytes
+from ssl3d.remedies import ABSENT
 
 if TYPE_CHECKING:
     from ssl3d.data.volume import Volume
@@ -207,7 +208,7 @@ def _absent(examined: Sequence[Examined[Facts]], dataset: Dataset) -> list[Findi
     missing = [n for n in dict.fromkeys(dataset.label_values.values()) if labelled and n not in seen]
     empty = [n for k, n in dataset.target_names.items() if k not in targets]
     root = Path(*_common(examined))
-    fix = "correct the name or its value, add cases that have it, or take it out"
+    fix = ABSENT()
     return [Finding(root, f'holds no label with the structure "{name}"', fix) for name in missing] + [
         Finding(root, f'holds no case of the class "{name}"', fix) for name in empty
     ]

@@ -22,6 +22,7 @@ from ssl3d.data.headers import AFFINES, HeaderError, nifti_affine, reason
 from ssl3d.data.integrity import MAX_BYTES, Finding, check_file, check_payload, raise_findings
 from ssl3d.errors import DataError, WriteError
 from ssl3d.files import staged
+from ssl3d.remedies import EXPORT, INTEGERS
 
 
 class UnreadableError(Exception):
@@ -112,8 +113,8 @@ def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY
             nifti = suffix in {".nii", ".nii.gz"}
             data, affine = _read_nifti(path, integers, reading) if nifti else _read_itk(path, reading)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        fix = "export it again as a 3D scalar volume in one file, or take it out of the folder"
-        raise UnreadableError(Finding(path, f"is not a readable image: {reason(error)}", fix)) from error
+        finding = Finding(path, f"is not a readable image: {reason(error)}", EXPORT())
+        raise UnreadableError(finding) from error
     if integers:
         data = _to_integers(data, path)
     else:
@@ -150,7 +151,7 @@ def _to_integers(data: np.ndarray, path: Path) -> np.ndarray:
         example = data[~fits].flat[0]
         count = int((~fits).sum())
         problem = f"is not a label map: {count} voxels are not integers (for example {example:.8g})"
-        raise UnreadableError(Finding(path, problem, "save the segmentation with one integer a structure"))
+        raise UnreadableError(Finding(path, problem, INTEGERS()))
     return nearest.astype(np.int32)
 
 
