@@ -13,6 +13,7 @@ For plugin authors' own tests::
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import tempfile
@@ -26,16 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig
+from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig, Settings
 from ssl3d.data.arrays import Where
 from ssl3d.data.splits import Split
 from ssl3d.downstream.harness import MODES, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import SSL3DError
-from ssl3d.models.checkpoint import load_state, save_state
+from ssl3d.models.checkpoint import BACKBONE, load_state, load_tensors, save_state
 from ssl3d.models.factory import build_backbone
-from ssl3d.pretrain.loop import freeze_untrained, measure
+from ssl3d.pretrain.loop import freeze_untrained, measure, pretrain
 from ssl3d.pretrain.method import Method, MethodSpec, Progress, resolve_method
+from ssl3d.pretrain.pretext import clearly_below
 from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng, derive_seed, numpy_rng
 
@@ -128,16 +130,45 @@ class _Volumes:
         return int(case_id[1:])
 
 
+class _Hearts(_Volumes):
+    """The first volumes of the embedded pretraining cohort, hearts in CT, as small as they can be made."""
+
+    dataset = "phantoms"
+    fingerprint = "conformance-hearts"
+    edge = 24
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n, (self.edge,) * 3)
+
+    @staticmethod
+    @functools.cache
+    def _draw(i: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        from ssl3d.data.phantoms.subjects import PhantomParameters, generate
+
+        subject = generate("pretrain", i, PhantomParameters(edge=shape[0], spacing_mm=154 / shape[0]))
+        # Air, -1000 HU, to 0 and bone to 1.
+        return ((subject.image + 1000) / 2000).clip(0, 1).astype(np.float32), np.zeros(shape, np.uint8)
+
+
+LEARN_VOLUMES = 40
+LEARN = {
+    "steps": 240, "batch_size": 8, "crop": EDGE, "lr": 3e-3, "schedule": "cosine", "warmup_steps": 10,
+    "checkpoint_every": 10_000, "monitor_every": 10_000, "log_every": 10_000, "workers": 0, "precision": "float32",
+}  # fmt: skip
+"""The run that shows whether a method learns: about half a minute on one core."""
+
+
 class Suite:
     """The checks of one method.
 
     Args:
         spec: the method with its configuration.
         collapse_steps: optimizer steps of the short run that looks for collapse.
+        learn_steps: optimizer steps of the run that looks for learning.
     """
 
-    def __init__(self, spec: MethodSpec, collapse_steps: int = 40) -> None:
-        self.spec, self.collapse_steps = spec, collapse_steps
+    def __init__(self, spec: MethodSpec, collapse_steps: int = 40, learn_steps: int = LEARN["steps"]) -> None:
+        self.spec, self.collapse_steps, self.learn_steps = spec, collapse_steps, learn_steps
         self.batch_size = max(4, spec.cls.minimum_items)
         self.volumes = _Volumes(8)
 
@@ -418,6 +449,41 @@ class Suite:
         )
         return seen
 
+    def learns(self) -> str:
+        """A short run on the embedded cohort moves the encoder, and brings the score on held-back volumes below chance."""
+        channels = BackboneConfig.model_validate({"channels": list(CHANNELS)})
+        settings = Settings.model_validate({
+            "preset": "conformance", "backbone": channels, "pretrain": {**LEARN, "steps": self.learn_steps},
+        })  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            run = pretrain(self.spec, _Hearts(LEARN_VOLUMES), settings, 0, out, CPU)  # type: ignore[arg-type]
+            after = load_tensors(out / BACKBONE)
+        before = build_backbone(channels, 0).state_dict()
+        moved = [
+            name
+            for name in before
+            if name.startswith("encoder.") and not torch.equal(before[name], after[name])
+        ]
+        assert moved, "no weight of the encoder moves: its features never get a gradient"
+        pretext = run["pretext"]
+        start, end, chance = pretext["start"], pretext["end"], pretext["chance"]
+        assert chance is not None, (
+            "no level to compare with: define chance(views), the score of an output that ignores its input"
+        )
+        seen = (
+            f"held-back score {start:.3f} -> {end:.3f} in {self.learn_steps} steps, {chance:.3f} without a look at "
+            f"the input ({pretext['held_back']})"
+        )
+        if self.spec.cls.control:
+            assert not clearly_below(end, chance), f"a control has something to learn after all: {seen}"
+            return f"nothing, as a control should: {seen}"
+        assert pretext["learned"], (
+            f"{seen}. A head on pooled features needs a norm (ssl3d.models.heads.PooledLinear); a loss that compares "
+            "samples needs many (views_per_item, view_edge)."
+        )
+        return seen
+
     def run(self, only: Collection[str] = (), skip: Collection[str] = ()) -> Iterator[Check]:
         """Yield the result of one check after another.
 
@@ -437,6 +503,7 @@ class Suite:
             self.sizes_work_or_are_refused,
             self.no_label_reaches_the_method,
             self.features_do_not_collapse,
+            self.learns,
         ]
         if self.spec.cls.trains == "none":
             checks = [self.the_backbone_loads_into_the_harness]
@@ -468,13 +535,19 @@ def _disturbed(number: int) -> Iterator[None]:
 
 
 def check_method(
-    method: str | type[Method], *, collapse_steps: int = 40, skip: Collection[str] = (), **options: Any
+    method: str | type[Method],
+    *,
+    collapse_steps: int = 40,
+    learn_steps: int = LEARN["steps"],
+    skip: Collection[str] = (),
+    **options: Any,
 ) -> Report:
     """Run every conformance check on a method.
 
     Args:
         method: a registered name (a variant's too) or a Method subclass that need not be registered.
         collapse_steps: optimizer steps of the run that looks for collapse.
+        learn_steps: optimizer steps of the run that looks for learning.
         skip: names of checks to leave out.
         options: configuration of the method.
 
@@ -489,4 +562,4 @@ def check_method(
         spec = resolve_method(method, {method: options})
     else:
         spec = MethodSpec(method.name, method, method.Config(**options), method.title or method.name)
-    return Report(spec.name, list(Suite(spec, collapse_steps).run(skip=skip)))
+    return Report(spec.name, list(Suite(spec, collapse_steps, learn_steps).run(skip=skip)))

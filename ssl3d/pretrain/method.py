@@ -164,7 +164,7 @@ class Method(nn.Module):
         Default: the sum of the losses. Another measure where the loss says nothing of learning: that of
         two embeddings pulled together is least after a collapse.
         """
-        return sum(float(loss) for loss in self.training_step(views).values())
+        return sum(float(loss.detach()) for loss in self.training_step(views).values())
 
     def held_back_views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         """Make the views of held-back crops on which the pretext task is scored.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl3d.errors import TrainingError
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.source import Batch
 from ssl3d.rng import BatchRng
@@ -44,6 +46,9 @@ def held_back_score(
         batches: held-back crops, each batch as large as one of training.
         device: where to compute.
         dtype: precision of autocast; None: float32.
+
+    Raises:
+        TrainingError: the score is not finite.
     """
     values, levels = [], []
     with evaluating(method):
@@ -53,6 +58,11 @@ def held_back_score(
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 values.append(method.pretext_score(views))
             levels.append(method.chance(views))
+    if not all(math.isfinite(value) for value in values):
+        raise TrainingError(
+            f"{method.name}: its score on held-back crops is {_mean(values)}, although the training losses are finite: "
+            "look at pretext_score, and at what differs in eval mode. A smaller pretrain.lr may help."
+        )
     known = [level for level in levels if level is not None]
     return Score(_mean(values), _mean(known) if len(known) == len(levels) else None)
 
