@@ -191,3 +191,29 @@ def test_a_cohort_of_bad_places_only_is_an_error(tmp_path: Path) -> None:
     cases = [Case("a", "a", link(tmp_path / "a.nii", "gone")), Case("b", "b", pipe(tmp_path / "b.nii"))]
     with pytest.raises(DataError, match="2 problems in 2 files"):
         prepare(cases, Folder(), Preparation(), tmp_path / "cache", policy="skip")
+
+
+def test_entries_with_the_name_of_an_image_do_not_vanish_from_verify(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    good(folder / "good.nii.gz")
+    good(
+        folder / "unpacked.nii.gz" / "inside.nii.gz", 2.5
+    )  # a folder with that name, as some programs unpack: read
+    (folder / "empty.nii.gz").mkdir()
+    pipe(folder / "pipe.nii.gz")
+    pipe(folder / "control")  # without the ending of an image: none of ours
+    link(folder / "device.nii", "/dev/zero")
+    link(folder / "loop.mha", "loop.mha")
+    link(folder / "gone.nrrd", "annex/object")
+    result = run("data", "verify", folder)
+    assert result.exit_code == 1
+    for words in (
+        "empty.nii.gz is an empty folder", "pipe.nii.gz is a pipe", "device.nii is a link to a device",
+        "loop.mha is a link that leads back to itself", "gone.nrrd is a link to annex/object",
+    ):  # fmt: skip
+        name, problem = words.split(" ", 1)
+        assert any(name in line and problem in line for line in result.output.splitlines()), (
+            words,
+            result.output,
+        )
+    assert "5 findings" in result.output and "inside.nii" not in result.output

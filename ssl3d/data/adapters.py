@@ -22,27 +22,14 @@ from ssl3d.data.cohort import (
     read_table,
 )
 from ssl3d.data.dicom import is_dicom, not_a_scan, series_of
-from ssl3d.data.entries import LeftOut, leads_nowhere, walk
+from ssl3d.data.entries import IMAGE_SUFFIXES, LeftOut, image_suffix, leads_nowhere, walk
 from ssl3d.errors import DataError, count
 from ssl3d.remedies import FETCH
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Endings of the files that are read as volumes (lower case)."""
-
 _DETACHED_SUFFIXES = (".raw", ".zraw", ".raw.gz")  # voxels that an .mhd or .nhdr header points to
 _LABEL_NAME = re.compile(r"(^|[_.-])(d?seg|segmentation|labels?|masks?)$", re.IGNORECASE)
-
-
-def image_suffix(path: Path) -> str | None:
-    """Return which of :data:`IMAGE_SUFFIXES` the name ends in, or None.
-
-    >>> image_suffix(Path("a/b.NII.gz"))
-    '.nii.gz'
-    """
-    name = path.name.lower()
-    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
 
 
 def _by_id(cases: list[Case]) -> list[Case]:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl3d.remedies import READABLE, Fix
+from ssl3d.remedies import PUT_FILE, READABLE, Fix
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of the files that are read as volumes (lower case)."""
+
+
+def image_suffix(path: Path) -> str | None:
+    """Return which of :data:`IMAGE_SUFFIXES` the name ends in, or None.
+
+    >>> image_suffix(Path("a/b.NII.gz"))
+    '.nii.gz'
+    """
+    name = path.name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
 
 
 @dataclass(frozen=True, order=True)
@@ -81,6 +95,8 @@ def _enter(top: Path, tree: Tree, entered: dict[tuple[int, int], Path], links: l
         except OSError as error:
             tree.left_out.append(_unreadable(folder, error))
             continue
+        if not paths and folder != top and image_suffix(folder) is not None:
+            tree.left_out.append(LeftOut(folder, "is an empty folder with the name of an image", PUT_FILE()))
         for path in paths:
             try:
                 kind = _sort_in(path, tree)
@@ -105,12 +121,33 @@ def _sort_in(path: Path, tree: Tree) -> str:
     elif path.is_symlink() and not path.exists():
         tree.dangling.append(path)
     else:
-        tree.left_out.append(LeftOut(path, "is neither a file nor a folder"))
+        fix = PUT_FILE() if image_suffix(path) is not None else None
+        tree.left_out.append(LeftOut(path, not_a_file(path) or "cannot be opened", fix))
     return ""
 
 
 def _unreadable(path: Path, error: OSError) -> LeftOut:
     return LeftOut(path, f"cannot be opened ({error.strerror or error})", READABLE())
+
+
+def not_a_file(path: Path) -> str | None:
+    """Return what a path is that is neither a file nor a folder, completing "<path> ..."; None: it is one of these.
+
+    Nothing is opened: a pipe would wait for ever, and a device has no end.
+
+    Raises:
+        OSError: it does not exist, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return f"is {'a link to ' if path.is_symlink() else ''}{kinds.get(stat.S_IFMT(mode), 'something')}, not a file"
 
 
 def leads_nowhere(path: Path) -> str | None:

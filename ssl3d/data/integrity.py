@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import numpy as np
 from ssl3d.data.adapters import IMAGE_SUFFIXES, image_suffix
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.dicom import SeriesError, is_dicom, open_series
-from ssl3d.data.entries import leads_nowhere
+from ssl3d.data.entries import leads_nowhere, not_a_file
 from ssl3d.data.headers import Header, HeaderError, read_header
 from ssl3d.data.people import may_be_one_person
 from ssl3d.errors import DataError, count, printable
@@ -183,7 +182,7 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
 def check_place(path: Path) -> list[Finding]:
     """Check that a path leads to a file or folder; nothing is opened, so that nothing can wait for ever."""
     try:
-        mode = path.stat().st_mode
+        problem = not_a_file(path)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG and path.is_symlink():
             return [Finding(path, leads_nowhere(path) or "cannot be opened", FETCH())]
@@ -196,16 +195,7 @@ def check_place(path: Path) -> list[Finding]:
                 LOOK_AFTER(),
             )
         ]
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return []
-    kinds = {
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    problem = f"is {'a link to ' if path.is_symlink() else ''}{kinds.get(stat.S_IFMT(mode), 'something')}, not a file"
-    return [Finding(path, problem, PUT_FILE())]
+    return [] if problem is None else [Finding(path, problem, PUT_FILE())]
 
 
 def _check_series(path: Path, max_bytes: int, reading: Reading) -> list[Finding]:
