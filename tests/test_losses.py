@@ -34,7 +34,7 @@ def pair(batch: int, size: tuple[int, ...] = (11, 12, 14)) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("window", [3, 9])
+@pytest.mark.parametrize("window", [3, 5, 7, 9, 13])
 def test_ncc_and_its_gradient_equal_the_dense_form(batch: int, window: int) -> None:
     a, b = pair(batch)
     ours, dense = ncc_loss(a, b, window), dense_ncc(a, b, window)
@@ -85,21 +85,45 @@ def test_ncc_is_computed_in_float32_under_autocast() -> None:
     torch.testing.assert_close(loss, ncc_loss(a, b))
 
 
-def test_ncc_does_not_lose_precision_to_fast_matrix_products() -> None:
-    a, b = (x.detach().float() for x in pair(2))
-    expected = ncc_loss(a, b)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert float(ncc_loss(a, b)) == pytest.approx(float(expected), abs=1e-5)
-    finally:
-        torch.set_float32_matmul_precision(before)
+@pytest.mark.parametrize("cached", [1, 700, 2**20])
+def test_ncc_does_not_depend_on_the_pieces_it_is_computed_in(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair(2)
+    expected = dense_ncc(a, b)
+    gradients = torch.autograd.grad(expected, (a, b))
+    monkeypatch.setattr("ssl3d.losses.ncc._CACHED", cached)
+    loss = ncc_loss(a, b)
+    assert abs(float((loss - expected).detach())) < 1e-12
+    for mine, theirs in zip(torch.autograd.grad(3 * loss, (a, b)), gradients, strict=True):
+        torch.testing.assert_close(mine, 3 * theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_ncc_of_volumes_that_are_not_contiguous_and_smaller_than_the_window() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 6, 7, 5, 1, 2, generator=g, dtype=torch.float64).permute(0, 5, 4, 3, 2, 1)
+    assert a.shape == (2, 1, 5, 7, 6) and not a.is_contiguous()
+    x, y = a.clone().requires_grad_(), a.contiguous().requires_grad_()
+    ours, dense = ncc_loss(x, b), dense_ncc(y, b.contiguous())
+    torch.testing.assert_close(ours, dense)
+    torch.testing.assert_close(torch.autograd.grad(ours, x)[0], torch.autograd.grad(dense, y)[0])
+
+
+def test_ncc_without_a_gradient_is_the_same_number() -> None:
+    a, b = pair(2)
+    with torch.no_grad():
+        loss = ncc_loss(a, b)
+    assert not loss.requires_grad and torch.equal(loss, ncc_loss(a, b).detach())
+    (gradient,) = torch.autograd.grad(ncc_loss(a.detach(), b), b)
+    torch.testing.assert_close(gradient, torch.autograd.grad(dense_ncc(a.detach(), b), b)[0])
 
 
 def test_ncc_refuses_what_it_cannot_compare() -> None:
     x = torch.rand(1, 1, 5, 5, 5)
     with pytest.raises(ConfigError, match="window 8"):
         ncc_loss(x, x, window=8)
+    with pytest.raises(ConfigError, match="window 1: use an odd number of voxels from 3 on"):
+        ncc_loss(x, x, window=1)
     with pytest.raises(ConfigError, match="one shape"):
         ncc_loss(x, x[..., :4])
 
