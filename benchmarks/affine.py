@@ -2,13 +2,14 @@
 
     best affine       the 15 values of psi^g optimised directly for each pair (Adam on 1 - NCC): what
                       a perfect head would reach
-    head, fixed pairs the head and the encoder trained on a few pairs over and over: can it tell them apart?
-    head, pretrained  the same trained on ever new pairs, as in pretraining, without the deformable head
+    fixed pairs       the head and the encoder trained on a few pairs over and over: can it tell them apart?
+    held back         the same trained on ever new pairs, as in pretraining, without the deformable head,
+                      then asked for pairs of other, labelled hearts
 
-The spread of psi^g over pairs says whether the head looks at its input: a head that answers every
-pair with one map has a spread of 0.
+for each of --methods. The spread of psi^g over pairs says whether the head looks at its input: a head
+that answers every pair with one map has a spread of 0.
 
-Usage: ``python benchmarks/affine.py [--steps 400] [--fixed-steps 160] [--pairs 16]``
+Usage: ``python benchmarks/affine.py [--methods gvsl gvsl_released_head] [--steps 400] [--pairs 16]``
 """
 
 from __future__ import annotations
@@ -61,19 +62,18 @@ def matrices(method: GVSL, moving: Tensor, fixed: Tensor) -> Tensor:
     return affine(*bottlenecks.chunk(2))
 
 
-def new_method(settings: Settings, lr: float) -> tuple[GVSL, torch.optim.Optimizer]:
+def new_method(name: str, settings: Settings, lr: float) -> tuple[GVSL, torch.optim.Optimizer]:
     """Return an untrained GVSL and an optimizer of its encoder and affine head."""
-    method = build_method(resolve_method("gvsl", settings.methods), settings, 0, CPU).train()
+    method = build_method(resolve_method(name, settings.methods), settings, 0, CPU).train()
     assert isinstance(method, GVSL) and method.matching.affine is not None
     trained = [*method.backbone.encoder.parameters(), *method.matching.affine.parameters()]
     return method, torch.optim.Adam(trained, lr=lr)
 
 
-def step(
-    method: GVSL, optimizer: torch.optim.Optimizer, moving: Tensor, fixed: Tensor, seen: Tensor
-) -> dict[str, float]:
+def step(method: GVSL, optimizer: torch.optim.Optimizer, views: dict[str, Tensor]) -> dict[str, float]:
     """Take one step of 1 - NCC on pairs (B, 1, D, H, W); return the gain in NCC and the spread of psi^g."""
-    matrix = matrices(method, seen, fixed)
+    moving, fixed = views["a"], views["b"]
+    matrix = matrices(method, views["a_seen"], views["b_seen"])
     loss = ncc_loss(warp(moving, affine_coords(matrix, fixed.shape[2:])), fixed)
     optimizer.zero_grad()
     loss.backward()
@@ -83,28 +83,50 @@ def step(
 
 
 def on_fixed_pairs(
-    settings: Settings, cohort: PreparedCohort, steps: int, lr: float
+    name: str, settings: Settings, cohort: PreparedCohort, steps: int, lr: float
 ) -> list[dict[str, float]]:
     """Train on four pairs over and over, undamaged."""
-    method, optimizer = new_method(settings, lr)
+    method, optimizer = new_method(name, settings, lr)
     x = CropSource(cohort, settings.pretrain.crop, 4, 2, 0).batch(0).x  # (4, 2, 1, D, H, W)
     a, b = x.unbind(1)
-    return [step(method, optimizer, a, b, a) for _ in range(steps)]
+    return [step(method, optimizer, {"a": a, "b": b, "a_seen": a, "b_seen": b}) for _ in range(steps)]
 
 
-def on_new_pairs(settings: Settings, cohort: PreparedCohort, steps: int, lr: float) -> list[dict[str, float]]:
+def on_new_pairs(
+    name: str, settings: Settings, cohort: PreparedCohort, steps: int, lr: float
+) -> tuple[GVSL, list[dict[str, float]]]:
     """Train as GVSL's pretraining does, views and all."""
-    method, optimizer = new_method(settings, lr)
-    source = CropSource(cohort, settings.pretrain.crop, settings.pretrain.batch_size // 2, 2, 0)
+    method, optimizer = new_method(name, settings, lr)
+    items = method.items_per_step(settings.pretrain.crop, settings.pretrain.batch_size)
+    source = CropSource(cohort, settings.pretrain.crop, items, 2, 0)
     curve = []
     for number, batch in enumerate(source.batches(0, steps, 0)):
         views = method.views(batch.x, BatchRng(0, number, batch.items, CPU, ("views",), batch.volumes))
-        curve.append(step(method, optimizer, views["a"], views["b"], views["a_damaged"]))
-    return curve
+        curve.append(step(method, optimizer, views))
+    return method, curve
+
+
+Pair = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def held_back(method: GVSL, pairs: list[Pair]) -> tuple[list[dict[str, float]], float]:
+    """Return the scores of labelled pairs ((image, label), (image, label)) and the spread of psi^g over them."""
+    found = torch.cat([matrices(method.eval(), moving[0], fixed[0]) for moving, fixed in pairs])  # (N, 3, 4)
+    scores = [
+        score(affine_coords(matrix[None], moving[0].shape[2:]), moving, fixed)
+        for matrix, (moving, fixed) in zip(found, pairs, strict=True)
+    ]
+    return scores, float(found.std(0).mean())
+
+
+def mean(rows: list[dict[str, float]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--methods", nargs="+", default=["gvsl", "gvsl_released_head"])
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--pairs", type=int, default=16)
@@ -123,26 +145,37 @@ def main() -> None:
         image, label = (central(np.array(v), edges) for v in (labelled.image(case), labelled.label(case)))
         return image, label
 
-    before, best = [], []
-    for i, j in labelled_pairs(labelled, args.pairs):
-        moving, fixed = load(i), load(j)
-        before.append(score(identity_coords(edges, fixed[0]), moving, fixed))
-        best.append(score(affine_coords(best_affine(moving[0], fixed[0]), edges), moving, fixed))
+    pairs = [(load(i), load(j)) for i, j in labelled_pairs(labelled, args.pairs)]
+    before = [score(identity_coords(edges, fixed[0]), moving, fixed) for moving, fixed in pairs]
+    best = [
+        score(affine_coords(best_affine(moving[0], fixed[0]), edges), moving, fixed)
+        for moving, fixed in pairs
+    ]
     for name, rows in (("not aligned", before), ("best affine", best)):
-        ncc, dice = (np.mean([row[key] for row in rows]) for key in ("ncc", "dice"))
-        print(f"{name:18} NCC {ncc:.3f}, label Dice {100 * dice:.1f} % ({args.pairs} pairs)", flush=True)
-    curves = {
-        "head, fixed pairs": on_fixed_pairs(settings, unlabelled, args.fixed_steps, args.lr),
-        "head, pretrained": on_new_pairs(settings, unlabelled, args.steps, args.lr),
-    }
-    for name, curve in curves.items():
-        last = curve[-len(curve) // 8 :]
-        gain, spread = (float(np.mean([row[key] for row in last])) for key in ("gain", "spread"))
         print(
-            f"{name:18} gain in NCC {gain:+.4f}, spread of psi^g {spread:.4f} (last eighth of {len(curve)} steps)"
+            f"{name}: NCC {mean(rows, 'ncc'):.3f}, label Dice {100 * mean(rows, 'dice'):.1f} % ({len(pairs)} pairs)",
+            flush=True,
+        )
+    heads = {}
+    for name in args.methods:
+        fixed_pairs = on_fixed_pairs(name, settings, unlabelled, args.fixed_steps, args.lr)
+        method, new_pairs = on_new_pairs(name, settings, unlabelled, args.steps, args.lr)
+        scores, spread = held_back(method, pairs)
+        heads[name] = {
+            "fixed pairs": fixed_pairs,
+            "new pairs": new_pairs,
+            "held back": scores,
+            "spread": spread,
+        }
+        last = fixed_pairs[-(len(fixed_pairs) // 8) :]
+        print(
+            f"{name}: held back NCC {mean(scores, 'ncc'):.3f}, label Dice {100 * mean(scores, 'dice'):.1f} %, spread of "
+            f"psi^g {spread:.4f} after {args.steps} steps; four fixed pairs: gain in NCC {mean(last, 'gain'):+.3f}, "
+            f"spread {mean(last, 'spread'):.4f} (last eighth of {len(fixed_pairs)} steps)",
+            flush=True,
         )
     record = {"preset": args.preset, "overrides": args.overrides, "lr": args.lr, "not aligned": before,
-              "best affine": best, "curves": curves, "environment": environment()}  # fmt: skip
+              "best affine": best, "heads": heads, "environment": environment()}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {args.out}")

@@ -11,6 +11,9 @@ computes, with its defects repaired (any batch size, gradient into the affine he
     warping    one resampling at psi^g(p + psi^l(p))  two, one after the other
     NCC        separable sums, clamped variances      five dense 9x9x9 convolutions
 
+Both with the released head and damage on A alone (the variant gvsl_released_head), so that they do the same work; the
+default GVSL is timed beside them.
+
 Usage: ``python benchmarks/gvsl_step.py [--edge 64] [--batch 1 2] [--repeats 5] [--device auto]``
 """
 
@@ -56,8 +59,8 @@ def plain_ncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
 def plain_step(method: GVSL, views: dict[str, Tensor]) -> dict[str, Tensor]:
     """One forward pass in the released formulation."""
     size = views["a"].shape[2:]
-    global_a, local_a = method.backbone(views["a_damaged"])
-    global_b, local_b = method.backbone(views["b"])
+    global_a, local_a = method.backbone(views["a_seen"])
+    global_b, local_b = method.backbone(views["b_seen"])
     matrix = method.matching.affine(global_a, global_b)
     aligned = warp(local_a, affine_coords(matrix, size))
     flow = method.matching.flow(method.matching.blocks(torch.cat([aligned, local_b], dim=1)))
@@ -97,9 +100,12 @@ def measure(
 ) -> dict[str, Any]:
     """Time both versions turn by turn; seconds a step."""
     with seeded(0, "benchmark"):
-        ours = GVSL(UNet3D(UNet3D.Config(channels=channels)), GVSLConfig.model_validate({}))
+        released = GVSLConfig.model_validate(GVSL.variants["gvsl_released_head"])
+        ours = GVSL(UNet3D(UNet3D.Config(channels=channels)), released)
+        default = GVSL(UNet3D(UNet3D.Config(channels=channels)), GVSLConfig.model_validate({}))
     plain = copy.deepcopy(ours).to(device)
     to_device(ours, device)
+    to_device(default, device)
     dtype = autocast_dtype("auto", device)
     x = smooth_pairs(batch, edge, device)
     began = time.perf_counter()
@@ -109,6 +115,7 @@ def measure(
     steps = {
         "ours": step_of(ours, ours.training_step, dtype),
         "plain": step_of(plain, lambda v: plain_step(plain, v), None),
+        "default": step_of(default, default.training_step, dtype),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     first: dict[str, dict[str, float]] = {}
@@ -152,7 +159,7 @@ def main() -> None:
         medians, losses = result["median_s"], result["first_losses"]
         print(
             f"batch {batch}: ours {medians['ours']:.3f} s in {result['dtype']}, "
-            f"plain {medians['plain']:.3f} s, "
+            f"plain {medians['plain']:.3f} s, default GVSL {medians['default']:.3f} s, "
             f"ratio {result['ratio']:.2f}; making the views {result['views_s']:.3f} s"
         )
         for name, values in losses.items():

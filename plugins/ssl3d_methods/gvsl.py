@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl3d import Method, MethodConfig
 from ssl3d.errors import ConfigError
 from ssl3d.losses import ncc_loss, smoothness_loss
+from ssl3d.models.heads import mean_image_error
 from ssl3d.models.spatial import (
     affine_coords,
     affine_matrix,
@@ -41,13 +42,17 @@ class GVSLConfig(MethodConfig):
     affine_trained: bool = True
     """Let the gradient reach the affine head. Off: a defect of the released code, which rebuilds the
     matrix from detached numbers, so that the affine head keeps its random start."""
-    moving: Literal["damaged", "clean"] = "damaged"
-    """Which volume is warped onto the other: A, of which the network sees a damaged copy (paper), or
-    B, which it sees clean (released code). Both NCC inputs are undamaged in either case."""
+    moving: Literal["a", "b"] = "a"
+    """Which volume is warped onto the other: A (paper), or B (released code). Both NCC inputs are undamaged in either
+    case."""
+    damage: Literal["both", "a"] = "both"
+    """Volumes that the network sees damaged, and restores. `a`: A alone (paper); what damage does to the features is then
+    in every difference between A and B, and hides from the affine head what tells the pairs apart."""
 
-    affine_head: Literal["conv", "linear"] = "conv"
-    """`conv`: two 3x3x3 convolution blocks before the global average pooling (released code), so that
-    the head sees where the bottlenecks differ; `linear`: linear layers on pooled features (figure 12 b)."""
+    affine_head: Literal["difference", "conv", "linear"] = "difference"
+    """What the 15 values are read from, see :class:`AffineHead`. `difference`: scaled differences of pooled features;
+    `conv`: two 3x3x3 convolution blocks before the global average pooling (released code); `linear`: linear layers on
+    pooled features (figure 12 b). With the last two the head answers every pair with nearly one matrix."""
     affine_order: Literal["released", "paper"] = "released"
     """Order of the affine product, see `ssl3d.models.spatial.affine_matrix`."""
     fusion: Literal["released", "eq12"] = "released"
@@ -85,7 +90,7 @@ class GVSLConfig(MethodConfig):
     inpaint_next_p: float = Field(0.95, ge=0, le=1)
     """Probability of each further box."""
     spatial: bool = True
-    """Deform A, its damaged copy and B by one random map."""
+    """Deform A, B and their damaged copies by one random map."""
     spatial_rotation: float = Field(math.pi / 9, ge=0, le=math.pi)
     """Largest |angle| of that map in radians."""
     spatial_scale: tuple[float, float] = (0.75, 1.25)
@@ -136,44 +141,126 @@ class ConvNormAct(nn.Sequential):
         super().__init__(nn.Conv3d(c_in, c_out, 3, padding=1), nn.GroupNorm(groups, c_out), nn.LeakyReLU(0.2))
 
 
+def moments(x: Tensor) -> Tensor:
+    """Return the mean over the grid and the first moments along its axes: (B, C, D, H, W) -> (B, 4 C), float32 at least.
+
+    A first moment is the mean of the feature times the position, -1 at the first and 1 at the last voxel of an axis: what
+    lies on the other side has the other sign.
+    """
+    x = full_precision(x)
+    parts = [x.mean((2, 3, 4))]  # (B, C)
+    for axis in (2, 3, 4):
+        n = x.shape[axis]
+        profile = x.mean([other for other in (2, 3, 4) if other != axis])  # (B, C, n)
+        parts.append(profile @ torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) / n)  # (B, C)
+    return torch.cat(parts, dim=1)
+
+
+class RunningScale(nn.Module):
+    """Divide each feature by its running root mean square, (B, C) -> (B, C); the mean stays.
+
+    The statistics are those of all training steps up to this one, the newest with a weight of ``momentum`` at least;
+    they carry no gradient, so one sample a step is enough. They live in buffers: a resumed run finds them in the
+    checkpoint. Passes without gradient (validation, monitor) do not move them.
+
+    Args:
+        features: C.
+        momentum: smallest weight of the newest step, in (0, 1].
+    """
+
+    mean_square: Tensor
+    steps: Tensor
+
+    def __init__(self, features: int, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean_square", torch.ones(features))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.steps += 1
+                weight = (1 / self.steps).clamp(min=self.momentum)
+                self.mean_square.lerp_(x.square().mean(0), weight)
+        return x / (self.mean_square + 1e-8).sqrt()
+
+
 class AffineHead(nn.Module):
     """15 values from two bottlenecks, composed to a matrix psi^g (section 3.2.1, figure 12 b).
 
-    tanh keeps the values in their limits; the released code's hard clamps stop the gradient there.
+    As drawn or as released the head starves: it answers every pair with one matrix, because nearly all of a pooled
+    feature is common to all volumes (GroupNorm fixes the mean of every group of channels), because the encoder moves
+    faster than the common part can be learned, and because a step of Adam at 1e-3 on weights of this fan-in is large
+    beside the answers, which are about 0.05. Three departures from the paper (``affine_head="difference"``):
+
+    - Means and first moments over the grid are subtracted, those of the fixed volume from those of the moving one. What
+      volumes have in common cancels, wherever the encoder moves it. Moments tell where two volumes differ.
+    - The differences are scaled by their running root mean square (:class:`RunningScale`).
+    - Outputs are in units of 0.05 (``UNIT``).
+
+    In all heads tanh keeps the values in their limits; the released code's hard clamps stop the gradient there.
+
+    Args:
+        channels: C^g of the bottleneck.
+        config: ``affine_head``, ``affine_order`` and the limits.
     """
+
+    UNIT = 0.05
 
     def __init__(self, channels: int, config: GVSLConfig) -> None:
         super().__init__()
         self.config = config
-        # 1024 -> 256 at the paper's width of the bottleneck, 512.
-        hidden = max(1, channels // 2) if config.affine_head == "conv" else 2 * channels
-        self.blocks: nn.Module = nn.Identity()
+        # `conv`: 1024 -> 256 at the paper's width of the bottleneck, 512.
+        hidden = {"difference": 4 * channels, "conv": max(1, channels // 2), "linear": 2 * channels}[
+            config.affine_head
+        ]
         if config.affine_head == "conv":
             self.blocks = nn.Sequential(ConvNormAct(2 * channels, hidden), ConvNormAct(hidden, hidden))
+        elif config.affine_head == "difference":
+            self.scale = RunningScale(hidden)
         self.rotation = nn.Linear(hidden, 3)
         self.scaling = nn.Linear(hidden, 3)
         self.translation = nn.Linear(hidden, 3)
         self.shearing = nn.Linear(hidden, 6)
-        # Near the identity, but not at it: zero weights would stop the gradient into the blocks.
+        # Near the identity, but not at it: zero weights would stop the gradient into the encoder.
         for linear in (self.rotation, self.scaling, self.translation, self.shearing):
             nn.init.normal_(linear.weight, std=1e-2 / math.sqrt(hidden))
             nn.init.zeros_(linear.bias)
 
+    def read(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Return the features of a pair (B, hidden) from two bottlenecks (B, C, D/16, H/16, W/16)."""
+        if self.config.affine_head == "difference":
+            with no_autocast(moving):
+                scaled: Tensor = self.scale(moments(moving) - moments(fixed))  # (B, 4 C)
+                return scaled
+        x = torch.cat([moving, fixed], dim=1)  # (B, 2 C, D/16, H/16, W/16)
+        if self.config.affine_head == "conv":
+            x = self.blocks(x)  # (B, hidden, D/16, H/16, W/16)
+        return full_precision(x).mean((2, 3, 4))
+
+    def limited(self, values: Tensor, limit: float | None) -> Tensor:
+        """Return ``values`` within [-limit, limit]."""
+        unit = 1.0
+        if self.config.affine_head == "difference":
+            unit = (
+                self.UNIT if limit is None else self.UNIT / limit
+            )  # the slope at 0 is UNIT for each of the 15
+        values = unit * values
+        return values if limit is None else limit * torch.tanh(values)
+
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Return psi^g (B, 3, 4) from the bottlenecks of the moving and the fixed volume (B, C, D/16, H/16, W/16)."""
         cfg = self.config
-        x = self.blocks(torch.cat([moving, fixed], dim=1))  # (B, hidden, D/16, H/16, W/16)
+        x = self.read(moving, fixed)  # (B, hidden)
         with no_autocast(x):
-            x = full_precision(x).mean((2, 3, 4))  # (B, hidden)
-            translation = self.translation(x)
-            if cfg.translation_limit is not None:
-                translation = torch.tanh(translation) * cfg.translation_limit
             return affine_matrix(
-                torch.tanh(self.rotation(x)) * cfg.rotation_limit,
-                1 + torch.tanh(self.scaling(x)) * cfg.scaling_limit,
-                torch.tanh(self.shearing(x)) * cfg.shearing_limit,
-                translation,
+                self.limited(self.rotation(x), cfg.rotation_limit),
+                1 + self.limited(self.scaling(x), cfg.scaling_limit),
+                self.limited(self.shearing(x), cfg.shearing_limit),
+                self.limited(self.translation(x), cfg.translation_limit),
                 cfg.affine_order,
-            )  # (B, 3, 4)
+            )
 
 
 class ZMatching(nn.Module):
@@ -230,7 +317,8 @@ class GVSL(Method):
         "gvsl_without_zmatching": {"matching": False},
         "gvsl_without_fundament": {"restoration": False},
         "gvsl_without_affine": {"affine": False},
-        "gvsl_affine_untrained": {"affine_trained": False},
+        "gvsl_released_head": {"affine_head": "conv", "damage": "a"},
+        "gvsl_affine_untrained": {"affine_head": "conv", "damage": "a", "affine_trained": False},
     }
     Config = GVSLConfig
     config: GVSLConfig
@@ -260,33 +348,40 @@ class GVSL(Method):
         )
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
-        """Return x_A, x_B and t(x_A), each (B, 1, D, H, W), deformed by one random map.
+        """Return x_A and x_B (``a``, ``b``) and what the network sees of them (``a_seen``, ``b_seen``), all (B, 1, D, H, W).
+
+        t(x_A) and, with ``damage="both"``, t'(x_B), else x_B; all deformed by one random map.
 
         Args:
             x: pairs (B, 2, 1, D, H, W).
             rng: the step's randomness.
         """
         a, b = x.unbind(1)  # (B, 1, D, H, W) each
-        damaged = a
-        for damage in self.appearance:
-            damaged = damage(damaged, rng)
-        volumes = torch.cat([damaged, a, b], dim=1)  # (B, 3, D, H, W)
+        volumes = {"a": a, "b": b, "a_seen": self.damaged(a, rng)}
+        if self.config.damage == "both":
+            volumes["b_seen"] = self.damaged(b, rng.fork("b"))
         if self.config.spatial:
-            volumes = self.spatial(volumes, rng)  # all three in one resampling
-        damaged, a, b = volumes.split(1, dim=1)
-        return {"a_damaged": damaged, "a": a, "b": b}
+            moved = self.spatial(torch.cat(list(volumes.values()), dim=1), rng)  # all in one resampling
+            volumes = dict(zip(volumes, moved.split(1, dim=1), strict=True))
+        return {"b_seen": volumes["b"]} | volumes
+
+    def damaged(self, x: Tensor, rng: BatchRng) -> Tensor:
+        """Return ``x`` (B, 1, D, H, W) in another appearance."""
+        for damage in self.appearance:
+            x = damage(x, rng)
+        return x
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         cfg = self.config
-        a, b, seen = views["a"], views["b"], views["a_damaged"]
-        if cfg.matching:
-            seen = torch.cat([seen, b])  # (2B, 1, D, H, W): the shared network runs once
-        features = self.backbone.encode(seen)
-        local = self.backbone.decode(features)  # f^l (2B or B, C^l, D, H, W)
+        a, b, both = views["a"], views["b"], torch.cat([views["a_seen"], views["b_seen"]])
+        restored_from = len(both) if cfg.damage == "both" else len(a)  # those that are damaged come first
+        # Without matching, only what is restored is seen.
+        features = self.backbone.encode(both if cfg.matching else both[:restored_from])
+        local = self.backbone.decode(features)  # f^l (2B or B, C^l, D, H, W): the shared network runs once
         losses = {}
         if cfg.matching:
             (global_a, global_b), (local_a, local_b) = features[-1].chunk(2), local.chunk(2)
-            if cfg.moving == "damaged":
+            if cfg.moving == "a":
                 matching = self.matching(global_a, global_b, local_a, local_b)
                 moving, fixed = a, b
             else:
@@ -296,23 +391,42 @@ class GVSL(Method):
             losses["ncc"] = cfg.ncc_weight * ncc_loss(warped, fixed, cfg.ncc_window)
             losses["smooth"] = cfg.smooth_weight * smoothness_loss(matching.displacement)
         if cfg.restoration:
-            restored = self.restoration(local[: len(a)])  # (B, 1, D, H, W)
-            losses["mse"] = cfg.mse_weight * F.mse_loss(full_precision(restored), a)
+            restored = self.restoration(local[:restored_from])  # (2B or B, 1, D, H, W)
+            truth = torch.cat([a, b])[:restored_from]
+            losses["mse"] = cfg.mse_weight * F.mse_loss(full_precision(restored), truth)
         return losses
 
+    def chance(self, views: dict[str, Tensor]) -> float:
+        """Return the losses of the identity for every pair (no smoothness to pay), and of the mean image."""
+        cfg, level = self.config, 0.0
+        if cfg.matching:
+            level += cfg.ncc_weight * float(ncc_loss(views["a"], views["b"], cfg.ncc_window))
+        if cfg.restoration:
+            targets = torch.cat([views["a"], views["b"]]) if cfg.damage == "both" else views["a"]
+            level += cfg.mse_weight * mean_image_error(targets)
+        return level
+
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
-        """Return NCC between patients before and after matching, and the share of folded voxels."""
+        """Return NCC between patients before and after matching, and the share of folded voxels.
+
+        Also the spread of psi^g over pairs, the standard deviation of its entries: 0 for a head that answers alike.
+        """
         if not self.config.matching:
             return {}
-        before, after, folded = [], [], []
+        before, after, folded, matrices = [], [], [], []
         # Pair by pair: the memory of a training step must suffice.
         for moving, fixed in zip(probe[:-1:2].split(1), probe[1::2].split(1), strict=True):
-            coords = self.match(moving, fixed).coords
+            matching = self.match(moving, fixed)
+            coords = matching.coords
+            matrices.append(matching.matrix)
             before.append(1 - ncc_loss(moving, fixed, self.config.ncc_window))
             after.append(1 - ncc_loss(warp(moving, coords), fixed, self.config.ncc_window))
             folded.append((jacobian_determinant(coords) <= 0).float().mean())
         measures = {"ncc_before": before, "ncc_after": after, "folded_share": folded}
-        return {name: float(torch.stack(values).mean()) for name, values in measures.items()}
+        found = {name: float(torch.stack(values).mean()) for name, values in measures.items()}
+        if self.config.affine and len(matrices) > 1:
+            found["affine_spread"] = float(torch.cat(matrices).std(0).mean())
+        return found
 
     def match(self, moving: Tensor, fixed: Tensor) -> Matching:
         """Return the map that aligns ``moving`` to ``fixed``, both (B, 1, D, H, W) and undamaged.
