@@ -246,13 +246,18 @@ def plugins() -> None:
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--allow-code-change",
+    is_flag=True,
+    help="With --resume: although the code has changed; both hashes are recorded.",
+)
 @subject_option
 @policy_option
 @device_option
 @cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
-    subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
+    allow_code_change: bool, subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
@@ -277,7 +282,9 @@ def pretrain(
         print_skipped(cohort.skipped)
     if cohort is not None:
         click.echo(f"Volumes: {count(len(cohort), 'case')}, taken for {cohort.taken_for}")
-    run = pretrain(spec, cohort, settings, seed, out, where, resume=resume)
+    run = pretrain(
+        spec, cohort, settings, seed, out, where, resume=resume, allow_code_change=allow_code_change
+    )
     if cohort is not None and cohort.skipped:
         from ssl3d.files import write_json
 

@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ssl3d.errors import ConfigError, nearest
 
+__without_effect__ = "its values are in the identity"
+
 
 class _WithoutEffect:
     """The type of :data:`WITHOUT_EFFECT`."""

@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ssl3d.code import without_effect
 from ssl3d.errors import ConfigError
 
 PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
 
 
+@without_effect
 def environment() -> dict[str, Any]:
     """Return the versions, the machine, the threads and the git commit that a record carries."""
     return {**_machine(), "threads": torch.get_num_threads()}
@@ -107,6 +109,7 @@ def to_device(module: nn.Module, device: torch.device) -> None:
     module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
+@without_effect
 class PeakMemory:
     """The peak memory of one job: of its tensors on CUDA, of the process while it runs on Linux.
 
@@ -153,6 +156,7 @@ def _give_memory_back() -> None:
         trim(0)
 
 
+@without_effect
 def device_name(device: torch.device, precision: str) -> str:
     """Return the processor behind ``device`` and what it computes in, as in ``"AMD EPYC (2 threads, float32)"``.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__without_effect__ = "messages"
+
 
 class SSL3DError(Exception):
     """Base of every error that a user can cause and repair."""
@@ -35,6 +37,20 @@ class WriteError(SSL3DError):
 
 class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
+
+
+class CellsFailed(SSL3DError):
+    """Cells of a bench that failed while the others were computed.
+
+    Args:
+        failed: a line for each, with its name and why.
+    """
+
+    def __init__(self, failed: list[str]) -> None:
+        self.failed = failed
+        super().__init__(
+            "\n".join([f"{count(len(failed), 'cell')} failed; the same command tries again:", *failed])
+        )
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

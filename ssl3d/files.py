@@ -21,6 +21,8 @@ from typing import Any
 
 from ssl3d.errors import WriteError
 
+__without_effect__ = "bytes are written as they are"
+
 STALE_S = 24 * 3600.0
 """Age from which a temporary file is taken for that of a process that was killed."""
 

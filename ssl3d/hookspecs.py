@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ssl3d.pretrain.method import Method
     from ssl3d.results.formats import TableFormat
 
+__without_effect__ = "documentation"
+
 hookspec = pluggy.HookspecMarker("ssl3d")
 
 

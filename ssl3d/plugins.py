@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ssl3d.pretrain.method import Method
     from ssl3d.results.formats import TableFormat
 
+__without_effect__ = "what it finds is named in the identity, and hashed"
+
 GROUP = "ssl3d"
 T = TypeVar("T")
 
@@ -64,6 +66,7 @@ class Entry(Generic[T]):
     """One registered thing: its name, what a listing says of it, and how to load it.
 
     ``overrides`` is non-empty for a variant: a named configuration of the method ``base``.
+    ``source`` is ``module:Class`` of what is a class.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Entry(Generic[T]):
     facts: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def title(self) -> str:
@@ -210,6 +214,7 @@ class Registry:
                         {**entry.facts, "title": name.replace("_", " "), "summary": summary},
                         base=entry.name,
                         overrides=dict(overrides),
+                        source=entry.source,
                     )
                 )
         return catalogue
@@ -285,7 +290,8 @@ def _class_entry(base: str, item: Any) -> Entry[Any]:
         ),
         f"variants = {variants!r}; write {{name: {{option: value}}}}.",
     )
-    return Entry(facts["name"], "", partial(load_class, item), facts)
+    source = item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}"
+    return Entry(facts["name"], "", partial(load_class, item), facts, source=source)
 
 
 def _object_entry(item: Any) -> Entry[Any]:

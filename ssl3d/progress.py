@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+__without_effect__ = "it says how far a job is"
+
 LINE_EVERY_S = 10.0
 QUIET_S = 2.0
 
+SEND_EVERY_S = 0.5
+
 _silent = False
+_send: Callable[[Message], None] | None = None
+
+
+class Message(NamedTuple):
+    """What a process tells the one that shows the progress of several: a line, or how far its job is."""
+
+    line: str = ""
+    title: str = ""
+    done: int = 0
+    total: int = 0
+    rate: str = ""
+    note: str = ""
+
+
+@contextmanager
+def sending(send: Callable[[Message], None]) -> Iterator[None]:
+    """Hand progress to ``send`` inside, instead of showing it."""
+    global _send
+    before, _send = _send, send
+    try:
+        yield
+    finally:
+        _send = before
 
 
 @contextmanager
@@ -32,7 +61,9 @@ def quiet() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print a line about the progress."""
-    if not _silent:
+    if _send is not None:
+        _send(Message(line=text))
+    elif not _silent:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -57,7 +88,9 @@ class Track:
 
     def __enter__(self) -> Self:
         self._start = self._last_line = time.monotonic()
-        if self._console.is_terminal and not _silent:
+        if _send is not None:
+            _send(Message(title=self.title, total=self.total))
+        elif self._console.is_terminal and not _silent:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"),
@@ -80,6 +113,10 @@ class Track:
             self._bar.update(
                 self._task, completed=done, rate=f"{rate:.3g} {self.unit}/s", note=Text(self._note)
             )
+        elif _send is not None:
+            if now - self._last_line >= SEND_EVERY_S:
+                self._last_line = now
+                _send(Message("", self.title, done, self.total, f"{rate:.3g} {self.unit}/s", self._note))
         elif now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
             left = (self.total - done) / max(rate, 1e-9)
@@ -111,3 +148,80 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Board:
+    """The progress of several processes in one place: a bar for each in a terminal, one line for all elsewhere.
+
+    Args:
+        others: connections on which other processes send each :class:`Message`; one that has ended is left out.
+
+    Example::
+
+        with Board(connections) as board, sending(board.mine):
+            ...
+    """
+
+    def __init__(self, others: Sequence[Connection]) -> None:
+        self._others = list(others)
+        self._console = Console(stderr=True)
+        self._lock = threading.Lock()
+        self._last: dict[int, Message] = {}
+        self._tasks: dict[int, TaskID] = {}
+        self._bars: Progress | None = None
+        self._printed = time.monotonic()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}"),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._bars.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        if self._bars is not None:
+            self._bars.stop()
+
+    def mine(self, message: Message) -> None:
+        """Show a message of this process."""
+        self._show(0, message)
+
+    def _listen(self) -> None:
+        places = {connection: place for place, connection in enumerate(self._others, 1)}
+        while places and not (self._ending.is_set() and not wait(list(places), timeout=0)):
+            for connection in wait(list(places), timeout=SEND_EVERY_S):
+                assert isinstance(connection, Connection)
+                try:
+                    self._show(places[connection], connection.recv())
+                except (EOFError, OSError):  # it has ended, perhaps within a message
+                    del places[connection]
+
+    def _show(self, place: int, message: Message) -> None:
+        with self._lock:
+            if message.line:
+                self._print(message.line)
+                return
+            self._last[place] = message
+            if self._bars is not None:
+                if place not in self._tasks:
+                    self._tasks[place] = self._bars.add_task("", rate="", note="")
+                self._bars.update(
+                    self._tasks[place], description=message.title, completed=message.done, total=message.total,
+                    rate=message.rate, note=Text(message.note),
+                )  # fmt: skip
+            elif time.monotonic() - self._printed >= LINE_EVERY_S:
+                self._printed = time.monotonic()
+                self._print(
+                    "; ".join(f"{m.title}: {m.done}/{m.total}" for _, m in sorted(self._last.items()))
+                )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -6,18 +6,16 @@ preset that it names, or the data at the place that it names have changed since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl3d.code import PARTS, code_of
+from ssl3d.code import evaluation_code, pretraining_code
 from ssl3d.config import Settings, load_settings, options_without_effect, preset_names
 from ssl3d.downstream.tasks import Task
-from ssl3d.errors import SSL3DError
+from ssl3d.errors import PluginError, SSL3DError
 from ssl3d.results.store import Record, canonical_json
 from ssl3d.results.table import flatten
-
-_WORDS = {"pretrain": "pretraining", "downstream": "evaluation"}
 
 
 def run_of(
@@ -54,14 +52,23 @@ def stale(record: Mapping[str, Any]) -> list[str] | None:
     code, run = record.get("code"), record.get("run")
     if not code or not run:
         return None
-    now = code_of(code["modules"])
-    trains = record["method"].get("trains") != "none"
-    reasons = [
-        f"code of {_WORDS[part]} changed"
-        for part in PARTS
-        if now[part] != code[part] and (trains or part == "downstream")
-    ]
+    identity = record["identity"]
+    reasons = []
+    # Given weights are in the identity by their hash, whatever made them.
+    if record["method"].get("trains") != "none" and "weights" not in identity:
+        now = _now(pretraining_code, identity["method"], identity["backbone"]["name"])
+        reasons += ["code of pretraining changed"] * (now != code["pretrain"])
+    now = _now(evaluation_code, code.get("problem", ""), identity["backbone"]["name"])
+    reasons += ["code of evaluation changed"] * (now != code["downstream"])
     return reasons + _changed_settings(record, run)
+
+
+def _now(hashed: Callable[[str, str], str], name: str, backbone: str) -> str | None:
+    """Return a hash of today's code; None where a plugin is gone."""
+    try:
+        return hashed(name, backbone)
+    except PluginError:
+        return None
 
 
 def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
@@ -90,6 +97,8 @@ def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> b
     name = rest.partition(".")[0]
     if key in options_without_effect() or section == "method_lr":
         return False
+    if "weights" in identity and section in ("pretrain", "methods"):
+        return False  # given weights: what made them is past
     if section == "downstream":
         if rest == f"{name}.crop":
             return False
@@ -97,7 +106,7 @@ def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> b
     if section == "methods":
         return name == identity["method"]
     if section == "phantoms":
-        return run["task_data"] is None or run["data"] == "phantoms"
+        return run["task_data"] is None or (run["data"] == "phantoms" and "weights" not in identity)
     if section == "data" and name in ("counts", "task_spacing_mm"):
         return rest.rpartition(".")[2] == identity["task"]
     return section != "pretrain" or identity.get("pretrain") is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["SSL3D_JOBS"] = "1"  # tests that want more say so
 
 import numpy as np
 import pytest

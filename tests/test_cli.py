@@ -265,8 +265,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_jobs_share_the_cells_and_compute_the_same(store: tuple[Path, Result], tmp_path: Path) -> None:
-    scores, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # another number of threads rounds differently
+    scores = []
+    torch.set_num_threads(2)  # of whoever calls: a cell has one thread with and without jobs
     try:
         for name, jobs in (("alone", "1"), ("shared", "2")):
             result = bench(
@@ -282,9 +282,10 @@ def test_jobs_share_the_cells_and_compute_the_same(store: tuple[Path, Result], t
             assert "already in the store" not in result.output and result.output.count("Mean over seeds") == 1
             records = [json.loads(p.read_text()) for p in (tmp_path / name / "records").glob("*.json")]
             scores.append({(r["identity"]["method"], r["identity"]["task"]): r["score"] for r in records})
+            assert {r["environment"]["threads"] for r in records} == {1}
             assert len(list((tmp_path / name / "runs").glob("gvsl-*"))) == 1, "pretrained once"
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     assert len(scores[0]) == 4 and scores[1] == scores[0]
 
 

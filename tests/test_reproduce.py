@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ssl3d import reproduce
 from ssl3d.bench import TaskData
 from ssl3d.cli import main
 from ssl3d.config import load_settings
@@ -69,14 +70,13 @@ def test_fractions_share_their_test_cases_and_their_pretraining(folder: Path) ->
     )
 
 
-def test_the_identity_of_an_ordinary_cell_is_what_it_always_was(folder: Path) -> None:
+def test_the_identity_of_an_ordinary_cell_has_these_keys_and_no_others(folder: Path) -> None:
     """Other keys would orphan every record there is."""
     (record,) = records(folder, method="gvsl", label_fraction=1.0)
     assert set(record["identity"]) == {
         "method", "method_config", "backbone", "pretrain", "pretrain_seed", "task", "task_data", "split",
         "split_cases", "mode", "seed", "label_fraction", "budget",
     }  # fmt: skip
-    assert "augment" not in record["identity"]["budget"]  # only where it is on
     assert record["run"]["settings"]["preset"] == "smoke" and record["run"]["overrides"] == {
         "phantoms.asoca": 3, "phantoms.candi": 3, "phantoms.stoic": 6,
     }  # fmt: skip
@@ -137,14 +137,50 @@ def test_a_number_that_does_not_come_back_says_so(folder: Path) -> None:
     forged["score"] += 0.3
     other = ResultStore(folder / "forged")
     path = other.write(forged, replace=True)
-    arguments = ["reproduce", str(path), "--cache", str(folder / "cache"), "--checkpoint"]
-    near = run(*arguments)
-    assert near.exit_code == 0 and "Reproduced within 0.5 points" in near.output
+    arguments = ["reproduce", str(path), "--cache", str(folder / "cache")]
+    unjudged = run(*arguments)
+    assert unjudged.exit_code == 1 and "NOT reproduced" in unjudged.output and "no floor" in unjudged.output
+    near = run(*arguments, "--tolerance", "0.5")
+    assert near.exit_code == 0 and "Reproduced within 0.5" in near.output, near.output
     far = run(*arguments, "--tolerance", "0.1", "--out", str(folder / "again"))
     assert far.exit_code == 1
     for part in ("NOT reproduced", "Differs in: score", "weights are the same", "Another torch: 1.0"):
         assert part in far.output, far.output
     assert ResultStore(folder / "again").records()[0][0]["score"] == record["score"]
+
+
+def test_the_same_machine_must_give_the_same_bits_and_another_within_the_floor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (new,) = records(folder, method="gvsl", label_fraction=1.0)
+    old = json.loads(json.dumps(new))
+    assert reproduce.compare(old, new).identical
+    old["score"] += 0.01
+    same = reproduce.compare(old, new)
+    assert not same.reproduced and "bit by bit" in same.lines[0]
+    for field, value in (("threads", 7), ("cpu", "another")):
+        other = json.loads(json.dumps(old))
+        other["environment"][field] = value
+        other["pretrain_environment"] = other["environment"]
+        verdict = reproduce.compare(other, new)
+        assert not verdict.reproduced and "no floor" in verdict.lines[0]
+        assert any(line.startswith(f"Another {field}: {value}") for line in verdict.lines), verdict.lines
+        allowed = 1.96 * 2**0.5 * 0.0072  # two runs, each of this standard deviation: 0.02 points
+        (tmp_path / "floor.json").write_text(
+            json.dumps({old["preset"]: {"shc": {"linear": {"sd": 0.0072, "runs": 9}}}})
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr("ssl3d.results.floor.FILE", tmp_path / "floor.json")
+            verdict = reproduce.compare(other, new)
+            assert (
+                verdict.reproduced
+                and not verdict.identical
+                and f"up to {allowed:.3g} apart" in verdict.lines[0]
+            )
+            other["score"] += 0.02
+            assert not reproduce.compare(other, new).reproduced
+    elsewhere = {**old, "pretrain_environment": {**old["environment"], "threads": 9}}
+    assert "of the pretraining: 9" in " ".join(reproduce.compare(elsewhere, new).lines)
 
 
 def test_a_cell_that_is_not_the_same_any_more_is_refused(folder: Path) -> None:
@@ -229,7 +265,7 @@ def test_matching_time_measures_a_method_once_a_store(folder: Path, monkeypatch:
     again = bench(folder, "--methods", "gvsl", "--match", "time")
     assert again.output.count("already in the store") == 1
     (record,) = records(folder, matched="time")
-    assert record["cost"]["pretrain_steps"] == 2, "8 steps, twice the time a volume, two volumes"
+    assert record["cost"]["pretrain_steps"] == 4, "8 steps, twice the time"
     path = ResultStore(folder / "store").path_for(record["identity"])
     result = run("reproduce", str(path), "--cache", str(folder / "cache"))
     assert "Reproduced bit for bit" in result.output, result.output

@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,24 +129,36 @@ def test_tables_test_against_the_best_method_too(tmp_path: Path) -> None:
 METHOD_SOURCE = '''
 """A method."""
 WEIGHT = 1.0  # of the loss
+
+class Method:
+    weight = WEIGHT
 '''
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The source of a method that stands in the place of GVSL."""
     path = tmp_path / "plugin" / "made_up_method.py"
     path.parent.mkdir()
     path.write_text(METHOD_SOURCE)
     monkeypatch.syspath_prepend(str(path.parent))
-    code._module_hash.cache_clear()
-    return path
+    entries = registry().methods
+    entry = replace(entries.get("gvsl"), source="made_up_method:Method")
+    monkeypatch.setitem(entries._entries, "gvsl", entry)
+    code.forget()
+    yield path
+    code.forget()
 
 
 def telling(**changes: Any) -> dict[str, Any]:
     """A record that knows its code and settings."""
     record = made_up_record()
     record["identity"] |= {"split_cases": "s", "pretrain": {"data": "d", "budget": {"steps": 8}}}
-    record["code"] = code.code_of(["made_up_method"])
+    record["identity"]["backbone"] = {"name": "unet3d"}
+    record["code"] = {
+        "pretrain": code.pretraining_code("gvsl", "unet3d"),
+        "downstream": code.evaluation_code("Segmentation", "unet3d"), "problem": "Segmentation",
+    }  # fmt: skip
     settings = load_settings("smoke", ["downstream.linear.penalty=0.5"])
     record["run"] = run_of(settings, "phantoms", None, None, registry().tasks.get("shc").load())
     record["created"] = "2026-01-01"
@@ -161,14 +175,18 @@ def test_code_is_stale_when_its_meaning_changes(module: Path) -> None:
         (METHOD_SOURCE.replace("1.0", "2.0"), ["code of pretraining changed"]),
     ):
         module.write_text(text)
-        code._module_hash.cache_clear()
+        code.forget()
         assert stale(record) == reasons
     module.unlink()
-    code._module_hash.cache_clear()
+    code.forget()
     importlib.invalidate_caches()
     assert stale(record) == ["code of pretraining changed"], "a plugin that is gone"
     scratch = {**record, "method": {**record["method"], "trains": "none"}}
     assert stale(scratch) == [], "scratch has no pretraining whose code could matter"
+    given = {**record, "identity": {**record["identity"], "weights": "abc"}}
+    assert stale(given) == [], "given weights are what they are, whatever code made them"
+    old = {**record, "code": {"pretrain": "p", "downstream": "d", "modules": []}}
+    assert stale(old) == ["code of pretraining changed", "code of evaluation changed"]
     assert stale(made_up_record()) is None, "an older record cannot tell"
 
 
@@ -221,8 +239,8 @@ def test_the_listing_shows_what_is_stale(module: Path, tmp_path: Path) -> None:
     listing = run("store", "ls", "--store", str(tmp_path / "s"))
     assert listing.exit_code == 0
     assert listing.output.count("current") == 2 and listing.output.count("unknown") == 1
-    module.write_text("WEIGHT = 2.0")
-    code._module_hash.cache_clear()
+    module.write_text(METHOD_SOURCE.replace("1.0", "2.0"))
+    code.forget()
     listing = run("store", "ls", "--store", str(tmp_path / "s"), "--stale")
     assert "2 of 3 records; 2 stale, 1 that cannot tell" in listing.output
     assert "stale: code of pretraining changed" in listing.output and "byol" not in listing.output

@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from ssl3d.commands.common import (
     print_skipped,
     quiet_libraries,
     resumable,
+    set_threads,
     settings_of,
     split_names,
     split_pairs,
@@ -97,98 +99,130 @@ if TYPE_CHECKING:
     help="Keep N segmented test cases a cell for the report's viewer [default: 0].",
 )
 @click.option(
+    "--allow-code-change", is_flag=True,
+    help="Go on with an interrupted pretraining although the code has changed since; both hashes are recorded.",
+)  # fmt: skip
+@click.option(
     "--jobs",
+    type=click.IntRange(min=1),
+    envvar="SSL3D_JOBS",
+    metavar="N",
+    help="Processes that share the cells [default: one a core of the CPU; one on a GPU, which has room for several].",
+)
+@click.option(
+    "--threads",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
     metavar="N",
-    help="Processes that share the cells: one GPU has room for many small networks.",
+    help="Threads of each process. Other threads round otherwise; a record names them.",
 )
 @device_option
 @cache_option
-def bench(jobs: int, **options: Any) -> None:
+def bench(jobs: int | None, threads: int, **options: Any) -> None:
     """Pretrain methods, evaluate them on tasks and print the table.
 
     The same command, started again in the same store (also on another machine that sees it), shares the cells
-    that are left; --jobs starts it several times at once.
+    that are left; --jobs starts it several times at once. A cell that fails is shown as such and tried again by the
+    next call; the others are computed, and the exit status is 1.
     """
+    import uuid
+
+    from ssl3d.errors import CellsFailed
+    from ssl3d.progress import say
+
     quiet_libraries()
     keep_freed_memory()
+    set_threads(threads)
+    options["session"] = uuid.uuid4().hex
     job = _bench_of(**options)  # prepares the data, so that the other processes find them
-    records = []
-    with _others(jobs - 1, options):
-        for record, computed in job.run():
-            records.append(record)
-            if computed or jobs == 1:
-                _say(record, computed)
-    print_table(records, "rich", against=None)
+    cells = [cell.identity for cell in job.cells()]
+    jobs = min(jobs or _cores(job.device.type, threads), len(cells)) or 1
+    records, failed = [], None
+    with _others(jobs - 1, threads, options):
+        try:
+            for record, computed in job.run():
+                records.append(record)
+                if computed or jobs == 1:
+                    say(_line(record, computed))
+        except CellsFailed as error:
+            failed = error
+    failures = [failure for failure in job.store.failures() if failure["identity"] in cells]
+    print_table(records, "rich", against=None, failures=failures)
+    if failed is not None:
+        click.echo(str(failed), err=True)
+        sys.exit(1)
 
 
-def _say(record: dict[str, Any], computed: bool = True) -> None:
-    """Print the line of a finished cell."""
+def _cores(device: str, threads: int) -> int:
+    """Return how many processes of ``threads`` threads this machine computes at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads) if device == "cpu" else 1
+
+
+def _line(record: dict[str, Any], computed: bool = True) -> str:
+    """Return the line of a finished cell."""
     from ssl3d.results.scores import written
 
     i = record["identity"]
     labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
-    click.echo(
+    return (
         f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
-        f"{written(record['metric'], record['score'])}{'' if computed else '  (already in the store)'}",
-        err=True,
+        f"{written(record['metric'], record['score'])}{'' if computed else '  (already in the store)'}"
     )
 
 
 @contextmanager
-def _others(count: int, options: dict[str, Any]) -> Iterator[None]:
-    """Run ``count`` more processes of this bench while the block runs, and share the processor with them.
+def _others(count: int, threads: int, options: dict[str, Any]) -> Iterator[None]:
+    """Run ``count`` more processes of this bench while the block runs, and show the progress of all in one place.
 
-    All print the lines of the cells that they finish, and no progress. One that fails leaves its cell to the others.
+    One that dies leaves its cell to the others.
     """
     if not count:
         yield
         return
-    import torch
+    from ssl3d.progress import Board, sending
 
-    from ssl3d.progress import quiet
-
-    before = torch.get_num_threads()
-    threads = max(1, before // (count + 1))
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    processes = [context.Process(target=_work, args=(options, threads), daemon=True) for _ in range(count)]
-    for process in processes:
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        context.Process(target=_work, args=(options, threads, sender), daemon=True) for _, sender in pipes
+    ]
+    for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
-    torch.set_num_threads(threads)
+        sender.close()  # here; so that the other end tells when the process has ended
     try:
-        with quiet():
+        with Board([receiver for receiver, _ in pipes]) as board, sending(board.mine):
             yield
     finally:  # daemons would go with this process only, which in a test lives on
-        torch.set_num_threads(before)
         for process in processes:
             process.terminate()
             process.join()
 
 
-def _work(options: dict[str, Any], threads: int) -> None:
+def _work(options: dict[str, Any], threads: int, sender: Connection) -> None:
     """Compute cells of the bench with ``options`` until there are none left, or the process that started this one is."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     quiet_libraries()
     keep_freed_memory()
-    import torch
+    set_threads(threads)
+    from ssl3d.errors import CellsFailed
+    from ssl3d.progress import say, sending
 
-    from ssl3d.progress import quiet
-
-    torch.set_num_threads(threads)
-    try:
-        with quiet():
+    with sending(sender.send):
+        try:
             with redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
                 job = _bench_of(**options)
             for record, computed in job.run():
                 if computed:
-                    _say(record)
-    except SSL3DError as error:
-        click.echo(f"Process {os.getpid()} stopped: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+                    say(_line(record))
+        except CellsFailed:
+            pass  # written down; the process that prints the table says so
+        except SSL3DError as error:
+            say(f"Process {os.getpid()} stopped: {error}")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _leave_with_parent() -> None:
@@ -204,7 +238,7 @@ def _bench_of(
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
     store: Path, allow_overlap: tuple[str, ...], splits_file: tuple[str, ...],
     subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
-    keep_predictions: int,
+    keep_predictions: int, allow_code_change: bool, session: str,
 ) -> Bench:  # fmt: skip
     """Return what the options ask for, all of them checked and all data prepared.
 
@@ -258,7 +292,7 @@ def _bench_of(
     for spec in specs:
         if spec.name not in checkpoints:
             check_run(spec, settings, chosen_seeds[0])
-    check_checkpoints(checkpoints, settings)
+    check_checkpoints(specs, checkpoints, settings)
     # All data are prepared, and everything wrong with them said, before any training starts.
     needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
     unlabelled = pretraining_cohort(data, settings, cache, policy) if needs_data else None
@@ -299,6 +333,8 @@ def _bench_of(
         data=data,
         recompute=recompute,
         keep_predictions=keep_predictions,
+        allow_code_change=allow_code_change,
+        session=session,
     )
 
 
@@ -323,13 +359,14 @@ def _fraction(text: str) -> float:
 
 def print_table(
     records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
-    reference: str = "scratch", difference: float | None = None,
+    reference: str = "scratch", difference: float | None = None, failures: Sequence[dict[str, Any]] = (),
 ) -> None:  # fmt: skip
     from ssl3d.plugins import registry
     from ssl3d.results.table import build_table
 
     table_format = registry().table_formats.get(format_name).load()
-    table = build_table(records, method_order=registry().methods.names(), against=against)
+    order = registry().methods.names()
+    table = build_table(records, method_order=order, against=against, failures=failures)
     if statistics:
         from ssl3d.results.statistics import DIFFERENCE, with_statistics
 
@@ -381,8 +418,9 @@ def table(
     if difference is not None and "power" not in (chosen or ()):
         raise ConfigError("--difference says nothing without --with power; write --with power.")
     with no_garbage_collection():
-        records, problems = ResultStore(store).records(lazy=True)
-        print_table(records, format_name, against, chosen, reference, difference)
+        opened = ResultStore(store)
+        records, problems = opened.records(lazy=True)
+        print_table(records, format_name, against, chosen, reference, difference, opened.failures())
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -267,3 +267,15 @@ def settings_of(preset: str, overrides: tuple[str, ...], tasks: Iterable[Task] |
     found = registry()
     names = None if tasks is None else [*found.tasks.names(), *(task.name for task in tasks)]
     return load_settings(preset, overrides, found.methods.names(), names, found.datasets.names())
+
+
+def set_threads(threads: int) -> None:
+    """Let torch and the linear algebra of numpy and scikit-learn compute with ``threads`` threads.
+
+    Another number of threads adds in another order, and rounds otherwise.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)

@@ -14,6 +14,7 @@ from ssl3d.commands.common import (
     device_option,
     make_console,
     quiet_libraries,
+    set_threads,
     text_table,
 )
 
@@ -71,6 +72,12 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     make_console().print(table)
     counts = [sum(test(r) for r in states.values()) for test in (bool, lambda r: r is None)]
     click.echo(f"{shown} of {len(records)} records; {counts[0]} stale, {counts[1]} that cannot tell.")
+    if failures := ResultStore(folder).failures():
+        click.echo(f"{len(failures)} cells failed; ssl3d bench tries them again:")
+        for failure in failures:
+            i, error = failure["identity"], failure["error"]
+            name = f"{i['method']} {i['task']} {i['mode']} seed {i['seed']} {i['split']}"
+            click.echo(f"  {name}: {error['type']}: {error['message']}")
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
     _name(problems)
@@ -148,9 +155,9 @@ def export(folder: Path, out: Path, what: str) -> None:
 @click.option(
     "--store", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder of the records."
 )
-@click.option("--tolerance", default=0.5, show_default=True, metavar="POINTS",
+@click.option("--tolerance", type=click.FloatRange(min=0), metavar="POINTS",
               help="Largest difference of the score that still counts as the same: percentage points, or percent of "
-                   "an error (MAE).")  # fmt: skip
+                   "an error (MAE) [default: none on an equal machine, else what rounding luck allows].")  # fmt: skip
 @click.option(
     "--checkpoint", is_flag=True, help="Evaluate the record's own checkpoint instead of pretraining again."
 )
@@ -161,7 +168,7 @@ def export(folder: Path, out: Path, what: str) -> None:
 def reproduce(
     record: str,
     folder: Path,
-    tolerance: float,
+    tolerance: float | None,
     checkpoint: bool,
     out: Path | None,
     device: str,
@@ -169,10 +176,12 @@ def reproduce(
 ) -> None:
     """Compute RECORD again, and say whether its number comes back.
 
-    RECORD is a file, its name, or the start of its hash in --store.
+    RECORD is a file, its name, or the start of its hash in --store. It is computed with the record's number of threads.
+    Where those, the kind of processor and the versions are the record's, the number must come back bit for bit.
     """
     quiet_libraries()
     path, found = _found(record, folder)
+    set_threads((found.get("environment") or {}).get("threads") or 1)
     from ssl3d.environment import select_device
     from ssl3d.reproduce import reproduce as again
     from ssl3d.results.store import ResultStore

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssl3d.code import code_of, method_modules
+from ssl3d.code import pretraining_code, without_effect
 from ssl3d.config import Settings, identity_values
 from ssl3d.environment import PeakMemory, autocast_dtype, device_name, environment, to_device
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
@@ -102,6 +102,7 @@ def pretrain(
     device: torch.device,
     *,
     resume: bool = False,
+    allow_code_change: bool = False,
 ) -> dict[str, Any]:
     """Pretrain a backbone and write it to ``out``.
 
@@ -114,12 +115,13 @@ def pretrain(
         device: where to compute.
         resume: go on from the newest state in ``out``; the weights end bit for bit as without the
             interruption on the same machine.
+        allow_code_change: go on even if the code has changed since; the run then names both (``code_by_step``).
 
     Returns:
         The provenance that was written to ``run.json``.
 
     Raises:
-        CheckpointError: ``out`` holds a run and ``resume`` is off, or it is another run.
+        CheckpointError: ``out`` holds a run and ``resume`` is off, or it is another run, or one of other code.
         TrainingError: a loss is not finite.
         DataError: there are fewer volumes than the method needs at once.
     """
@@ -129,6 +131,7 @@ def pretrain(
     previous = _previous_run(out, identity, resume)
     if previous.get("status") == "finished":
         return previous
+    codes = _codes(out, previous, pretraining_code(spec.cls, settings.backbone.name), allow_code_change)
     memory = PeakMemory(device)
     method = build_method(spec, settings, seed, device)
     run: dict[str, Any] = {
@@ -142,7 +145,8 @@ def pretrain(
         "backbone": settings.backbone.model_dump(mode="json"),
         "identity": identity,
         "environment": environment(),
-        "code": code_of(method_modules(spec.cls))["pretrain"],
+        "code": "+".join(codes.values()),
+        **({"code_by_step": codes} if len(codes) > 1 else {}),
         "volumes": None if cohort is None else {"cases": len(cohort), "taken_for": cohort.taken_for},
         "losses": {},
         "seconds": previous.get("seconds", 0.0),
@@ -234,6 +238,7 @@ def _train(
         run["pretext"] = summary(method, log.before_training(HELD_BACK_SCORE), end, source.held_back_is)
 
 
+@without_effect
 @torch.no_grad()
 def measure(method: Method, probe: Tensor, seed: int) -> dict[str, float]:
     """Return the measures of collapse and the method's own, on fixed crops with fixed randomness.
@@ -267,6 +272,7 @@ def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str,
     return values
 
 
+@without_effect
 def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Return the provenance of the run that ``out`` holds; {} when there is none."""
     if not (out / RUN).is_file():
@@ -292,6 +298,27 @@ def _is_of_a_run(path: Path) -> bool:
     return is_temporary(path) or path.name in names
 
 
+@without_effect
+def _codes(out: Path, previous: dict[str, Any], code: str, allow_change: bool) -> dict[str, str]:
+    """Return the hashes of the code of a run by the step from which each was used.
+
+    Raises:
+        CheckpointError: the run ``previous`` was begun with other code, and that is not allowed.
+    """
+    if not previous:
+        return {"0": code}
+    codes: dict[str, str] = previous.get("code_by_step") or {"0": str(previous.get("code"))}
+    if list(codes.values())[-1] == code:
+        return codes
+    if not allow_change:
+        raise CheckpointError(
+            f"{out} is at step {previous['step']} of a run with other code (hash {list(codes.values())[-1]}, now {code}): "
+            "its weights would be of neither. Start anew (pretrain: another --out; bench: --recompute), or go on with "
+            "--allow-code-change, which records both hashes."
+        )
+    return {**codes, str(previous["step"]): code}
+
+
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
@@ -299,6 +326,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path} was {old!r}, is {new!r}"]
 
 
+@without_effect
 class Log:
     """The course of a run: JSON lines, and TensorBoard.
 

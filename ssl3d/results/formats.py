@@ -90,7 +90,7 @@ Lines = list[list[tuple[str, str]]]
 
 def _blocks(table: Table, console: Console) -> list[Segments | RichTable]:
     cells = {
-        column.key: [_rich_cell(row.cells.get(column.key), column, console.is_terminal) for row in table.rows]
+        column.key: [_rich_cell(row, column, console.is_terminal) for row in table.rows]
         for column in table.columns
     }
     for gap in (3, 2):
@@ -190,9 +190,10 @@ def _shrinking_block(columns: Sequence[Sequence[Lines]]) -> RichTable:
     return block
 
 
-def _rich_cell(cell: Cell | None, column: Column, styled: bool) -> Lines:
+def _rich_cell(row: Row, column: Column, styled: bool) -> Lines:
+    cell = row.cells.get(column.key)
     if cell is None:
-        return [[("    –", "dim")]]
+        return [[(f"{row.absent(column.key):>5}", "red" if column.key in row.failed else "dim")]]
     # So many characters before the deviation, signs included, put the decimal points in one line.
     width = 4 + column.digits
     mean = wording.mean(cell, column)
@@ -261,7 +262,7 @@ def _markdown_table(model: TableModel, table: Table) -> str:
         f"|:--{'|--:' * len(headers)}|",
     ]  # fmt: skip
     for row in table.rows:
-        cells = [_markdown_cell(row.cells.get(column.key), column) for column in table.columns]
+        cells = [_markdown_cell(row, column) for column in table.columns]
         lines.append(f"| {_escape_markdown(wording.row_title(row))} | {' | '.join(cells)} |")
     notes = [
         _escape_markdown(note)
@@ -275,9 +276,10 @@ def _markdown_table(model: TableModel, table: Table) -> str:
     return "\n".join(lines)
 
 
-def _markdown_cell(cell: Cell | None, column: Column) -> str:
+def _markdown_cell(row: Row, column: Column) -> str:
+    cell = row.cells.get(column.key)
     if cell is None:
-        return "–"
+        return row.absent(column.key)
     mean = wording.mean(cell, column)
     mean = f"**{mean}**" if cell.best else f"<u>{mean}</u>" if cell.second else mean
     lines = [" ".join(filter(None, (mean, wording.sd(cell, column)))) + _escape_markdown(cell.marks)]
@@ -318,7 +320,20 @@ def render_csv(model: TableModel) -> str:
                 if column.key in row.cells:
                     target = targets.get(column.key)
                     writer.writerow(_csv_line(number, table, row, column, row.cells[column.key], target))
+                elif column.key in row.failed:
+                    writer.writerow({**_csv_head(number, table, row, column), "notes": "failed"})
     return text.getvalue()
+
+
+def _csv_head(number: int, table: Table, row: Row, column: Column) -> dict[str, Any]:
+    return {
+        "table": number, "preset": printable(table.facets["preset"]),
+        "method": printable(row.method), "title": printable(row.title),
+        "method_config": canonical_json(row.config), "trains": row.trains,
+        "label_fraction": table.facets.get("label_fraction", 1.0),
+        "mode": column.mode, "task": column.task, "metric": column.metric,
+        "unit": scores.unit(column.metric) or "value",
+    }  # fmt: skip
 
 
 def _csv_line(
@@ -333,12 +348,7 @@ def _csv_line(
         return None if math.isnan(value) else value
 
     return {
-        "table": number, "preset": printable(table.facets["preset"]),
-        "method": printable(row.method), "title": printable(row.title),
-        "method_config": canonical_json(row.config), "trains": row.trains,
-        "label_fraction": table.facets.get("label_fraction", 1.0),
-        "mode": column.mode, "task": column.task, "metric": column.metric,
-        "unit": scores.unit(column.metric) or "value",
+        **_csv_head(number, table, row, column),
         "mean": None if unscored else cell.mean, "sd": None if unscored else cell.sd, "delta": cell.delta,
         "n_seeds": cell.n_seeds, "n_cases": cell.n_cases, "best": int(cell.best), "second": int(cell.second),
         "notes": "; ".join(notes), "missing_folds": " ".join(cell.missing_folds), "paper": cell.paper,

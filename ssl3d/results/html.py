@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ssl3d.results import wording
-from ssl3d.results.table import Cell, Column, Row, Table, TableModel
+from ssl3d.results.table import Column, Row, Table, TableModel
 
 # Red is better and blue is worse, as in the paper; both keep a contrast of 4.5 on their background.
 _STYLE = """
@@ -72,13 +72,14 @@ def _figure(model: TableModel, table: Table) -> str:
 
 
 def _row(row: Row, table: Table) -> str:
-    cells = "".join(_cell(row.cells.get(column.key), column) for column in table.columns)
+    cells = "".join(_cell(row, column) for column in table.columns)
     return f'<tr><th scope="row">{_text(wording.row_title(row))}</th>{cells}</tr>'
 
 
-def _cell(cell: Cell | None, column: Column) -> str:
+def _cell(row: Row, column: Column) -> str:
+    cell = row.cells.get(column.key)
     if cell is None:
-        return "<td>–</td>"
+        return f"<td>{row.absent(column.key)}</td>"
     mean = wording.mean(cell, column)
     mean = f"<strong>{mean}</strong>" if cell.best else f"<u>{mean}</u>" if cell.second else mean
     deviation = f' <span class="sd">{wording.sd(cell, column)}</span>' if wording.sd(cell, column) else ""

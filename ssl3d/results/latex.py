@@ -114,7 +114,7 @@ def _row(row: Row, table: Table) -> list[str]:
     below: dict[Kind, dict[int, str]] = {}
     for place, column in enumerate(table.columns):
         cell = row.cells.get(column.key)
-        means.append(_mean(cell, column) if cell else "--")
+        means.append(_mean(cell, column) if cell else row.absent(column.key, "--"))
         for detail in wording.details(cell, column) if cell else ():
             below.setdefault(detail.kind, {})[place] = _detail(detail, cell, column)
     order = [kind for kind in wording.KINDS if kind in below]

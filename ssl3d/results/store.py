@@ -1,6 +1,7 @@
 """The store: one JSON record a cell, whole or absent, shared by any number of processes.
 
     STORE/records/<method>-<task>-<mode>-s<seed>-<hash of the identity>.json
+    STORE/failures/<the same name>.json          why a cell could not be computed, until it is
     STORE/locks/<hash of the identity>.lock      only while a cell is being computed
 
 A record's file is its canonical JSON (sorted keys, no spaces) with ``record_sha256`` in front: the
@@ -23,13 +24,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json  # twice as fast as the standard library's
 
 from ssl3d.errors import DataError
-from ssl3d.files import write_bytes
+from ssl3d.files import write_bytes, write_json
 
 Record = dict[str, Any]
 
@@ -270,6 +272,26 @@ def _first_not_finite(value: Any, path: str = "") -> str | None:
     return None
 
 
+_FAILURE_FIELDS = ("schema", "identity", "method", "preset", "metric", "error", "session", "run", "created")
+
+
+def failure_of(
+    head: Mapping[str, Any], error: BaseException | Mapping[str, Any], session: str, run: str | None
+) -> Record:
+    """Return what is written down of a cell that could not be computed.
+
+    Args:
+        head: what a table needs to know of the cell, see :attr:`ssl3d.cell.Cell.head`.
+        error: what happened, or its ``{"type", "message"}``.
+        session: the call of bench that it happened in.
+        run: name of the pretraining that failed; None: the evaluation did.
+    """
+    if isinstance(error, BaseException):
+        error = {"type": type(error).__name__, "message": str(error)}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**head, "error": dict(error), "session": session, "run": run, "created": created}
+
+
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Pause the collection of cycles: over millions of small objects that all stay, it frees nothing
@@ -304,6 +326,40 @@ class ResultStore:
         # The hash names the cell; the rest is for people, so no character may surprise a shell.
         readable = "-".join(re.sub(r"[^A-Za-z0-9_.+]", "_", str(part))[:40] for part in parts).lstrip(".")
         return self.folder / f"{readable}-{identity_hash(identity)}.json"
+
+    # --- Failures ---
+
+    def failures(self) -> list[Record]:
+        """Return why cells could not be computed, by file name; see :func:`failure_of`.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        found = []
+        for path in sorted((self.root / "failures").glob("*.json")):
+            try:
+                failure = json.loads(path.read_text(encoding="utf-8"))
+                found.append({field: failure[field] for field in _FAILURE_FIELDS})
+            except FileNotFoundError:  # another process has computed the cell
+                continue
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path} is damaged; delete it, and bench tries the cell again.") from None
+        return found
+
+    def write_failure(self, failure: Mapping[str, Any]) -> Path:
+        """Write down that a cell could not be computed. No result: the next bench tries it again."""
+        path = self._failure_path(failure["identity"])
+        write_json(path, dict(failure))
+        return path
+
+    def forget_failure(self, identity: Mapping[str, Any]) -> None:
+        """Remove what was written down of a failed cell, which has been computed since."""
+        self._failure_path(identity).unlink(missing_ok=True)
+
+    def _failure_path(self, identity: Mapping[str, Any]) -> Path:
+        return self.root / "failures" / self.path_for(identity).name
+
+    # --- Runs ---
 
     def place_of(self, folder: Path) -> str:
         """Return how a record names ``folder``: from the store's root where it lies inside, so that a store can move."""
@@ -397,7 +453,7 @@ class ResultStore:
                 a table, but such a record cannot be written or turned into JSON.
 
         Raises:
-            DataError: there is no store, it is empty, or not one of its records is sound.
+            DataError: there is no store, it has neither records nor failures, or not one of its records is sound.
         """
         if not self.root.is_dir():
             what = "is a file, not a folder" if self.root.exists() else "does not exist"
@@ -414,7 +470,7 @@ class ResultStore:
                     records.append(self._read(f"{folder}{os.sep}{name}", lazy))
                 except DataError as error:
                     problems.append(str(error))
-        if not records:
+        if not records and not any((self.root / "failures").glob("*.json")):
             if problems:
                 raise DataError("\n".join([f"Not one record in the store {self.root} is sound:", *problems]))
             raise DataError(

@@ -161,6 +161,7 @@ class Row:
     """One method in one configuration; ``cells`` by (mode, task), ``cost`` where it was asked for.
 
     ``marks`` are the signs of the footnotes that belong to the whole row.
+    ``failed``: (mode, task) of what was tried and could not be computed, why by name in ``STORE/failures``.
     """
 
     method: str
@@ -170,6 +171,11 @@ class Row:
     cells: dict[tuple[str, str], Cell]
     cost: Cost | None = None
     marks: str = ""
+    failed: frozenset[tuple[str, str]] = frozenset()
+
+    def absent(self, key: tuple[str, str], dash: str = "–") -> str:
+        """Return what stands in place of a cell that is not there."""
+        return "failed" if key in self.failed else dash
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,10 @@ class TableModel:
 
 
 def build_table(
-    records: Iterable[Record], method_order: Sequence[str] = (), against: str | None = None
+    records: Iterable[Record],
+    method_order: Sequence[str] = (),
+    against: str | None = None,
+    failures: Iterable[Record] = (),
 ) -> TableModel:
     """Arrange ``records`` in the layout of the paper's table 1.
 
@@ -218,6 +227,7 @@ def build_table(
         records: sound records (see :meth:`ssl3d.results.store.ResultStore.records`), any order.
         method_order: methods from top to bottom; scratch is always first, unknown ones last.
         against: ``paper`` puts the published figures beside ours.
+        failures: cells that could not be computed (see :meth:`ssl3d.results.store.ResultStore.failures`).
 
     Raises:
         DataError: there is no record, or two records of one cell, seed and fold contradict.
@@ -225,7 +235,7 @@ def build_table(
     """
     published = _published(against)
     with no_garbage_collection():
-        return TableModel(_tables(records, method_order, published), against)
+        return TableModel(_tables([*records, *failures], method_order, published), against)
 
 
 def _tables(
@@ -266,7 +276,7 @@ class _Part:
 
 
 _FOLD = re.compile(r"fold-?\d+$")
-_OWN = {"method", "method_config", "seed", "pretrain_seed"}
+_OWN = {"method", "method_config", "seed", "pretrain_seed", "weights"}
 _OF_COLUMN = {"task", "mode", "task_data", "split", "split_cases", "budget"}
 _OF_PRETRAINING = {"pretrain", "match", "pretrain_step"}
 _NOT_SHARED = _OWN | _OF_COLUMN | _OF_PRETRAINING
@@ -449,15 +459,19 @@ def _table(
     published: Mapping[tuple[str, str, str], float],
 ) -> Table:
     rows: dict[tuple[str, str], dict[tuple[str, str], Cell]] = defaultdict(dict)
+    failed: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
     heads: dict[tuple[str, str], Record] = {}
     marks = _Marks()
     columns = []
     canonical = _Canonical()
+    apart = _weights_apart(draft, canonical)
     for key in sorted(draft.columns, key=_column_order):
         by_row: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in draft.columns[key]:
             identity = record["identity"]
             row = (identity["method"], canonical(identity["method_config"]))
+            if row in apart:
+                row = (row[0], row[1] + str(identity.get("weights", "")))
             by_row[row].append(record)
             heads.setdefault(row, record)
         metrics = {record["metric"] for record in draft.columns[key]}
@@ -466,8 +480,12 @@ def _table(
                 f"Records of {' '.join(key)} disagree about the metric: {', '.join(sorted(metrics))}."
             )
         folds = {record["identity"]["split"] for record in draft.columns[key]}
-        cells = {row: _cell(records, folds, marks) for row, records in by_row.items()}
+        cells = {row: cell for row, found in by_row.items() if (cell := _cell(found, folds, marks))}
+        for row in by_row.keys() - cells.keys():
+            failed[row].add(key)
         metric = metrics.pop()
+        for row in by_row:
+            rows[row]  # one whose cells have all failed is a row, too
         column = _column(key, metric, cells.values(), flat["preset"])
         for row, cell in _compared(cells, column).items():
             rows[row][key] = cell
@@ -486,10 +504,13 @@ def _table(
                 for key, cell in cells.items()
             }
         title = head["method"]["title"] + _distinction(config, configs[method])
+        if (method, canonical(config)) in apart and "weights" in head["identity"]:
+            title += f" (weights {head['identity']['weights'][:8]})"
         signs = "".join(
             marks.sign(text) for text in _of_pretext(r for c in cells.values() for r in c.records)
         )
-        finished.append(Row(method, config, title, str(head["method"].get("trains", "")), cells, marks=signs))
+        trains, lost = str(head["method"].get("trains", "")), frozenset(failed[method, config_text])
+        finished.append(Row(method, config, title, trains, cells, marks=signs, failed=lost))
     costs = {
         row.title: cost
         for row in finished
@@ -502,9 +523,10 @@ def _table(
 def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: str) -> Column:
     cells = list(cells)
     mode, task = key
-    support = Counter(cell.support for cell in cells).most_common(1)[0][0]
+    supports = Counter(cell.support for cell in cells).most_common(1)
+    support = supports[0][0] if supports else (0, 0)  # all have failed
     phantoms = on_phantoms(record for cell in cells for record in cell.records)
-    least = floor(preset, task, mode, support[0]) if phantoms else None
+    least = floor(preset, task, mode, support[0]) if phantoms and cells else None
     digits = scores.digits(metric, [cell.mean for cell in cells])
     return Column(mode, task, metric, support, digits, phantoms, least)
 
@@ -523,6 +545,17 @@ def pretext_learned(records: Iterable[Record]) -> float | None:
         if said is not None:
             learned[record["identity"].get("pretrain_seed")] = bool(said)
     return fmean(learned.values()) if learned else None
+
+
+def _weights_apart(draft: _Draft, canonical: _Canonical) -> set[tuple[str, str]]:
+    """Return the (method, configuration) of which several runs were given for one cell: each is a row of its own."""
+    found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for record in draft.records:
+        i = record["identity"]
+        row = (i["method"], canonical(i["method_config"]))
+        cell = (i["mode"], i["task"], i["split"], i["seed"], i.get("pretrain_seed"))
+        found[(*row, *cell)].add(str(i.get("weights", "")))
+    return {(key[0], key[1]) for key, weights in found.items() if len(weights) > 1}
 
 
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
@@ -556,7 +589,11 @@ class _Marks:
         return tuple((self.sign(text), text) for text in self.texts if text in self.used)
 
 
-def _cell(records: list[Record], folds: set[str], marks: _Marks) -> Cell:
+def _cell(found: list[Record], folds: set[str], marks: _Marks) -> Cell | None:
+    """Return the cell of all its seeds and folds; None where none of them could be computed."""
+    records = [record for record in found if "error" not in record]
+    if not records:
+        return None
     by_seed: dict[Seed, dict[str, Record]] = defaultdict(dict)
     for record in records:
         identity = record["identity"]
@@ -575,6 +612,8 @@ def _cell(records: list[Record], folds: set[str], marks: _Marks) -> Cell:
     pooled = {seed: _pool(list(splits.values())) for seed, splits in whole.items()}
     notes = sorted({note for record in records for note in record["method"].get("notes", [])})
     texts = [_NOTES.get(note, note) for note in notes]
+    if failures := len(found) - len(records):
+        texts.append(f"without {failures} of {len(found)} runs, which failed")
     if missing:
         texts.append(_INCOMPLETE)
     elif len(whole) < len(by_seed):
@@ -655,6 +694,8 @@ def _distinction(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
     if len(configs) < 2:
         return ""
     keys = sorted({key for c in configs for key in c if any(o.get(key) != c[key] for o in configs)})
+    if not keys:
+        return ""
     return f" ({', '.join(f'{key}={_short(config.get(key))}' for key in keys)})"
 
 
