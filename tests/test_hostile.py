@@ -216,4 +216,4 @@ def test_entries_with_the_name_of_an_image_do_not_vanish_from_verify(tmp_path: P
             words,
             result.output,
         )
-    assert "5 findings" in result.output and "inside.nii" not in result.output
+    assert "5 findings" in result.output and "inside.nii" not in result.output, result.output
