@@ -8,7 +8,7 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/study/studies/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: bench bench-all study levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: bench bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -28,7 +28,7 @@ bench-all: .venv/.installed
 	$(BIN)/ssl3d table --store $(STORE) --format csv --against paper > benchmarks/results/table1-quick.csv
 	$(BIN)/python benchmarks/order.py benchmarks/results/table1-quick.csv > benchmarks/results/order-quick.md
 
-# Every row with three seeds and a converged linear probe: docs/study.md. A night on two cores.
+# Every row with three seeds: docs/study.md. A night on two cores.
 study: .venv/.installed
 	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --jobs $(JOBS) --store $(STORE)/study
 	mkdir -p benchmarks/results/studies
@@ -36,6 +36,10 @@ study: .venv/.installed
 	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md
 	$(BIN)/python benchmarks/study/losses.py $(STORE)/study > benchmarks/results/studies/losses.md
 	$(BIN)/python benchmarks/study/seeds.py $(STORE)/study --out benchmarks/results/studies/comparison.png
+
+# The luck of rounding, for each column and mode; goes on where it stopped.
+floor: .venv/.installed
+	$(BIN)/python benchmarks/floor.py --preset quick --runs 8
 
 # One figure a lever, on the development cohort.
 levers: .venv/.installed

@@ -3,7 +3,7 @@
 A gradient step on the probe moves fastest along the direction that the channels share. The larger the condition
 number of their correlations (the features centred and scaled), the longer a probe takes to converge.
 
-Usage: ``python benchmarks/study/conditioning.py benchmarks/study/studies/probe_length.yaml --store STORE``
+Usage: ``python benchmarks/study/conditioning.py benchmarks/study/studies/comparison.yaml --store STORE``
 (methods, tasks and settings of the study, without its lever; cells that are not in the store yet are computed)
 """
 
