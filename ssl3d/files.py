@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,39 @@ def write_bytes(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write many files as :func:`write_bytes` does, but wait for the disk once, not once a file.
+
+    Each is whole or what it was before; after an error some may be written and others not.
+
+    Raises:
+        WriteError: as :func:`write_bytes`.
+    """
+    temporary = {
+        path: path.with_name(f".{path.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}.tmp") for path in files
+    }
+    try:
+        for path, data in files.items():
+            with explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _create(temporary[path]) as file:
+                    file.write(data)
+        if hasattr(os, "sync"):
+            os.sync()  # brings all to the disk at once; an error is seen by the syncs below, which find no work left
+        for path, name in temporary.items():
+            with explained(path):
+                _sync(name)
+        for path, name in temporary.items():
+            with explained(path):
+                name.replace(path)
+    finally:
+        for name in temporary.values():
+            name.unlink(missing_ok=True)
+    for folder in {path.parent for path in files}:
+        with explained(folder):
+            sync_folder(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ preset that it names, or the data at the place that it names have changed since.
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,45 @@ def run_of(
     }
 
 
-def stale(record: Mapping[str, Any]) -> list[str] | None:
+class _Today:
+    """What presets are today, and what has changed since in settings that many records share."""
+
+    def __init__(self) -> None:
+        self._presets: dict[str, dict[str, Any]] = {}
+        self._changed: dict[bytes, list[str]] = {}
+        self._code: dict[tuple[str, str, str], str | None] = {}
+
+    def code(self, hashed: Callable[[str, str], str], name: str, backbone: str) -> str | None:
+        """Return a hash of today's code; None where a plugin is gone."""
+        key = (hashed.__name__, name, backbone)
+        if key not in self._code:
+            try:
+                self._code[key] = hashed(name, backbone)
+            except PluginError:
+                self._code[key] = None
+        return self._code[key]
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """Return the options of a preset, flat.
+
+        Raises:
+            SSL3DError: it cannot be read.
+        """
+        if name not in self._presets:
+            self._presets[name] = flatten(load_settings(name).model_dump(mode="json"))
+        return self._presets[name]
+
+    def changed_settings(self, record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+        identity = record["identity"]
+        # All that the answer depends on; equal bytes of marshal (version 2 has no references) mean equal values.
+        own = [identity["method"], identity["mode"], identity["task"], identity.get("pretrain") is None]
+        key = marshal.dumps([run, *own, "weights" in identity], 2)
+        if key not in self._changed:
+            self._changed[key] = _changed_settings(record, run, self)
+        return self._changed[key]
+
+
+def stale(record: Mapping[str, Any], today: _Today | None = None) -> list[str] | None:
     """Return why this ssl3d would not compute ``record`` today; None when the record cannot tell.
 
     Looks at code and configuration; for data see :func:`stale_records`.
@@ -52,34 +91,26 @@ def stale(record: Mapping[str, Any]) -> list[str] | None:
     code, run = record.get("code"), record.get("run")
     if not code or not run:
         return None
+    today = today or _Today()
     identity = record["identity"]
     reasons = []
     # Given weights are in the identity by their hash, whatever made them.
     if record["method"].get("trains") != "none" and "weights" not in identity:
-        now = _now(pretraining_code, identity["method"], identity["backbone"]["name"])
+        now = today.code(pretraining_code, identity["method"], identity["backbone"]["name"])
         reasons += ["code of pretraining changed"] * (now != code["pretrain"])
-    now = _now(evaluation_code, code.get("problem", ""), identity["backbone"]["name"])
+    now = today.code(evaluation_code, code.get("problem", ""), identity["backbone"]["name"])
     reasons += ["code of evaluation changed"] * (now != code["downstream"])
-    return reasons + _changed_settings(record, run)
+    return reasons + today.changed_settings(record, run)
 
 
-def _now(hashed: Callable[[str, str], str], name: str, backbone: str) -> str | None:
-    """Return a hash of today's code; None where a plugin is gone."""
-    try:
-        return hashed(name, backbone)
-    except PluginError:
-        return None
-
-
-def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any], today: _Today) -> list[str]:
     preset = run["settings"]["preset"]
     if preset not in preset_names():
         return []
     try:
-        now = flatten(load_settings(preset).model_dump(mode="json"))
+        now = today.preset(preset) | run["overrides"]
     except SSL3DError as error:
         return [f"preset {preset} cannot be read: {error}"]
-    now |= run["overrides"]
     then = flatten(run["settings"])
     identity = record["identity"]
     own = {
@@ -118,7 +149,8 @@ def stale_records(records: Iterable[Record]) -> dict[int, list[str] | None]:
     The data at a place have changed when a newer record, equal in everything else, read others there.
     """
     records = list(records)
-    found = {place: stale(record) for place, record in enumerate(records)}
+    today = _Today()
+    found = {place: stale(record, today) for place, record in enumerate(records)}
     groups: dict[str, list[int]] = {}
     for place, record in enumerate(records):
         if not record.get("run"):

@@ -137,3 +137,20 @@ def test_leftovers_of_killed_processes_are_removed_when_old(tmp_path: Path) -> N
         os.utime(tmp_path / name, (0, 0))
     files.remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".new.2.tmp", "mine.tmp"]
+
+
+def test_many_files_are_written_together_or_their_old_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {tmp_path / f"folder {k % 2}" / f"{k}.json": bytes([k]) * 100 for k in range(10)}
+    files.write_all(many)
+    assert all(path.read_bytes() == data for path, data in many.items())
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(WriteError, match="make room"):
+        files.write_all(dict.fromkeys(many, b"new"))
+    assert all(path.read_bytes() == data for path, data in many.items())
+    assert len(list(tmp_path.rglob("*.tmp"))) == 0

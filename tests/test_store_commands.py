@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +68,36 @@ def test_two_results_for_one_identity_are_named_and_neither_is_touched(tmp_path:
     assert missing.exit_code == 2 and "nowhere" in missing.output
 
 
+def test_merging_leaves_cells_that_another_process_holds_for_the_end(tmp_path: Path) -> None:
+    a, b = ResultStore(tmp_path / "a"), filled(tmp_path / "b", *(made_up_record(seed=s) for s in range(4)))
+    held = made_up_record(seed=2)
+    claimed, done = threading.Event(), []
+
+    def bench() -> None:
+        with a.claim(held["identity"]):
+            claimed.set()
+            while len(list(a.folder.glob("*.json"))) < 3:
+                time.sleep(0.01)
+            a.write({**held, "cost": {"downstream_seconds": 5.0}})
+            done.append(True)
+
+    thread = threading.Thread(target=bench)
+    thread.start()
+    claimed.wait()
+    merged = merge(a, [b])
+    thread.join()
+    assert done and (merged.copied, merged.known, merged.conflicts) == (3, 1, [])
+    assert a.read(a.path_for(held["identity"]))["cost"], "the bench's record stays"
+
+
+def test_merging_replaces_a_damaged_record_and_keeps_it_as_evidence(tmp_path: Path) -> None:
+    a, b = filled(tmp_path / "a", made_up_record()), filled(tmp_path / "b", made_up_record())
+    path = a.path_for(made_up_record()["identity"])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert merge(a, [b]).copied == 1
+    assert a.has(made_up_record()["identity"]) and path.with_name(path.name + ".damaged").exists()
+
+
 def test_merging_into_a_store_that_is_not_there_makes_it(tmp_path: Path) -> None:
     b = filled(tmp_path / "b", made_up_record())
     assert merge(ResultStore(tmp_path / "new"), [b]).copied == 1
@@ -114,14 +146,22 @@ def test_show_finds_a_record_by_its_hash(tmp_path: Path) -> None:
 
 
 def test_tables_test_against_the_best_method_too(tmp_path: Path) -> None:
-    filled(
-        tmp_path,
-        *(made_up_record(method, score=score) for method, score in (("scratch", 40.0), ("gvsl", 50.0))),
-    )
-    arguments = ["table", "--store", str(tmp_path), "--with", "p", "--format", "markdown"]
-    assert "p: against scratch" in run(*arguments).output
-    assert "p: against the best of the column" in run(*arguments, "--reference", "best").output
-    assert run(*arguments, "--reference", "worst").exit_code == 2
+    levels = {"scratch": 40.0, "gvsl": 50.0, "byol": 45.0}
+    records = [
+        made_up_record(method, seed=seed, score=score + seed * shift)
+        for (method, score), shift in zip(levels.items(), (0.5, 0.2, -0.3), strict=True)
+        for seed in range(3)
+    ]
+    for record in records:
+        record["per_case"] = [{"case": str(i), "dsc": record["score"] / 100 + i / 50} for i in range(6)]
+    filled(tmp_path, *records)
+    arguments = ["table", "--store", str(tmp_path), "--format", "markdown"]
+    assert "p: against scratch" in run(*arguments, "--with", "p").output
+    assert "p: against the best of the column" in run(*arguments, "--with", "p", "--reference", "best").output
+    assert run(*arguments, "--with", "p", "--reference", "worst").exit_code == 2
+    power = run(*arguments, "--with", "power", "--difference", "2").output
+    assert "To show a difference of 2 points" in power and "3 seeds" in power
+    assert run(*arguments, "--difference", "2").exit_code == 2, "an option without effect"
 
 
 # --- Stale ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,8 @@ from ssl3d.commands.common import (
     Group,
     cache_option,
     device_option,
-    make_console,
     quiet_libraries,
     set_threads,
-    text_table,
 )
 
 if TYPE_CHECKING:
@@ -40,36 +39,37 @@ def store() -> None:
 )
 def list_records(folder: Path, method: str | None, task: str | None, only_stale: bool) -> None:
     """List records, and why any is stale."""
-    from rich.markup import escape
-
     from ssl3d.provenance import stale_records
     from ssl3d.results.scores import written
     from ssl3d.results.store import ResultStore, identity_hash
 
-    records, problems = ResultStore(folder).records()
+    records, problems = ResultStore(folder).records(lazy=True)
     states = stale_records(records)
-    table = text_table("Record", "Method", "Task", "Mode", "Seed", "Split", "Labels", "Score", "State")
-    shown = 0
+    lines = [("Record", "Method", "Task", "Mode", "Seed", "Split", "Labels", "Score", "State")]
     for place, record in enumerate(records):
         i, reasons = record["identity"], states[place]
         if (method and i["method"] != method) or (task and i["task"] != task) or (only_stale and not reasons):
             continue
-        state = "[dim]unknown[/]" if reasons is None else f"[yellow]stale: {escape('; '.join(reasons))}[/]"
-        labels = f"{100 * i.get('label_fraction', 1.0):g} %"
-        row = (
-            i["method"],
-            i["task"],
-            i["mode"],
-            str(i["seed"]),
-            i["split"],
-            labels,
+        state = "unknown" if reasons is None else f"stale: {'; '.join(reasons)}" if reasons else "current"
+        labels, score = (
+            f"{100 * i.get('label_fraction', 1.0):g} %",
             written(record["metric"], record["score"]),
         )
-        table.add_row(
-            identity_hash(i)[:8], *map(escape, row), "[green]current[/]" if reasons == [] else state
+        lines.append(
+            (
+                identity_hash(i)[:8],
+                i["method"],
+                i["task"],
+                i["mode"],
+                str(i["seed"]),
+                i["split"],
+                labels,
+                score,
+                state,
+            )
         )
-        shown += 1
-    make_console().print(table)
+    click.echo(_aligned(lines))
+    shown = len(lines) - 1
     counts = [sum(test(r) for r in states.values()) for test in (bool, lambda r: r is None)]
     click.echo(f"{shown} of {len(records)} records; {counts[0]} stale, {counts[1]} that cannot tell.")
     if failures := ResultStore(folder).failures():
@@ -81,6 +81,24 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
     _name(problems)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of texts in columns, the last one as wide as it is, in the colour of what it begins with.
+
+    rich's tables take a millisecond a line, which thousands of records make ten seconds of.
+    """
+    from ssl3d.results.wording import printable
+
+    shown = [[printable(text) for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    colours = {"current": "green", "stale": "yellow"}
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line[:-1], widths[:-1], strict=True))
+        + "  "
+        + click.style(line[-1], fg=colours.get(line[-1].partition(":")[0]), bold=line is shown[0])
+        for line in shown
+    )
 
 
 @store.command()

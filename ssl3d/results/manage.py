@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
-from ssl3d.files import write_bytes
+from ssl3d.files import write_all, write_bytes
 from ssl3d.results.store import Record, ResultStore, canonical_json
 
 # What an evaluation found out, against when, where and how fast it did.
@@ -50,33 +51,71 @@ def merge(target: ResultStore, sources: Sequence[ResultStore]) -> Merged:
     Raises:
         DataError: a source does not exist or has no sound record.
     """
-    # All sources are read before anything is written.
-    loaded = [(source, *source.records()) for source in sources]
+    # All sources are read before anything is written. Of their records only the identities stay in memory.
+    loaded = []
+    for source in sources:
+        records, problems = source.records(lazy=True)
+        loaded.append((source, [record["identity"] for record in records], problems))
+        del records
     result = Merged()
-    for source, records, problems in loaded:
+    for source, identities, problems in loaded:
         result.problems += problems
-        for record in records:
-            _merge_one(target, source, record, result)
+        busy: list[Mapping[str, Any]] = []
+        for start in range(0, len(identities), _TOGETHER):
+            busy += _merge_some(target, source, identities[start : start + _TOGETHER], result)
+        for identity in busy:
+            _merge_some(target, source, [identity], result, wait=True)
     return result
 
 
-def _merge_one(target: ResultStore, source: ResultStore, record: Record, result: Merged) -> None:
+_TOGETHER = 1000
+"""Records that wait for the disk together."""
+
+
+def _merge_some(
+    target: ResultStore,
+    source: ResultStore,
+    identities: Sequence[Mapping[str, Any]],
+    result: Merged,
+    wait: bool = False,
+) -> list[Mapping[str, Any]]:
+    """Merge the records of different ``identities``; return those that another process holds."""
+    busy, new = [], {}
+    with ExitStack() as held:
+        for identity in identities:
+            theirs = source.path_for(identity)
+            ours = target.folder / theirs.name
+            data = theirs.read_bytes()
+            if ours.exists() and ours.read_bytes() == data:
+                result.known += 1
+            elif not held.enter_context(target.claim(identity, wait=wait)):
+                busy.append(identity)
+            elif not ours.exists():
+                new[ours] = data
+            else:
+                _merge_one(target, source.read(theirs), theirs, result)
+        write_all(new)
+        result.copied += len(new)
+    return busy
+
+
+def _merge_one(target: ResultStore, record: Record, theirs: Path, result: Merged) -> None:
+    """Merge a record whose file in the target has other content; its cell is claimed."""
     identity = record["identity"]
-    with target.claim(identity):
-        if not target.has(identity):
-            target.write(record)
-            result.copied += 1
-            return
-        theirs, ours = source.path_for(identity), target.path_for(identity)
-        other = target.read(ours)
-        fields = differing_results(other, record)
-        if fields:
-            result.conflicts.append(
-                f"Two results for one identity, scores {other['score']} and {record['score']}, differing in "
-                f"{', '.join(fields)}: {ours} and {theirs}. Neither was changed: delete the wrong one."
-            )
-        else:
-            result.known += 1
+    if not target.has(identity):  # damaged
+        target.write(record)
+        result.copied += 1
+        return
+    ours = target.path_for(identity)
+    other = target.read(ours)
+    fields = differing_results(other, record)
+    if fields:
+        result.conflicts.append(
+            f"Two results for one identity, scores {other['score']} and {record['score']}, differing in "
+            f"{', '.join(fields)}: {ours} and {theirs}. Neither was changed: delete the wrong one."
+        )
+    else:
+        result.known += 1
 
 
 def find(store: ResultStore, text: str) -> Path:
