@@ -27,10 +27,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ssl3d.code import code_of
+from ssl3d.code import evaluation_code
 from ssl3d.config import Settings, identity_values, load_settings
 from ssl3d.data.sources import task_cohort, task_splits
-from ssl3d.downstream.harness import MODES, Mode, check_modes, evaluate
+from ssl3d.downstream.harness import MODES, Mode, check_modes, evaluate, problem_class
 from ssl3d.environment import environment, select_device
 from ssl3d.errors import SSL3DError
 from ssl3d.models.factory import Backbone, Features, build_backbone
@@ -104,17 +104,22 @@ def score_of(
     ).score
 
 
-def key_of(settings: Settings, seed: int) -> dict[str, Any]:
-    """Return what all runs of one figure have in common: settings, seed, code, threads."""
+def key_of(settings: Settings, task_name: str, seed: int) -> dict[str, Any]:
+    """Return what all runs of one task have in common: settings, seed and code."""
     values = identity_values(settings)
     del values["pretrain"], values["method_lr"], values["methods"]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    return {"preset": settings.preset, "settings": digest, "seed": seed, "code": code_of([])["downstream"]}
+    code = evaluation_code(
+        problem_class(registry().tasks.get(task_name).load()).__name__, settings.backbone.name
+    )
+    return {"preset": settings.preset, "task": task_name, "settings": digest, "seed": seed, "code": code}
 
 
 def summary(lines: list[dict[str, Any]]) -> pd.DataFrame:
     """Return one row for each preset, task and mode: scores' mean, standard deviation and number."""
     rows = []
+    if not lines:
+        return pd.DataFrame(columns=["preset", "task", "mode", "mean", "sd", "runs"])
     for (preset, task, mode), part in pd.DataFrame(lines).groupby(["preset", "task", "mode"], sort=False):
         scores = part.drop_duplicates("run").score.to_numpy()
         deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
@@ -131,32 +136,33 @@ def merge(frame: pd.DataFrame, path: Path) -> None:
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_log(path: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the runs in ``path`` that belong to ``key``."""
+def read_log(path: Path, keys: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs in ``path`` that belong to the key of their task."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [run for run in map(json.loads, lines) if all(run.get(k) == v for k, v in key.items())]
+    return [run for run in map(json.loads, lines) if keys.get(run["task"], {"": 0}).items() <= run.items()]
 
 
 def measure(arguments: argparse.Namespace) -> pd.DataFrame:
     """Do the runs that the log lacks, one of every cell before the next, and return the summary."""
     settings = load_settings(arguments.preset, arguments.overrides)
-    key = key_of(settings, arguments.seed)
+    keys = {task: key_of(settings, task, arguments.seed) for task in arguments.tasks}
     for name in arguments.tasks:
         check_modes(registry().tasks.get(name).load(), arguments.modes)
     arguments.log.parent.mkdir(parents=True, exist_ok=True)
     for run in range(arguments.runs):
         for task in arguments.tasks:
             for mode in arguments.modes:
-                cell = {"task": task, "mode": mode, "run": run}
-                if read_log(arguments.log, {**key, **cell}):
+                done = {(r["task"], r["mode"], r["run"]) for r in read_log(arguments.log, keys)}
+                if (task, mode, run) in done:
                     continue
                 began = time.monotonic()
                 score = score_of(settings, task, mode, run, arguments.seed, arguments.cache)
-                line = {**key, **cell, "score": score, "seconds": round(time.monotonic() - began, 1)}
+                line = {**keys[task], "mode": mode, "run": run, "score": score}
+                line |= {"seconds": round(time.monotonic() - began, 1), "environment": environment()}
                 with arguments.log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**line, "environment": environment()}) + "\n")
-                merge(summary(read_log(arguments.log, key)), arguments.out)
-    return summary(read_log(arguments.log, key))
+                    file.write(json.dumps(line) + "\n")
+                merge(summary(read_log(arguments.log, keys)), arguments.out)
+    return summary(read_log(arguments.log, keys))
 
 
 def main() -> None:
