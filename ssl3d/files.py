@@ -52,7 +52,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_all(files: Mapping[Path, bytes]) -> None:
     """Write many files as :func:`write_bytes` does, but wait for the disk once, not once a file.
 
-    Each is whole or what it was before; after an error some may be written and others not.
+    Each is whole or what it was before; after an error some may be written and others not. A disk that fails while it
+    is waited for says so to nobody, so only for what carries a hash of its own, as records do.
 
     Raises:
         WriteError: as :func:`write_bytes`.
@@ -67,10 +68,11 @@ def write_all(files: Mapping[Path, bytes]) -> None:
                 with _create(temporary[path]) as file:
                     file.write(data)
         if hasattr(os, "sync"):
-            os.sync()  # brings all to the disk at once; an error is seen by the syncs below, which find no work left
-        for path, name in temporary.items():
-            with explained(path):
-                _sync(name)
+            os.sync()  # everything at once
+        else:
+            for path, name in temporary.items():
+                with explained(path):
+                    _sync(name)
         for path, name in temporary.items():
             with explained(path):
                 name.replace(path)

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,10 +147,15 @@ def test_many_files_are_written_together_or_their_old_ones_stay(
     files.write_all(many)
     assert all(path.read_bytes() == data for path, data in many.items())
 
-    def full(path: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    create, opened = files._create, []
 
-    monkeypatch.setattr(files, "_sync", full)
+    def full(path: Path) -> Any:
+        opened.append(path)
+        if len(opened) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path)
+
+    monkeypatch.setattr(files, "_create", full)
     with pytest.raises(WriteError, match="make room"):
         files.write_all(dict.fromkeys(many, b"new"))
     assert all(path.read_bytes() == data for path, data in many.items())
