@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from ssl3d.data.splits import Split
 
 
+_EXCLUDED = "volumes left out of pretraining, of people who are tested: {}"
+
+
 @dataclass(frozen=True)
 class TaskData:
     """A task with its prepared cases and splits (several for cross-validation).
@@ -152,6 +155,7 @@ def given_weights(
     config = spec.identity()["config"]
     differing = sorted(key for key in config.keys() | own.keys() if own and own.get(key) != config.get(key))
     notes = [f"weights of a run with {', '.join(f'{k} = {own.get(k)}' for k in differing)}"] * bool(differing)
+    notes += [_EXCLUDED.format(len(run["excluded"]))] * bool(run.get("excluded"))
     return Weights(
         spec, run["identity"], own, run.get("trains") or spec.cls.trains,
         folder=folder, digest=digest, notes=tuple(notes),
@@ -313,6 +317,8 @@ class Cell:
     def notes(self) -> list[str]:
         """Return what a table must say of the cell."""
         notes = list(self.weights.notes)
+        if self.settings.data.exclude and self.weights.folder is None and self.weights.trains != "none":
+            notes.append(_EXCLUDED.format(len(self.settings.data.exclude)))
         if self.weights.trains == "encoder" and self.data.task.kind == "segmentation":
             notes.append("decoder random")
         overlap = self.overlap()

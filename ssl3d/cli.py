@@ -15,6 +15,7 @@ from ssl3d.commands.common import (
     cache_option,
     device_option,
     keep_freed_memory,
+    load_tasks,
     make_console,
     policy_option,
     preset_option,
@@ -24,9 +25,11 @@ from ssl3d.commands.common import (
     resumable,
     set_option,
     settings_of,
+    split_names,
     subject_option,
     text_table,
     with_subject_patterns,
+    without_tested,
 )  # fmt: skip
 from ssl3d.commands.config import config
 from ssl3d.commands.data import data
@@ -251,13 +254,16 @@ def plugins() -> None:
     is_flag=True,
     help="With --resume: although the code has changed; both hashes are recorded.",
 )
+@click.option("--exclude-test", metavar="TASK_A,B|FILES",
+              help="Leave everybody out who is tested in some split of these tasks.")  # fmt: skip
 @subject_option
 @policy_option
 @device_option
 @cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
-    allow_code_change: bool, subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
+    allow_code_change: bool, exclude_test: str | None, subject_patterns: tuple[str, ...], policy: Policy, device: str,
+    cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
@@ -267,7 +273,8 @@ def pretrain(
     from ssl3d.plugins import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
-    from ssl3d.data.sources import pretraining_cohort
+    from ssl3d.bench import TaskData
+    from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
     from ssl3d.environment import select_device
     from ssl3d.errors import count
     from ssl3d.pretrain.loop import check_run, pretrain
@@ -278,6 +285,16 @@ def pretrain(
     where = select_device(device)
     check_run(spec, settings, seed)
     cohort = pretraining_cohort(data, settings, cache, policy) if spec.cls.trains != "none" else None
+    if cohort is not None and exclude_test:
+        columns = [
+            TaskData(task, task_data, task_splits(task, task_data, settings), task.place)
+            for task in load_tasks(split_names(exclude_test))
+            for task_data in [task_cohort(task, None, settings, cache, policy)]
+        ]
+        settings, cohort = without_tested(
+            columns, cohort, settings,
+            lambda settings, built: pretraining_cohort(data, settings, cache, policy, built),
+        )  # fmt: skip
     if cohort is not None and cohort.skipped:
         print_skipped(cohort.skipped)
     if cohort is not None:

@@ -133,6 +133,8 @@ class DataConfig(Model):
     subject_pattern: dict[str, str] = {}
     """Dataset -> regular expression that takes the person from a case's id (its file's name without ending); under `*`
     for every folder that is given. What stands in parentheses is the person."""
+    exclude: tuple[str, ...] = ()
+    """Ids of cases that are left out of the volumes for pretraining; `--exclude-test` writes them here."""
     splits_file: Annotated[dict[str, str], KeysAre("task")] = {}
     """Task -> a file of nnU-Net's form (splits_final.json) whose folds take the place of splits that are drawn."""
     counts: Annotated[dict[str, tuple[PositiveInt, PositiveInt, PositiveInt]], KeysAre("task")] = {}

@@ -147,10 +147,6 @@ NUMBER = Remedy("number", "call it {name} if it is channel {channel} of a case, 
 
 # --- preparation -------------------------------------------------------------------------------------
 
-SMALLER_CROP = Remedy(
-    "smaller crop",
-    "choose a smaller crop (pretrain.crop, downstream.crop) or a finer spacing (data.spacing_mm), or take the case out",
-)
 COARSER = Remedy(
     "coarser",
     "correct the spacing in its header if it is wrong; else prepare with a coarser spacing (--spacing for data "

@@ -169,7 +169,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
 def test_one_scan_as_several_people_is_found_and_nothing_else(
     twins: PreparedCohort, edge: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stored in twins.folder.glob("twins-*.json"):
+    for stored in twins.folder.glob("same-scans-*.json"):
         stored.unlink()
     monkeypatch.setattr(overlap, "_TWINS_EDGE", edge)
     found = find_twins(twins)
@@ -196,3 +196,49 @@ def test_a_scan_in_two_parts_is_refused_whatever_split_does_it(twins: PreparedCo
     assert [(o.test, o.pretraining) for o in allowed.twins] == [("c", "a"), ("c", "b")]
     (clean,) = check_within([TaskData(task, twins, [others])], set())
     assert clean.twins == ()
+
+
+def test_whoever_is_tested_is_found_among_the_volumes_for_pretraining(
+    cohorts: tuple[PreparedCohort, PreparedCohort], twins: PreparedCohort
+) -> None:
+    test, pretraining = cohorts
+    task = Task("mine", "Mine", "classification", "folder", "auc", None)
+    folds = [
+        Split("fold0", ("new70",), ("new71",), ("copy",)),
+        Split("fold1", ("copy",), ("new71",), ("crop",)),
+    ]
+    labelled = prepare(
+        [Case(c.id, c.subject, c.source, target=0) for c in test.cases],
+        Folder(),
+        test.preparation,
+        test.folder.parent,
+    )
+    found = overlap.tested_volumes([TaskData(task, labelled, folds)], pretraining)
+    assert found == {"p0": "copy of mine: same file", "p2": found["p2"]} and "same scan" in found["p2"]
+    # One folder for both: by subject, also another image of a person who is tested.
+    one = Split("random", ("n1",), ("n2",), ("n6",))
+    by_subject = overlap.tested_volumes([TaskData(task, twins, [one])], twins)
+    assert set(by_subject) == {"n6", "again"}
+
+
+def alike(seed: int, cut: bool = False, coarse: bool = False) -> tuple[np.ndarray, float]:
+    """One body with one organ, at another place and with other grain for each seed: nothing else tells people apart."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 30)] * 3, indexing="ij"))
+    distance = (((grid - rng.uniform(-0.1, 0.1, (3, 1, 1, 1))) ** 2).sum(0)) ** 0.5
+    grain = ndimage.gaussian_filter(rng.normal(size=distance.shape), 1) * 60
+    image = np.where(distance < 0.8, 120 + 180 * (distance < 0.35) + grain, 5 * rng.random(distance.shape))
+    image = image[2:, :27, 1:] if cut else image
+    return (image[::2, ::2, ::2], 4.0) if coarse else (image, 2.0)
+
+
+@pytest.mark.parametrize(("others", "spacing"), [(0, 2.0), (6, 2.0), (6, 4.0)])
+def test_people_who_look_alike_are_not_taken_for_one(tmp_path: Path, others: int, spacing: float) -> None:
+    """Their bodies differ by a shift and nothing else; copies are found all the same, with others and alone."""
+    for seed in range(1, others + 1):
+        save(tmp_path / "d" / f"other{seed}.nii.gz", *alike(seed))
+    for name, options in (("a", {}), ("b", {"coarse": True}), ("c", {"cut": True})):
+        save(tmp_path / "d" / f"{name}.nii.gz", *alike(0, **options))
+    cases = [Case(c.id, c.subject, c.image, target=0) for c in Folder().cases(tmp_path / "d")]
+    found = find_twins(prepare(cases, Folder(), Preparation(spacing_mm=spacing), tmp_path / "cache"))
+    assert {(o.pretraining, o.test) for o in found} == {("a", "b"), ("a", "c"), ("b", "c")}

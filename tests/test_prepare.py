@@ -368,7 +368,6 @@ def test_old_temporary_files_of_killed_builds_are_removed(hearts: Path, tmp_path
 
 
 def test_all_bad_files_are_listed_at_once_and_nothing_is_finished(hearts: Path, tmp_path: Path) -> None:
-    write_heart(hearts, "small", shape=(12, 22, 24))
     write_heart(hearts, "zeros")
     write_volume(hearts / "images" / "zeros.nii.gz", np.zeros(SHAPE, np.int16), affine_of((2, 2, 2)))
     write_heart(hearts, "cut")
@@ -377,19 +376,18 @@ def test_all_bad_files_are_listed_at_once_and_nothing_is_finished(hearts: Path, 
     write_heart(hearts, "moved")
     write_volume(hearts / "labels" / "moved.nii.gz", np.full(SHAPE, 500, np.int16), affine_of((2, 2, 2.5)))
     with pytest.raises(DataError) as caught:
-        build(hearts, tmp_path / "cache", min_shape=(16, 16, 16))
+        build(hearts, tmp_path / "cache")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "4 problems in 4 files:"
+    assert lines[0] == "3 problems in 3 files:"
     text = "\n".join(lines)
     assert f"{cut} is truncated" in text
     assert "labels/moved.nii.gz lies on another grid than its image moved.nii.gz" in text
-    assert "small.nii.gz has 12 x 22 x 24 voxels at 2 mm, smaller than the crop of 16 x 16 x 16" in text
     assert "zeros.nii.gz is constant" in text
     assert all(". Fix: " in line for line in lines[1:])
     assert not list((tmp_path / "cache").glob("*/manifest.json"))
-    for name in ("cut", "moved", "small", "zeros"):
+    for name in ("cut", "moved", "zeros"):
         (hearts / "images" / f"{name}.nii.gz").unlink()
-    assert len(build(hearts, tmp_path / "cache", min_shape=(16, 16, 16))) == 3
+    assert len(build(hearts, tmp_path / "cache")) == 3
 
 
 def test_missing_files_are_listed_with_the_others(hearts: Path, tmp_path: Path) -> None:
@@ -401,11 +399,18 @@ def test_missing_files_are_listed_with_the_others(hearts: Path, tmp_path: Path) 
         prepare(cases, Hearts(), CT, tmp_path / "cache")
 
 
-def test_volumes_smaller_than_the_crop_are_found_in_a_stored_cohort_too(hearts: Path, tmp_path: Path) -> None:
-    build(hearts, tmp_path / "cache")
-    with pytest.raises(DataError, match=r"3 problems in 3 files(?s:.*)smaller than the crop of 21 x 8 x 8"):
-        build(hearts, tmp_path / "cache", min_shape=(21, 8, 8))
-    assert len(build(hearts, tmp_path / "cache", min_shape=SHAPE)) == 3
+def test_volumes_of_a_larger_cohort_are_taken_over(hearts: Path, tmp_path: Path) -> None:
+    whole = build(hearts, tmp_path / "cache")
+    cases = Hearts().cases(hearts)[1:]
+    part = prepare(cases, Hearts(), whole.preparation, tmp_path / "cache", built=whole)
+    alone = prepare(cases, Hearts(), whole.preparation, tmp_path / "other")
+    assert part.fingerprint == alone.fingerprint != whole.fingerprint
+    for i in range(2):
+        assert np.array_equal(part.image(i), alone.image(i))
+        ours, theirs = (
+            c.folder / c.records[i + (c is whole)]["arrays"]["image"]["name"] for c in (part, whole)
+        )
+        assert ours.samefile(theirs), "not built again"
 
 
 def test_a_file_that_changes_meanwhile_is_named(hearts: Path, tmp_path: Path) -> None:

@@ -716,25 +716,6 @@ def prepared_file(path: Path, **options: Any) -> list[Finding]:
     return found if isinstance(found, list) else []
 
 
-@works(remedies.SMALLER_CROP)
-def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
-    cases = [Case("a", "a", save(tmp / "a.nii")), Case("b", "b", save(tmp / "b.nii", noise(1, (20, 20, 20))))]
-    dataset = Folder().with_facts(modality="mr")
-
-    def with_crop(edge: int, spacing: float = 2.0, of: list[Case] = cases) -> list[Finding]:
-        preparation = Preparation(spacing_mm=spacing)
-        return refused(
-            lambda: prepare(of, dataset, preparation, tmp / "c", min_shape=(edge,) * 3),
-            [remedies.SMALLER_CROP],
-        )
-
-    yield with_crop(12)
-    yield with_crop(10)
-    yield with_crop(12, 1.5)
-    yield with_crop(12, of=cases[1:])
-    assert {"pretrain.crop", "downstream.crop", "data.spacing_mm"} <= set(option_paths(Settings))
-
-
 @works(remedies.COARSER)
 def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     path = save(tmp / "d" / "a.nii", noise(0, (24, 24, 24)), np.diag([45.0, 45, 45, 1]))

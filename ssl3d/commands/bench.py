@@ -32,6 +32,7 @@ from ssl3d.commands.common import (
     subject_option,
     with_splits_files,
     with_subject_patterns,
+    without_tested,
 )
 from ssl3d.errors import ConfigError, SSL3DError
 
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     metavar="TASK",
     help="Evaluate TASK although test images are among the volumes for pretraining or training; results are marked.",
 )
+@click.option("--exclude-test", is_flag=True,
+              help="Leave everybody who is tested in some split out of the volumes for pretraining.")  # fmt: skip
 @click.option("--splits-file", multiple=True, metavar="TASK=FILE",
               help="nnU-Net's splits_final.json, in place of splits that are drawn.")  # fmt: skip
 @subject_option
@@ -236,7 +239,7 @@ def _leave_with_parent() -> None:
 def _bench_of(
     method_names: str, task_names: str, modes: str, seeds: str | None, preset: str, overrides: tuple[str, ...], data: str,
     task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
-    store: Path, allow_overlap: tuple[str, ...], splits_file: tuple[str, ...],
+    store: Path, allow_overlap: tuple[str, ...], exclude_test: bool, splits_file: tuple[str, ...],
     subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
     keep_predictions: int, allow_code_change: bool, session: str,
 ) -> Bench:  # fmt: skip
@@ -305,6 +308,11 @@ def _bench_of(
         for split in splits:
             for fraction in fractions:
                 columns[-1].split_for(split, fraction, settings)
+    if unlabelled is not None and exclude_test:
+        settings, unlabelled = without_tested(
+            columns, unlabelled, settings,
+            lambda settings, built: pretraining_cohort(data, settings, cache, policy, built),
+        )  # fmt: skip
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
     seen: dict[str, PreparedCohort | None] = {}

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ssl3d.bench import TaskData
     from ssl3d.config import Settings
+    from ssl3d.data.prepare import PreparedCohort
     from ssl3d.downstream.tasks import Task
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -214,6 +216,44 @@ def with_splits_files(settings: Settings, tasks: Iterable[Task], files: Mapping[
     said = {name: str(path.expanduser().resolve()) for name, path in files.items()}
     data = settings.data.model_copy(update={"splits_file": {**named, **settings.data.splits_file, **said}})
     return settings.model_copy(update={"data": data})
+
+
+def without_tested(
+    columns: Sequence[TaskData], unlabelled: PreparedCohort, settings: Settings,
+    prepare: Callable[[Settings, PreparedCohort], PreparedCohort],
+) -> tuple[Settings, PreparedCohort]:  # fmt: skip
+    """Return settings and volumes for pretraining without the people who are tested in some split; says how many.
+
+    Args:
+        columns: the tasks with all their splits.
+        unlabelled: the volumes for pretraining.
+        settings: of the run.
+        prepare: returns the volumes for pretraining under other settings, from those that are prepared.
+
+    Raises:
+        DataError: nobody is left.
+    """
+    from ssl3d.data.overlap import tested_volumes
+    from ssl3d.data.sources import Tracker
+    from ssl3d.errors import DataError, count
+
+    with Tracker() as progress:
+        tested = tested_volumes(columns, unlabelled, progress)
+    if len(tested) == len(unlabelled):
+        raise DataError(
+            f"--exclude-test leaves no volume for pretraining: all {len(unlabelled)} show people who are tested (with "
+            "folds everybody is, once). Fix: give other volumes (--data), or test a part of the people: in the task "
+            "file splits: {train: N, val: N, test: N}."
+        )
+    click.echo(
+        f"Left out of pretraining: {count(len(tested), 'volume')} of {len(unlabelled)}, of people who are tested.",
+        err=True,
+    )
+    if not tested:
+        return settings, unlabelled
+    data = settings.data.model_copy(update={"exclude": (*settings.data.exclude, *tested)})
+    settings = settings.model_copy(update={"data": data})
+    return settings, prepare(settings, unlabelled)
 
 
 def affine_option(command: Any) -> Any:

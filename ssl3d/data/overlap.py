@@ -11,8 +11,10 @@ correlation ignores the scale of intensities, and the band leaves out noise and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -47,6 +49,15 @@ noise 0.974 or more; two subjects 0.92 or less (0.88 over 1,500 pairs of the qui
 LEAST_OVERLAP = 0.5
 """Smallest part of the smaller volume that must lie within the other one."""
 
+STANDS_OUT = 0.25
+"""How near to 1 the correlation of two cases must be, in proportion to that of the others, to be told by it alone."""
+
+SAME_TEXTURE = 0.4
+"""Correlation of the texture from which on two volumes count as one scan. On four kinds of made volumes at 2 and 4 mm: one
+scan against a coarser, cropped or noisier copy 0.44 or more; two subjects 0.26 or less."""
+
+_TEXTURE_EDGE = 96  # largest edge in voxels of the grid on which texture is compared
+_TEXTURE_OVERLAP = 0.4
 _FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of the coarse grid
 _VERSION = 1  # of what is stored; raised when this module changes it
 _FIRST_EDGE = 48  # largest edge in voxels at which all pairs are compared
@@ -113,13 +124,53 @@ def check_overlap(
             problems += [f"  {o.test} is {o.pretraining}: {o.how}" for o in found[:10]]
             problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
             problems.append(
-                f"  Fix: take them out of the volumes for pretraining, or evaluate nevertheless with --allow-overlap {name} "
-                "(results are marked)."
+                "  Fix: leave these people out of pretraining (--exclude-test), or evaluate nevertheless with "
+                f"--allow-overlap {name} (results are marked)."
             )
         marked.append(replace(column, overlaps=overlaps))
     if problems:
         raise DataError("\n".join(problems))
     return marked
+
+
+def tested_volumes(
+    columns: Sequence[TaskData], pretraining: PreparedCohort, progress: Progress | None = None
+) -> dict[str, str]:
+    """Return the volumes for pretraining that show a person who is tested in some split, folds included: id -> why.
+
+    These are the volumes that are test images (see :func:`find_overlap`), all others of their subjects, and, where a
+    task reads the same data set from the same folder, those of the same subjects.
+
+    Args:
+        columns: tasks with their splits.
+        pretraining: prepared volumes for pretraining.
+        progress: told about every volume that was compared.
+    """
+    found: dict[str, str] = {}
+    for column in columns:
+        cohort, name = column.cohort, column.task.name
+        test = {case for split in column.splits for case in split.test}
+        subjects = {case.subject for case in cohort.cases if case.id in test}
+        among = [i for i, case in enumerate(cohort.cases) if case.labelled and case.subject in subjects]
+        for match in find_overlap(pretraining, range(len(pretraining)), cohort, progress, among):
+            found.setdefault(match.test, f"{match.pretraining} of {name}: {match.how}")
+        if cohort.dataset == pretraining.dataset and _one_folder(cohort, pretraining):
+            for case in pretraining.cases:
+                if case.subject in subjects:
+                    found.setdefault(case.id, f"subject {case.subject} of {name}")
+    people = {case.subject for case in pretraining.cases if case.id in found}
+    for case in pretraining.cases:
+        if case.subject in people:
+            found.setdefault(case.id, f"of subject {case.subject}, as a test image is")
+    return {case.id: found[case.id] for case in pretraining.cases if case.id in found}
+
+
+def _one_folder(one: PreparedCohort, other: PreparedCohort) -> bool:
+    """Whether the images of two cohorts come from the same folder, or those of one from below that of the other."""
+    mine, theirs = (
+        Path(os.path.commonpath([case.source.parent for case in cohort.cases])) for cohort in (one, other)
+    )
+    return mine == theirs or mine in theirs.parents or theirs in mine.parents
 
 
 def check_within(
@@ -169,7 +220,8 @@ def find_twins(cohort: PreparedCohort, progress: Progress | None = None) -> list
     """Return the pairs of labelled cases of different subjects that show the same scan; kept for the next time.
 
     All pairs are compared on a grid of at most 20 voxels an edge, and the best few of each case on the grid of
-    :func:`find_overlap`.
+    :func:`find_overlap`. Images of one kind can be as alike as copies there, so a pair counts only if it stands out from
+    the others of its cases, or if the texture between the edges is the same.
 
     Args:
         cohort: prepared cases of a task.
@@ -190,17 +242,16 @@ def find_twins(cohort: PreparedCohort, progress: Progress | None = None) -> list
             cohort.dataset, spacing,
         )  # fmt: skip
     else:
-        for i, j, score in _similar_pairs(cohort, cases, spacing, progress):
-            if score >= SAME_SCAN:
-                found.setdefault((i, j), f"same scan (correlation {score:.2f})")
+        for i, j, score in _same_scans(cohort, cases, spacing, progress):
+            found.setdefault((i, j), f"same scan (correlation {score:.2f})")
     return [Overlap(cohort.cases[j].id, cohort.cases[i].id, how) for (i, j), how in sorted(found.items())]
 
 
-def _similar_pairs(
+def _same_scans(
     cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
 ) -> list[tuple[int, int, float]]:
-    """Return pairs of cases of different subjects that may be one scan, with their correlation at ``spacing_mm``."""
-    store = cohort.folder / f"twins-v{_VERSION}-{spacing_mm:g}.json"
+    """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``."""
+    store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
     if store.is_file():
         try:
             return [
@@ -213,24 +264,63 @@ def _similar_pairs(
     first_mm = max(spacing_mm, max(edges) / _TWINS_EDGE)
     first = coarse_volumes(cohort, cases, first_mm)
     scores = _correlations(first, first, progress, above=True)  # (N, N)
+    scores = np.maximum(scores, scores.T)
     subjects = np.unique([cohort.cases[i].subject for i in cases], return_inverse=True)[1]
     scores[subjects[:, None] == subjects[None, :]] = -1
-    if first_mm > spacing_mm:
-        best = np.argsort(-scores, axis=1)[:, :_TWINS_SHORTLIST]
-        candidates = [(n, int(m)) for n, row in enumerate(best) for m in row if scores[n, m] >= _TWINS_LEAST]
+    best = np.argsort(-scores, axis=1)[:, :_TWINS_SHORTLIST]
+    pairs = sorted({(min(n, m), max(n, m)) for n, row in enumerate(best.tolist()) for m in row
+                    if scores[n, m] >= _TWINS_LEAST})  # fmt: skip
 
-        def compare(pair: tuple[int, int]) -> float:
-            ours, theirs = coarse_volumes(cohort, [cases[n] for n in pair], spacing_mm, workers=1)
-            return float(_correlations([ours], [theirs], None, workers=1)[0, 0])
+    def compare(pair: tuple[int, int]) -> float:
+        ours, theirs = coarse_volumes(cohort, [cases[n] for n in pair], spacing_mm, workers=1)
+        score = float(_correlations([ours], [theirs], None, workers=1)[0, 0])
+        if (
+            score < SAME_SCAN
+            or _stands_out(score, pair, scores)
+            or _same_texture(cohort, *(cases[n] for n in pair))
+        ):
+            return score
+        return -1.0
 
-        again = run_parallel(compare, candidates, None, progress, _WITHIN)
-        pairs = [(cases[n], cases[m], score) for (n, m), score in zip(candidates, again, strict=True)]
-    else:
-        pairs = [
-            (cases[n], cases[m], float(scores[n, m])) for n, m in np.argwhere(scores >= _TWINS_LEAST).tolist()
-        ]
-    write_json(store, [list(pair) for pair in pairs])
-    return pairs
+    found = run_parallel(compare, pairs, None, progress, _WITHIN)
+    same = [
+        (cases[n], cases[m], score) for (n, m), score in zip(pairs, found, strict=True) if score >= SAME_SCAN
+    ]
+    write_json(store, [list(pair) for pair in same])
+    return same
+
+
+def _stands_out(score: float, pair: tuple[int, int], scores: np.ndarray) -> bool:
+    """Whether two cases are far more alike than either is to the other cases (N, N; -1: not compared)."""
+    others = np.concatenate([np.delete(scores[n], m) for n, m in (pair, pair[::-1])])
+    others = others[others > -1]
+    return len(others) >= 4 and 1 - score <= STANDS_OUT * (1 - float(np.median(others)))
+
+
+def _same_texture(cohort: PreparedCohort, one: int, other: int) -> bool:
+    """Whether two volumes have the same texture where they are smooth: noise and fine structure, but no edges."""
+    cases = [cohort.cases[i] for i in (one, other)]
+    edge = max(edge * case.spacing_mm for case in cases for edge in case.shape)
+    native = max(float(np.linalg.norm(case.native_affine[:3, :3], axis=0).max()) for case in cases)
+    spacing_mm = max(cases[0].spacing_mm, native, edge / _TEXTURE_EDGE)  # nothing finer is in both of them
+    parts = [_texture(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm) for i in (one, other)]
+    shape = tuple(_fast(a + b - 1) for a, b in zip(parts[0][0].shape, parts[1][0].shape, strict=True))
+    mine, theirs = (_Spectra(volume, shape, support) for volume, support in parts)
+    return mine.correlation(theirs, _TEXTURE_OVERLAP) >= SAME_TEXTURE
+
+
+def _texture(image: np.ndarray, affine: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the finest structure of a volume (D, H, W), and where it is neither air nor at an edge (bool)."""
+    from scipy import ndimage
+
+    small, _ = resample(np.asarray(image, dtype=np.float32), affine, spacing_mm)
+    fine = small - ndimage.median_filter(small, 3, mode="nearest")  # keeps nothing of straight edges
+    slope = ndimage.gaussian_gradient_magnitude(small, _FINE, mode="nearest")
+    body = small > 0.15 * small.max()
+    smooth = body & (slope <= np.median(slope[body]))
+    fine = np.where(smooth, fine - fine[smooth].mean(), 0)
+    most = 1.5 * np.median(np.abs(fine[smooth]))  # so that what is left of edges does not outweigh it
+    return np.clip(fine, -most, most), smooth
 
 
 def find_overlap(
@@ -238,6 +328,7 @@ def find_overlap(
     test: Sequence[int],
     pretraining: PreparedCohort,
     progress: Progress | None = None,
+    among: Sequence[int] | None = None,
 ) -> list[Overlap]:
     """Return the test cases that are among the volumes for pretraining, each once, with the best match.
 
@@ -245,14 +336,16 @@ def find_overlap(
         cohort: prepared cases of a task.
         test: indices of the test cases.
         pretraining: prepared volumes for pretraining.
+        among: indices of the volumes that count; None: all.
         progress: told about every test image that was compared.
     """
     files: dict[str, str] = {}
     contents: dict[str, str] = {}
-    for i, case in enumerate(pretraining.cases):
+    among = range(len(pretraining)) if among is None else among
+    for i in among:
         file, voxels = pretraining.source_digests(i)
-        files.setdefault(file, case.id)
-        contents.setdefault(voxels, case.id)
+        files.setdefault(file, pretraining.cases[i].id)
+        contents.setdefault(voxels, pretraining.cases[i].id)
     found: dict[int, Overlap] = {}
     for i in test:
         file, voxels = cohort.source_digests(i)
@@ -268,7 +361,7 @@ def find_overlap(
             cohort.dataset, spacing,
         )  # fmt: skip
         rest = []
-    for i, (score, place) in _best_matches(cohort, rest, pretraining, spacing, progress).items():
+    for i, (score, place) in _best_matches(cohort, rest, (pretraining, among), spacing, progress).items():
         if score >= SAME_SCAN:
             how = f"same scan (correlation {score:.2f})"
             found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
@@ -278,7 +371,7 @@ def find_overlap(
 def _best_matches(
     cohort: PreparedCohort,
     test: Sequence[int],
-    pretraining: PreparedCohort,
+    volumes: tuple[PreparedCohort, Sequence[int]],
     spacing_mm: float,
     progress: Progress | None,
 ) -> dict[int, tuple[float, int]]:
@@ -286,7 +379,13 @@ def _best_matches(
 
     Large volumes are compared on a coarser grid first, and on this one with the best few of that.
     """
-    store = cohort.folder / f"overlap-v{_VERSION}-{spacing_mm:g}-{pretraining.fingerprint[:16]}.json"
+    pretraining, among = volumes
+    part = (
+        ""
+        if len(among) == len(pretraining)
+        else f"-{hashlib.sha256(str(list(among)).encode()).hexdigest()[:12]}"
+    )
+    store = cohort.folder / f"overlap-v{_VERSION}-{spacing_mm:g}-{pretraining.fingerprint[:16]}{part}.json"
     known: dict[str, list[Any]] = {}
     if store.is_file():
         try:
@@ -299,22 +398,22 @@ def _best_matches(
             edge * c.spacing_mm for side in (cohort, pretraining) for c in side.cases for edge in c.shape
         ]
         first_mm = max(spacing_mm, max(edges) / _FIRST_EDGE)
-        everything = range(len(pretraining))
         scores = _correlations(
             coarse_volumes(cohort, todo, first_mm),
-            coarse_volumes(pretraining, everything, first_mm),
+            coarse_volumes(pretraining, among, first_mm),
             progress,
         )  # (N, M)
         shortlists = np.argsort(-scores, axis=1)[:, :_SHORTLIST]  # (N, up to 8)
         if first_mm == spacing_mm:
-            best = [(float(row.max()), int(row.argmax())) for row in scores]
+            best = [(float(row.max()), among[int(row.argmax())]) for row in scores]
         else:
 
             def compare(n: int) -> tuple[float, int]:
                 (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
-                theirs = coarse_volumes(pretraining, shortlists[n].tolist(), spacing_mm, workers=1)
+                shortlist = [among[m] for m in shortlists[n].tolist()]
+                theirs = coarse_volumes(pretraining, shortlist, spacing_mm, workers=1)
                 row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
-                return max(row), int(shortlists[n][int(np.argmax(row))])
+                return max(row), shortlist[int(np.argmax(row))]
 
             best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
         known |= {cohort.cases[i].id: list(pair) for i, pair in zip(todo, best, strict=True)}
@@ -402,16 +501,22 @@ def _fast(length: int) -> int:
 class _Spectra:
     """Fourier transforms of a volume, its square and its support, padded to ``shape``."""
 
-    def __init__(self, volume: np.ndarray, shape: tuple[int, ...]) -> None:
+    def __init__(self, volume: np.ndarray, shape: tuple[int, ...], support: np.ndarray | None = None) -> None:
         from scipy.fft import rfftn
 
-        self.shape, self.voxels = shape, volume.size
+        support = np.ones_like(volume) if support is None else support
+        self.shape, self.voxels = shape, int(np.count_nonzero(support))
         self.volume, self.square, self.support = (
-            rfftn(array.astype(np.float32), shape) for array in (volume, volume**2, np.ones_like(volume))
+            rfftn(array.astype(np.float32), shape) for array in (volume, volume**2, support)
         )
 
-    def correlation(self, other: _Spectra) -> float:
-        """Return the normalised cross-correlation at the best shift, in [-1, 1]."""
+    def correlation(self, other: _Spectra, overlap: float = LEAST_OVERLAP) -> float:
+        """Return the normalised cross-correlation at the best shift, in [-1, 1].
+
+        Args:
+            other: the other volume.
+            overlap: smallest part of the smaller support that must lie within the other one.
+        """
         from scipy.fft import irfftn
 
         def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -419,7 +524,7 @@ class _Spectra:
 
         together = correlate(self.support, other.support)
         energies = correlate(self.square, other.support), correlate(self.support, other.square)
-        enough = together >= LEAST_OVERLAP * min(self.voxels, other.voxels)
+        enough = together >= overlap * min(self.voxels, other.voxels)
         norm = np.sqrt(np.maximum(energies[0], 0) * np.maximum(energies[1], 0))
         enough &= norm > 1e-3 * norm.max()
         scores = np.where(enough, correlate(self.volume, other.volume) / np.maximum(norm, 1e-12), -1.0)

@@ -54,7 +54,7 @@ from ssl3d.data.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.errors import ConfigError, DataError, count, nearest
 from ssl3d.files import remove_leftovers, write_json
-from ssl3d.remedies import GIVE_MASK, RUN_AGAIN, SMALLER_CROP
+from ssl3d.remedies import GIVE_MASK, RUN_AGAIN
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class PreparedCohort:
         intensity: the scaling and offset that were applied.
         skipped: cases left out by the policy "skip": ``id``, ``path``, ``problem`` and ``fix`` of each.
         target_names: class -> name, for classification.
+        records: what the manifest says of each case.
 
     Raises:
         DataError: the folder is not a complete prepared cohort.
@@ -136,7 +137,7 @@ class PreparedCohort:
         self.skipped: list[dict[str, str]] = manifest.get("skipped", [])
         self.target_names = {int(k): str(v) for k, v in manifest.get("target_names", {}).items()}
         self.cases = [_prepared_case(record, self.preparation.spacing_mm) for record in manifest["cases"]]
-        self._records: list[dict[str, Any]] = manifest["cases"]
+        self.records: list[dict[str, Any]] = manifest["cases"]
         self._index = {case.id: i for i, case in enumerate(self.cases)}
 
     @property
@@ -154,7 +155,7 @@ class PreparedCohort:
 
     def source_digests(self, i: int) -> tuple[str, str]:
         """Return hashes of the image file of case ``i`` and of its voxels (as they were in the file)."""
-        record = self._records[i]
+        record = self.records[i]
         return record["sources"]["image"]["sha256"], record["voxels"]["image"]
 
     def index(self, case_id: str) -> int:
@@ -169,7 +170,7 @@ class PreparedCohort:
 
     def image(self, i: int, where: Where = ...) -> np.ndarray:
         """Return the image of case ``i``, or a box of it: (D, H, W) float32 in [0, 1]."""
-        return read_array(self.folder / self._records[i]["arrays"]["image"]["name"], where)
+        return read_array(self.folder / self.records[i]["arrays"]["image"]["name"], where)
 
     def label(self, i: int, where: Where = ...) -> np.ndarray:
         """Return the label of case ``i``, or a box of it: (D, H, W) uint8 in 0..K.
@@ -181,7 +182,7 @@ class PreparedCohort:
             raise DataError(
                 f"Case {self.cases[i].id} of {self.dataset} has no label ({self.cases[i].source})."
             )
-        return read_array(self.folder / self._records[i]["arrays"]["label"]["name"], where)
+        return read_array(self.folder / self.records[i]["arrays"]["label"]["name"], where)
 
 
 def prepare(
@@ -192,10 +193,10 @@ def prepare(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-    min_shape: tuple[int, int, int] | None = None,
     max_bytes: int = MAX_BYTES,
     policy: Policy = "refuse",
     left_out: Sequence[Finding] = (),
+    built: PreparedCohort | None = None,
 ) -> PreparedCohort:
     """Prepare a cohort, or return the one that is stored already.
 
@@ -209,21 +210,23 @@ def prepare(
         cache_dir: where prepared cohorts are kept, one folder each.
         workers: threads; None: one a core, 4 at most.
         progress: called with (done, total, what) in each pass.
-        min_shape: smallest prepared volume (D, H, W) allowed, in voxels: the crop of the training.
         max_bytes: largest source volume allowed, in bytes as float32.
         policy: "refuse" bad cases with an error, or "skip" them; the manifest then says which and why.
         left_out: what is wrong with entries that are no case (:func:`ssl3d.data.listing.list_cases`); as bad cases.
+        built: a cohort of more of the same cases, whose volumes are taken over where nothing else has changed.
 
     Raises:
         DataError: lists every bad file at once, each with the fix.
         ConfigError: parameters that do not fit the data set.
     """
-    job = _Job(dataset, preparation, cache_dir, workers, progress, min_shape, max_bytes)
+    job = _Job(dataset, preparation, cache_dir, workers, progress, max_bytes)
     skipped: dict[Case, list[Finding]] = {}
     if left_out and policy == "refuse":
         found = check_cases(cases, dataset, workers=workers, progress=progress, max_bytes=max_bytes)
         raise_findings([*left_out, *found])
     donors: dict[str, tuple[Path, dict[str, Any]]] = {}
+    if built is not None and built.preparation == preparation:
+        donors = {record["id"]: (built.folder, record) for record in built.records}
     while True:  # comes round again without the bad cases, and copies what the last turn has built
         _check_cohort(cases, dataset, preparation)
         bad = _unidentifiable(cases)
@@ -252,7 +255,6 @@ class _Job:
     cache_dir: Path
     workers: int | None
     progress: Progress | None
-    min_shape: tuple[int, int, int] | None
     max_bytes: int
 
 
@@ -266,7 +268,7 @@ def _prepare(
         job: the parameters.
         donors: case id -> folder and record of a case that is built already; filled for the next turn.
     """
-    dataset, preparation, min_shape = job.dataset, job.preparation, job.min_shape
+    dataset, preparation = job.dataset, job.preparation
     workers, progress, max_bytes = job.workers, job.progress, job.max_bytes
     sources = _identify(cases, job.cache_dir, workers, progress)
     fingerprint = _fingerprint(cases, sources, dataset, preparation)
@@ -287,7 +289,7 @@ def _prepare(
             return _build_case(case, source, dataset, preparation, intensity, folder, stem, max_bytes)
 
         built = run_parallel(build, range(len(cases)), workers, progress, f"preparing {dataset.name}")
-        bad = _bad_cases(cases, built, preparation, min_shape)
+        bad = _bad_cases(cases, built)
         records = [record for record in built if isinstance(record, dict)]
         if bad:
             donors |= {record["id"]: (folder, record) for record in records}
@@ -303,7 +305,7 @@ def _prepare(
         write_json(folder / "manifest.json", manifest)
         remove_leftovers(folder)
     else:
-        bad = _bad_cases(cases, manifest["cases"], preparation, min_shape)
+        bad = _bad_cases(cases, manifest["cases"])
         if bad:
             donors |= {record["id"]: (folder, record) for record in manifest["cases"]}
             return bad
@@ -316,18 +318,15 @@ def _prepare(
 
 
 def _bad_cases(
-    cases: Sequence[Case],
-    built: Sequence[dict[str, Any] | list[Finding]],
-    preparation: Preparation,
-    min_shape: tuple[int, int, int] | None,
+    cases: Sequence[Case], built: Sequence[dict[str, Any] | list[Finding]]
 ) -> dict[Case, list[Finding]]:
-    """Return the findings of every case that was not built, that is too small, or that repeats another."""
+    """Return the findings of every case that was not built, or that repeats another."""
     good = {c: record for c, record in zip(cases, built, strict=True) if isinstance(record, dict)}
     between = check_between({c: (r["voxels"]["image"], r["voxels"]["label"]) for c, r in good.items()})
     bad = {}
     for case, result in zip(cases, built, strict=True):
         if isinstance(result, dict):
-            found = between.get(case, []) + _too_small(result, preparation, min_shape)
+            found = between.get(case, [])
         else:
             found = list(result)
         if found:
@@ -661,22 +660,6 @@ def _map_labels(label: np.ndarray, index: dict[int, int]) -> np.ndarray:
     for value, k in index.items():
         table[value - low] = k
     return table[label - low]
-
-
-def _too_small(
-    record: dict[str, Any], preparation: Preparation, min_shape: tuple[int, int, int] | None
-) -> list[Finding]:
-    """Return a finding if a prepared volume is smaller than the crop along some axis."""
-    if min_shape is None or all(
-        edge >= least for edge, least in zip(record["shape"], min_shape, strict=True)
-    ):
-        return []
-    wanted = " x ".join(map(str, min_shape))
-    problem = (
-        f"has {' x '.join(map(str, record['shape']))} voxels at {preparation.spacing_mm:g} mm, "
-        f"smaller than the crop of {wanted}"
-    )
-    return [Finding(Path(record["sources"]["image"]["path"]), problem, SMALLER_CROP())]
 
 
 def prepare_file(

@@ -16,7 +16,7 @@ from ssl3d.data.listing import Listing, list_cases
 from ssl3d.data.prepare import Policy, PreparedCohort, prepare
 from ssl3d.data.splits import SPLITS_FINAL, Split, make_splits, save_splits, splits_of_file
 from ssl3d.data.steps import Preparation
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 from ssl3d.plugins import registry
 from ssl3d.progress import Track
 
@@ -111,15 +111,22 @@ def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
 
 
 def pretraining_cohort(
-    data: str, settings: Settings, cache: Path | None, policy: Policy = "refuse"
+    data: str,
+    settings: Settings,
+    cache: Path | None,
+    policy: Policy = "refuse",
+    built: PreparedCohort | None = None,
 ) -> PreparedCohort:
     """Return the prepared volumes to pretrain on; labels, where there are any, are not read.
+
+    Cases in ``data.exclude`` are left out.
 
     Args:
         data: ``phantoms``, a folder of volumes, or ``DATASET=DIR`` for a registered dataset.
         settings: the preset.
         cache: where prepared volumes are kept.
         policy: what happens to bad files.
+        built: the same volumes and more, prepared.
 
     Raises:
         DataError: the data cannot be used; every bad file is listed.
@@ -139,8 +146,18 @@ def pretraining_cohort(
     dataset = open_dataset(name, root, labels=False, facts=facts)
     options: dict[str, Any] = {"spacing_mm": settings.data.spacing_mm}
     listing = list_cases(dataset, root)
-    cases = [Case(id=case.id, subject=case.subject, image=case.image) for case in listing.cases]
-    return _prepared(dataset, replace(listing, cases=cases), options, settings, cache, policy)
+    excluded = set(settings.data.exclude)
+    if unknown := sorted(excluded - {case.id for case in listing.cases}):
+        raise DataError(
+            f"data.exclude names {count(len(unknown), 'case')} that {root} does not have: {', '.join(unknown[:10])}. "
+            "Fix: correct the names, which are those of the files without their endings."
+        )
+    cases = [
+        Case(id=case.id, subject=case.subject, image=case.image)
+        for case in listing.cases
+        if case.id not in excluded
+    ]
+    return _prepared(dataset, replace(listing, cases=cases), options, settings, cache, policy, built)
 
 
 def task_cohort(
@@ -273,6 +290,7 @@ def _prepared(
     settings: Settings,
     cache: Path | None,
     policy: Policy,
+    built: PreparedCohort | None = None,
 ) -> PreparedCohort:
     offset = settings.data.intensity_offset.get(dataset.name)
     options = {**options, "intensity_offset": offset}
@@ -281,7 +299,7 @@ def _prepared(
     with Tracker() as progress:
         return prepare(
             listing.cases, dataset, preparation, folder, progress=progress, policy=policy,
-            left_out=listing.findings,
+            left_out=listing.findings, built=built,
         )  # fmt: skip
 
 

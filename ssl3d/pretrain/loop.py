@@ -157,7 +157,7 @@ def pretrain(
         items = method.items_per_step(cfg.crop, cfg.batch_size)
         held_back = max(1, HELD_BACK_CROPS // cfg.batch_size)
         source = training_source(cohort, cfg.crop, items, method.volumes_per_item, seed, held_back)
-        run["padded"] = source.padded
+        run |= {"padded": source.padded, "excluded": list(settings.data.exclude)}
         _train(method, source, settings, seed, out, device, run)
     save_tensors(out / BACKBONE, method.backbone.state_dict())
     run |= {
