@@ -49,8 +49,8 @@ noise 0.974 or more; two subjects 0.92 or less (0.88 over 1,500 pairs of the qui
 LEAST_OVERLAP = 0.5
 """Smallest part of the smaller volume that must lie within the other one."""
 
-STANDS_OUT = 0.25
-"""How near to 1 the correlation of two cases must be, in proportion to that of the others, to be told by it alone."""
+STANDS_OUT = 0.2
+"""Distance to 1 of the correlation of two cases, by that of the upper quartile of the others, up to which it tells alone."""
 
 SAME_TEXTURE = 0.4
 """Correlation of the texture from which on two volumes count as one scan. On four kinds of made volumes at 2 and 4 mm: one
@@ -251,7 +251,7 @@ def _same_scans(
     cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
 ) -> list[tuple[int, int, float]]:
     """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``."""
-    store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
+    store = cohort.folder / f"same-scans-v{_VERSION + 1}-{spacing_mm:g}.json"
     if store.is_file():
         try:
             return [
@@ -294,7 +294,7 @@ def _stands_out(score: float, pair: tuple[int, int], scores: np.ndarray) -> bool
     """Whether two cases are far more alike than either is to the other cases (N, N; -1: not compared)."""
     others = np.concatenate([np.delete(scores[n], m) for n, m in (pair, pair[::-1])])
     others = others[others > -1]
-    return len(others) >= 4 and 1 - score <= STANDS_OUT * (1 - float(np.median(others)))
+    return len(others) >= 4 and 1 - score <= STANDS_OUT * (1 - float(np.quantile(others, 0.75)))
 
 
 def _same_texture(cohort: PreparedCohort, one: int, other: int) -> bool:
