@@ -63,7 +63,7 @@ def _walk(defaults: BaseModel, values: BaseModel, prefix: str = "") -> Iterator[
             yield from _walk(default if default is not None else value, value, f"{prefix}{name}.")
         else:
             plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in (default, value)]
-            yield prefix + name, " ".join((info.description or "").split()), *plain
+            yield prefix + name, " ".join((info.description or "").split()), plain[0], plain[1]
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

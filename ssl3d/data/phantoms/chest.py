@@ -178,9 +178,9 @@ def opacity(kind: str, p: FloatArray, lungs: FloatArray, rng: np.random.Generato
             )
         field = field + 3 * wave
     elif kind == "lobar":
-        side, high = rng.choice([-1, 1]), rng.choice([-1, 1])
-        centre = (side * rng.uniform(60, 75), rng.uniform(-30, 20), high * rng.uniform(30, 60))
-        field = g.ellipsoid(p, centre, rng.uniform(0.8, 1.2, 3) * (40, 50, 45)) + 4 * wave
+        right, high = rng.choice([-1, 1]), rng.choice([-1, 1])
+        lobe = (right * rng.uniform(60, 75), rng.uniform(-30, 20), high * rng.uniform(30, 60))
+        field = g.ellipsoid(p, lobe, rng.uniform(0.8, 1.2, 3) * (40, 50, 45)) + 4 * wave
     elif kind == "effusion":
         tilt = rng.uniform(0.1, 0.4)
         field = p[1] + tilt * p[2] + wave  # the back, and the base more than the top
