@@ -24,15 +24,15 @@ bench: .venv/.installed
 bench-all: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods all --tasks shc,sac,ccc,sbm --store $(STORE)
 	mkdir -p benchmarks/results
-	$(BIN)/ssl3d table --store $(STORE) --format markdown --against paper > benchmarks/results/table1-quick.md
-	$(BIN)/ssl3d table --store $(STORE) --format csv --against paper > benchmarks/results/table1-quick.csv
+	$(BIN)/ssl3d table --store $(STORE) --format markdown --with ci --against paper > benchmarks/results/table1-quick.md
+	$(BIN)/ssl3d table --store $(STORE) --format csv --with ci --against paper > benchmarks/results/table1-quick.csv
 	$(BIN)/python benchmarks/order.py benchmarks/results/table1-quick.csv > benchmarks/results/order-quick.md
 
 # Every row with three seeds: docs/study.md. A night on two cores.
 study: .venv/.installed
 	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --jobs $(JOBS) --store $(STORE)/study
 	mkdir -p benchmarks/results/studies
-	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,rank --against paper > benchmarks/results/table1-study.md
+	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,power,rank --against paper > benchmarks/results/table1-study.md
 	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md
 	$(BIN)/python benchmarks/study/losses.py $(STORE)/study > benchmarks/results/studies/losses.md
 	$(BIN)/python benchmarks/study/seeds.py $(STORE)/study --out benchmarks/results/studies/comparison.png

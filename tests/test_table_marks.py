@@ -161,3 +161,29 @@ def test_the_floor_is_of_phantoms_and_said_where_it_is_not_known() -> None:
     assert cell(only(real), "gvsl").best and "rounding" not in render_rich(real)
     unknown = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, task="sbm"))
     assert "The luck of rounding was not measured for Linear SBM DSC" in words(render_rich(unknown))
+
+
+# --- Cells that failed ------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_table_with_failed_cells() -> None:
+    """A row without any cell and a column without any result stand beside the others, and are in no test."""
+    records = [
+        made_up(
+            method, score + luck * seed, seed=seed, dsc=[(score + luck * seed + i) / 100 for i in range(6)]
+        )
+        for method, score, luck in (("scratch", 40.0, 1), ("gvsl", 50.0, -0.5))
+        for seed in range(3)
+    ]
+    failures = [
+        made_up("byol", seed=0),
+        made_up("byol", seed=0, task="sbm"),
+        made_up("gvsl", seed=0, task="sbm"),
+    ]
+    for failure in failures:
+        del failure["per_case"], failure["score"]
+        failure["error"] = {"type": "DataError", "message": "made up"}
+    model = build_table(records, failures=failures)
+    with_all = with_statistics(model, ["ci", "p", "power", "rank", "tau", "cost"])
+    text = words(render_rich(with_all))
+    assert "failed" in text and "Holm-adjusted for 1 comparisons" in text

@@ -151,7 +151,7 @@ def bench(jobs: int | None, threads: int, **options: Any) -> None:
         except CellsFailed as error:
             failed = error
     failures = [failure for failure in job.store.failures() if failure["identity"] in cells]
-    print_table(records, "rich", against=None, failures=failures)
+    print_table(records, "rich", against=None, statistics=["ci"], failures=failures)
     if failed is not None:
         click.echo(str(failed), err=True)
         sys.exit(1)
