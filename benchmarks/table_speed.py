@@ -20,7 +20,7 @@ from typing import Any
 
 from ssl3d.files import write_json
 from ssl3d.results.formats import BUILTIN_FORMATS
-from ssl3d.results.store import ResultStore, encode_record
+from ssl3d.results.store import SCHEMA, ResultStore, encode_record
 from ssl3d.results.table import build_table
 
 TASKS = {"shc": 7, "sac": 1, "ccc": 0, "sbm": 28}
@@ -58,7 +58,7 @@ def made_up_record(
         }
 
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "identity": {
             "method": method, "method_config": {"weight": 1.0, "momentum": 0.99},
             "backbone": {"name": "unet3d", "channels": [32, 64, 128, 256, 512]},

@@ -28,6 +28,7 @@ from ssl3d.models.checkpoint import load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain_identity
 from ssl3d.pretrain.method import MethodSpec
 from ssl3d.provenance import run_of
+from ssl3d.results.store import SCHEMA
 
 if TYPE_CHECKING:
     from ssl3d.data.overlap import Overlap
@@ -230,7 +231,7 @@ class Cell:
     def head(self) -> dict[str, Any]:
         """What a table needs to know of a cell, whether it was computed or failed."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "identity": self.identity,
             "method": {
                 "title": self.weights.spec.title,

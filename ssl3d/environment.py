@@ -7,13 +7,14 @@ import gc
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl3d.code import without_effect
 from ssl3d.errors import ConfigError
@@ -167,3 +168,8 @@ def device_name(device: torch.device, precision: str) -> str:
         return f"{torch.cuda.get_device_name(device)} ({dtype})"
     threads = torch.get_num_threads()
     return f"{_cpu_name()} ({threads} thread{'s' if threads > 1 else ''}, {dtype})"
+
+
+def constant(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Return numbers that the host knows as a tensor on ``device``, without waiting for what the device does."""
+    return torch.tensor(values).to(device, non_blocking=True)

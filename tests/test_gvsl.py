@@ -74,6 +74,8 @@ def test_affine_gradient_equals_finite_differences() -> None:
     method = build().double()
     views = {k: v.double() for k, v in method.views(pairs(1, (8, 8, 12)), BatchRng(0, 0, [0])).items()}
     bias = method.matching.affine.rotation.bias
+    method.training_step(views)
+    method.eval()  # statistics of the pooled features, which carry no gradient, stay where they are
 
     def loss(value: Tensor) -> Tensor:
         with torch.no_grad():
@@ -87,7 +89,8 @@ def test_affine_gradient_equals_finite_differences() -> None:
         shift[axis] = 1e-5
         with torch.no_grad():
             numerical = (loss(start + shift) - loss(start - shift)).item() / 2e-5
-        assert float(gradient[axis]) == pytest.approx(numerical, rel=1e-2)
+        # Of the whole gradient: a component may be near 0, and interpolation has kinks.
+        assert float(gradient[axis]) == pytest.approx(numerical, rel=1e-2, abs=0.02 * float(gradient.norm()))
 
 
 EXPECTED = {

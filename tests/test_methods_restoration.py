@@ -128,9 +128,8 @@ def genesis_by_loops(m: Method, x: np.ndarray, rng: BatchRng) -> tuple[np.ndarra
 
     draws = rng.fork("shuffle")
     if draws.bernoulli(m.config.shuffle_p)[0]:
-        generator = torch.Generator().manual_seed(int(draws.integers(0, 2**62)[0]))
-        starts, edges = m.shuffle.draw_boxes(size, generator)
-        keys = torch.randint(2**31, (int(edges.prod(1).sum()),), generator=generator).numpy()
+        starts, edges = (drawn[0] for drawn in m.shuffle.draw_boxes(size, draws))
+        keys = draws.uniform(shape=(int(edges.prod(1).sum()),))[0].numpy()
         undamaged, used = x.copy(), 0
         for start, edge in zip(starts.tolist(), edges.tolist(), strict=True):
             box = tuple(slice(s, s + e) for s, e in zip(start, edge, strict=True))

@@ -24,7 +24,7 @@ from ssl3d.downstream.feature_map import draw
 from ssl3d.report.data import read_log, report_data, thin
 from ssl3d.report.page import embed_json, render
 from ssl3d.results.predictions import keep_prediction, nifti
-from ssl3d.results.store import ResultStore
+from ssl3d.results.store import SCHEMA, ResultStore
 
 NASTY = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CASES = 6
@@ -51,7 +51,7 @@ def record(
     shape = np.indices((20, 20, 20)).sum(axis=0)
     arrays = {"image": shape / 57, "truth": shape > 30, "prediction": shape > 30 + seed}
     made = {
-        "schema": 1, "identity": identity, "method": {"title": title, "trains": "encoder", "notes": []},
+        "schema": SCHEMA, "identity": identity, "method": {"title": title, "trains": "encoder", "notes": []},
         "preset": "test", "metric": "dsc", "score": 100 * dsc, "created": "2025-01-01T00:00:00+00:00",
         "per_case": [{"case": f"case {k}", "dsc": dsc + 0.01 * k} for k in range(CASES)], "excluded": {},
         "validation": [{"step": 10 * (k + 1), "score": score} for k, score in enumerate(curve)],

@@ -29,6 +29,7 @@ from ssl3d.results.intervals import SEEDS_AND_CASES, THESE_WEIGHTS, interval
 from ssl3d.results.ranking import kendall_tau, ranks
 from ssl3d.results.samples import Influence, placement_values, pretrainings, sample
 from ssl3d.results.statistics import with_statistics
+from ssl3d.results.store import SCHEMA
 from ssl3d.results.table import Cell, TableModel, build_table
 
 Rng = np.random.Generator
@@ -357,7 +358,7 @@ def made_up_records(
                     score = values.mean() if task == "shc" else 100 * slow_auc(targets == 1, signal)
                     records.append(
                         {
-                            "schema": 1,
+                            "schema": SCHEMA,
                             "identity": {
                                 "method": method, "method_config": {}, "seed": seed, "pretrain_seed": seed,
                                 "task": task, "task_data": task, "split": "test", "split_cases": "x",

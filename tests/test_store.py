@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from ssl3d.errors import DataError
-from ssl3d.results.store import Cases, ResultStore, encode_record, identity_hash
+from ssl3d.results.store import SCHEMA, Cases, ResultStore, encode_record, identity_hash
 
 
 def made_up_record(method: str = "gvsl", seed: int = 0, score: float = 50.0) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "identity": {
             "method": method, "method_config": {}, "backbone": {"name": "unet3d"}, "pretrain": None,
             "task": "shc", "task_data": "abc", "split": "test", "mode": "linear", "seed": seed,
@@ -85,7 +85,7 @@ def damage(path: Path, how: str) -> None:
         del record["record_sha256"]
         path.write_text(json.dumps(record))
     elif how == "newer schema":
-        path.write_text(json.dumps({**record, "schema": 2}))
+        path.write_text(json.dumps({**record, "schema": SCHEMA + 1}))
     elif how == "a list":
         path.write_text("[1, 2]")
     elif how == "renamed":

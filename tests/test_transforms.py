@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import ssl3d.rng
 from ssl3d.errors import ConfigError
 from ssl3d.models.spatial import affine_coords, compose, identity_coords, warp
 from ssl3d.rng import BatchRng
@@ -25,10 +34,12 @@ from ssl3d.transforms import (
     OutPainting,
     RandomResizedCrop,
     RandomSpatial,
+    shuffling,
 )
-from ssl3d.transforms.appearance import gaussian_kernel
+from ssl3d.transforms.appearance import _union_by_products, _union_by_slices, gaussian_kernel
 
 SIZE = (20, 24, 30)
+CPU = torch.device("cpu")
 
 
 def volumes(batch: int = 3, size: tuple[int, ...] = SIZE, seed: int = 0) -> Tensor:
@@ -72,6 +83,45 @@ def test_contract(transform) -> None:
     torch.testing.assert_close(alone, y[1:2], atol=1e-6, rtol=0)
 
 
+class Waits(TorchDispatchMode):
+    """Refuse copies to a device that the host waits for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device", CPU).type == "cuda":
+            assert args[0].device.type == "cuda" or kwargs.get("non_blocking"), (
+                "the host waits for the device"
+            )
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def pretended() -> Iterator[None]:
+    """A CUDA device that computes shapes only: whatever would read a value back raises."""
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
+        patch.setattr(ssl3d.rng, "_has_philox", lambda device: True)
+        ssl3d.rng._normal_table.cache_clear()
+        ssl3d.rng._normal_table(torch.device("cuda:0"))  # waits, once a process
+        with Waits():
+            yield
+    ssl3d.rng._normal_table.cache_clear()
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=lambda t: type(t).__name__)
+def test_no_transform_waits_for_the_device(transform, pretended: None) -> None:
+    x = torch.empty(3, 1, *SIZE, device="cuda")
+    y = transform(x, BatchRng(7, 0, (0, 1, 2), "cuda"))
+    assert y.shape == x.shape and y.device.type == "cuda"
+
+
+def test_the_pretended_device_notices_waiting(pretended: None) -> None:
+    x = torch.empty(3, device="cuda")
+    noticed = AssertionError, DataDependentOutputException, DynamicOutputShapeException
+    for wait in (x.tolist, lambda: bool(x[0] > 0), x.nonzero, lambda: torch.tensor([1.0], device="cuda")):
+        with pytest.raises(noticed):
+            wait()
+
+
 @pytest.mark.parametrize(
     "transform",
     [LocalShuffle(p=0.5), BezierIntensity(p=0.5), GaussianNoise(p=0.5), GaussianBlur(p=0.5),
@@ -94,8 +144,8 @@ def test_local_shuffle_equals_the_loop_over_boxes(options: dict, size: tuple[int
     """Each box reads the undamaged volume; the last box wins; within a box, a permutation."""
     transform = LocalShuffle(boxes=300, **options)
     total = math.prod(size)
-    source = transform.source_voxels(size, torch.Generator().manual_seed(3), torch.device("cpu")).numpy()
-    starts, edges = transform.draw_boxes(size, torch.Generator().manual_seed(3))
+    source = transform.source_voxels(size, rng())[1].numpy()
+    starts, edges = (drawn[1] for drawn in transform.draw_boxes(size, rng()))
     assert bool((starts >= 0).all()) and bool((starts + edges <= torch.tensor(size)).all())
     owner = np.full(size, -1)
     for box, (start, edge) in enumerate(zip(starts.tolist(), edges.tolist(), strict=True)):
@@ -120,11 +170,11 @@ def test_local_shuffle_gives_each_box_its_own_uniform_permutation() -> None:
     transform = LocalShuffle(p=1.0, boxes=1, fraction=1 / 2)
     size = (4, 4, 4)
     counts = np.zeros((8, 8))
-    for seed in range(1600):
-        generator = torch.Generator().manual_seed(seed)
-        source = transform.source_voxels(size, generator, torch.device("cpu")).view(size)
-        (start,), (edge,) = transform.draw_boxes(size, torch.Generator().manual_seed(seed))
-        box = tuple(slice(s, s + e) for s, e in zip(start.tolist(), edge.tolist(), strict=True))
+    draws = BatchRng(0, 0, range(1600))
+    sources = transform.source_voxels(size, draws).view(-1, *size)
+    starts, edges = transform.draw_boxes(size, BatchRng(0, 0, range(1600)))
+    for source, (start,), (edge,) in zip(sources, starts.tolist(), edges.tolist(), strict=True):
+        box = tuple(slice(s, s + e) for s, e in zip(start, edge, strict=True))
         inside = torch.arange(64).view(size)[box].ravel()
         rank = torch.searchsorted(inside, source[box].ravel())
         counts[np.arange(8), rank] += 1
@@ -133,13 +183,12 @@ def test_local_shuffle_gives_each_box_its_own_uniform_permutation() -> None:
 
 
 def test_local_shuffle_counts_and_sizes_of_boxes() -> None:
-    g = torch.Generator().manual_seed(0)
-    starts, edges = LocalShuffle().draw_boxes((64, 128, 160), g)
-    assert len(starts) == 5000 and edges.unique(dim=0).tolist() == [[3, 6, 8]]
-    starts, edges = LocalShuffle().draw_boxes((32, 32, 32), g)
+    starts, edges = LocalShuffle().draw_boxes((64, 128, 160), rng())
+    assert starts.shape == (3, 5000, 3) and edges.flatten(0, 1).unique(dim=0).tolist() == [[3, 6, 8]]
+    starts, edges = LocalShuffle().draw_boxes((32, 32, 32), rng())
     # 1.6 voxels became 2, so fewer boxes cover the same share of the volume.
-    assert edges.unique().tolist() == [2] and len(starts) == round(5000 * 0.8**3)
-    _, edges = LocalShuffle(boxes=10_000, fraction=1 / 10, random_size=True).draw_boxes((64, 64, 64), g)
+    assert edges.unique().tolist() == [2] and starts.shape[1] == round(5000 * 0.8**3)
+    _, edges = LocalShuffle(boxes=10_000, fraction=1 / 10, random_size=True).draw_boxes((64, 64, 64), rng())
     assert sorted(edges.unique().tolist()) == [1, 2, 3, 4, 5, 6]
 
 
@@ -148,10 +197,36 @@ def test_local_shuffle_applies_its_source_voxels() -> None:
     y = LocalShuffle(p=1.0)(x, rng((0, 1)))
     draws = rng((0, 1))
     draws.bernoulli(1.0)
-    for i, seed in enumerate(draws.integers(0, 2**62).tolist()):
-        source = LocalShuffle(p=1.0).source_voxels(SIZE, torch.Generator().manual_seed(seed), x.device)
+    for i, source in enumerate(LocalShuffle(p=1.0).source_voxels(SIZE, draws)):
         assert torch.equal(y[i].ravel(), x[i].ravel()[source])
     assert 0.3 < float((y != x).float().mean()) < 0.95
+
+
+@pytest.mark.parametrize("random_size", [False, True])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6])
+def test_the_forms_of_local_shuffle_for_devices_give_the_same(fraction: float, random_size: bool) -> None:
+    transform = LocalShuffle(boxes=200, fraction=fraction, random_size=random_size)
+    largest = transform.largest(SIZE)
+
+    def source(shuffle: Callable[..., Tensor]) -> Tensor:
+        draws = rng()
+        return shuffle(SIZE, *transform.draw_boxes(SIZE, draws), largest, draws)
+
+    chosen, packed, padded = map(
+        source, (shuffling.source_voxels, shuffling.boxes_packed, shuffling.boxes_padded)
+    )
+    assert torch.equal(packed, padded) and torch.equal(chosen, packed)
+    if not random_size and math.prod(largest) <= 2**16:
+        assert torch.equal(source(shuffling.boxes_alike), packed)
+
+
+def test_the_forms_of_painting_for_devices_give_the_same() -> None:
+    draws = BatchRng(0, 0, range(4))
+    start = draws.integers(0, 20, (9, 3))
+    end = start + draws.integers(1, 12, (9, 3))
+    count = torch.tensor([0, 1, 5, 9])
+    masks = [union((25, 31, 18), start, end, count) for union in (_union_by_slices, _union_by_products)]
+    assert torch.equal(*masks) and not masks[0][0].any() and 0 < masks[0][1].sum() < masks[0][3].sum()
 
 
 # Intensity ------------------------------------------------------------------------------------
@@ -217,7 +292,7 @@ def test_gaussian_blur_is_the_mean_of_what_lies_inside() -> None:
 
 def test_gaussian_kernel_equals_scipy_with_zeros_outside() -> None:
     x = np.random.default_rng(0).random((20, 24, 30))
-    kernels = [gaussian_kernel(n, torch.tensor([2.3]))[0].double().numpy() for n in x.shape]
+    kernels = [gaussian_kernel(n, torch.tensor([2.3]), 2.3)[0].double().numpy() for n in x.shape]
     ours = np.einsum("dhw,id,jh,kw->ijk", x, *kernels)
     np.testing.assert_allclose(ours, gaussian_filter(x, 2.3, mode="constant", truncate=4.0), atol=1e-6)
 
@@ -305,14 +380,16 @@ def test_random_spatial_stays_in_its_limits() -> None:
 
 def test_elastic_field_equals_scipy_and_scales_with_the_volume() -> None:
     size = (20, 24, 30)
-    transform = RandomSpatial(alpha=(100.0, 100.0), sigma=(3.0, 3.0), reference_edge=None)
+    transform = RandomSpatial(
+        alpha=(100.0, 100.0), sigma=(1.5, 1.5), reference_edge=None
+    )  # noise in each voxel
     field = transform.elastic(size, rng((0,)))
     draws = rng((0,))
     draws.uniform(shape=(1, 1, 1, 1))
     draws.uniform()
     noise = draws.uniform(-1, 1, (3, *size))
     for axis in range(3):
-        expected = 100 * gaussian_filter(noise[0, axis].double(), 3.0, mode="constant", truncate=4.0)
+        expected = 100 * gaussian_filter(noise[0, axis].double(), 1.5, mode="constant", truncate=4.0)
         np.testing.assert_allclose(field[0, axis], expected, atol=1e-3)
     # Half the reference edge: half the displacement, in voxels.
     deviations = [
@@ -321,6 +398,27 @@ def test_elastic_field_equals_scipy_and_scales_with_the_volume() -> None:
         for n in (64, 32)
     ]  # fmt: skip
     assert deviations[0] / deviations[1] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("n", "sigma", "nodes"), [(128, 10.0, 20), (128, 13.0, 20), (40, 3.125, 20), (32, 3.25, 20)]
+)
+def test_noise_at_nodes_has_the_covariance_of_noise_in_every_voxel(n: int, sigma: float, nodes: int) -> None:
+    smooth = [gaussian_kernel(n, torch.tensor([sigma]).double(), sigma, m)[0] for m in (n, nodes)]
+    fine, coarse = (matrix @ matrix.T for matrix in smooth)
+    error = (coarse - fine).abs() / fine.max()
+    inside = slice(n // 4, -n // 4)
+    assert float(error[inside, inside].max()) < 3e-4 and float(error.max()) < 0.015
+
+
+def test_elastic_field_has_the_stated_deviation_and_is_gaussian() -> None:
+    transform = RandomSpatial(alpha=(512.0, 512.0), sigma=(10.0, 10.0))
+    field = transform.elastic((40, 40, 40), BatchRng(0, 0, range(150)))[:, :, 18:22:3, 18:22:3, 18:22:3]
+    # White noise of variance 1/3, smoothed: 1 / (2 sigma sqrt(pi)) of it an axis; in proportion to the edge.
+    s = 40 / 128
+    expected = 512 * s**2.5 * math.sqrt(1 / 3 / (2 * 10 * s * math.sqrt(math.pi)) ** 3)
+    assert float(field.std()) == pytest.approx(expected, rel=0.05)
+    assert abs(float(((field / field.std()) ** 4).mean()) - 3) < 0.4
 
 
 def test_flip_mirrors_the_target_too() -> None:

@@ -87,7 +87,7 @@ class BYOL(Method):
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
-        return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
+        return {"first": first, "second": second, "volume": rng.constant(rng.volumes)}
 
     def embed(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return predictions and targets (2B, embedding): row i predicts what the target makes of the other view."""

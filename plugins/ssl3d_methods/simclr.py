@@ -61,7 +61,7 @@ class SimCLR(Method):
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
-        return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
+        return {"first": first, "second": second, "volume": rng.constant(rng.volumes)}
 
     def chance(self, views: dict[str, Tensor]) -> float:
         """Log of the views among which the other one is to be found, itself included."""

@@ -61,7 +61,7 @@ class SimSiam(Method):
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
-        return {"first": first, "second": second, "volume": torch.tensor(rng.volumes, device=x.device)}
+        return {"first": first, "second": second, "volume": rng.constant(rng.volumes)}
 
     def embed(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return predictions and what they predict (2B, embedding), without gradient: row i's is the other view's."""

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl3d.environment import constant
+
 AffineOrder = Literal["released", "paper"]
 Fusion = Literal["released", "eq12"]
 Padding = Literal["zeros", "border", "reflection"]
@@ -112,7 +114,7 @@ def transform_coords(matrix: Tensor, coords: Tensor) -> Tensor:
     with no_autocast(matrix):
         matrix, coords = full_precision(matrix), full_precision(coords)
         size = coords.shape[2:]
-        centre = coords.new_tensor([[(n - 1) / 2] for n in size])  # (3, 1)
+        centre = constant([[(n - 1) / 2] for n in size], coords.device).to(coords.dtype)  # (3, 1)
         linear = matrix[:, :, :3].flip(1, 2)  # (B, 3, 3), rows and columns (d, h, w)
         shift = matrix[:, :, 3:].flip(1) * (max(size) / 2)  # (B, 3, 1), voxels
         points = coords.flatten(2).expand(len(matrix), -1, -1)  # (B, 3, DHW)

@@ -35,7 +35,8 @@ from ssl3d.files import write_bytes, write_json
 
 Record = dict[str, Any]
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised when records are kept in another way, or when all numbers change: 2 since Philox draws them."""
 _HASH_KEY = "record_sha256"
 _HASH_DIGITS = 20
 _PREFIX = f'{{"{_HASH_KEY}":"'.encode()

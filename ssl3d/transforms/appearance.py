@@ -8,6 +8,7 @@ sample's result does not depend on the batch it is in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ssl3d.models.spatial import filter_axes
 from ssl3d.rng import BatchRng
+from ssl3d.transforms import shuffling
 
 Range = tuple[float, float]
 
@@ -23,11 +25,6 @@ Range = tuple[float, float]
 def only_where(chosen: Tensor, changed: Tensor, x: Tensor) -> Tensor:
     """Return ``changed`` for the samples that are ``chosen`` (B,) bool, and ``x`` for the others."""
     return torch.where(chosen[:, None, None, None, None], changed, x)
-
-
-def _generators(rng: BatchRng) -> list[torch.Generator]:
-    """Return one CPU generator a sample, for draws whose number differs between samples."""
-    return [torch.Generator().manual_seed(seed) for seed in rng.integers(0, 2**62).tolist()]
 
 
 def _edges(size: Sequence[int], fraction: float) -> list[int]:
@@ -61,43 +58,29 @@ class LocalShuffle:
 
     def __call__(self, x: Tensor, rng: BatchRng) -> Tensor:
         chosen = rng.bernoulli(self.p)
-        sources = [self.source_voxels(x.shape[2:], g, x.device) for g in _generators(rng)]
-        index = torch.stack(sources)[:, None]  # (B, 1, DHW)
+        index = self.source_voxels(x.shape[2:], rng)[:, None]  # (B, 1, DHW)
         return only_where(chosen, x.flatten(2).gather(2, index).view_as(x), x)
 
-    def source_voxels(self, size: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-        """Return the flat index of the voxel that each voxel takes its value from (D*H*W,)."""
-        starts, edges = self.draw_boxes(size, generator)
-        starts, edges = starts.to(device), edges.to(device)
-        volumes = edges.prod(1)  # (n,)
-        first = volumes.cumsum(0) - volumes  # (n,)
-        # One entry for each voxel of each box, box after box.
-        box = torch.repeat_interleave(torch.arange(len(volumes), device=device), volumes)  # (entries,)
-        place = torch.arange(len(box), device=device) - first[box]
-        (_, edge_h, edge_w), (d, h, w) = edges[box].unbind(1), starts[box].unbind(1)
-        d, h, w = d + place // (edge_h * edge_w), h + place // edge_w % edge_h, w + place % edge_w
-        voxel = (d * size[1] + h) * size[2] + w  # (entries,)
-        # Sorting by box first and by a random key second permutes within each box.
-        key = torch.randint(2**31, (len(box),), generator=generator).to(device)
-        source = voxel[torch.argsort(box << 31 | key)]
-        # The last entry of each voxel belongs to the last box that covers it.
-        total = size[0] * size[1] * size[2]
-        last = torch.full((total,), -1, device=device)
-        last.scatter_reduce_(0, voxel, torch.arange(len(box), device=device), "amax")
-        return torch.where(last >= 0, source[last.clamp(min=0)], torch.arange(total, device=device))
+    def source_voxels(self, size: Sequence[int], rng: BatchRng) -> Tensor:
+        """Return the flat index of the voxel that each voxel takes its value from: (B, D*H*W) int64."""
+        starts, edges = self.draw_boxes(size, rng)
+        return shuffling.source_voxels(size, starts, edges, self.largest(size), rng)
 
-    def draw_boxes(self, size: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the first voxel and the edges of each box, both (n, 3)."""
-        largest = [min(n, max(2, e)) for n, e in zip(size, _edges(size, self.fraction), strict=True)]
-        share = 1.0
+    def largest(self, size: Sequence[int]) -> list[int]:
+        """Return the largest edges (d, h, w) of a box in voxels."""
+        return [min(n, max(2, e)) for n, e in zip(size, _edges(size, self.fraction), strict=True)]
+
+    def draw_boxes(self, size: Sequence[int], rng: BatchRng) -> tuple[Tensor, Tensor]:
+        """Return the first voxel and the edges of each box, both (B, n, 3) int64."""
+        largest, share = self.largest(size), 1.0
         for n, edge in zip(size, largest, strict=True):
             share *= min(1.0, n * self.fraction / edge)
         count = max(1, round(self.boxes * share))
-        edges = torch.tensor(largest).expand(count, 3)
+        edges = rng.constant(largest).expand(len(rng), count, 3)
         if self.random_size:
-            edges = 1 + (torch.rand(count, 3, generator=generator) * edges).long()
-        starts = (torch.rand(count, 3, generator=generator) * (torch.tensor(list(size)) - edges + 1)).long()
-        return starts, edges
+            edges = 1 + (rng.uniform(shape=(count, 3)) * edges).long()
+        room = rng.constant(list(size)) - edges + 1  # (B, n, 3)
+        return (rng.uniform(shape=(count, 3)) * room).long(), edges
 
 
 @dataclass(frozen=True)
@@ -200,18 +183,36 @@ class OutPainting:
 
 def _boxes(x: Tensor, rng: BatchRng, count: Tensor, most: int, edges: Range) -> Tensor:
     """Return the union of ``count`` (B,) random boxes of each sample: (B, 1, D, H, W) bool."""
-    size = torch.tensor(list(x.shape[2:]), device=rng.device)
-    low = torch.tensor(_edges(x.shape[2:], edges[0]), device=rng.device).clamp(min=1)
-    high = torch.tensor(_edges(x.shape[2:], edges[1]), device=rng.device).clamp(min=1)
+    size = rng.constant(list(x.shape[2:]))
+    low = rng.constant(_edges(x.shape[2:], edges[0])).clamp(min=1)
+    high = rng.constant(_edges(x.shape[2:], edges[1])).clamp(min=1)
     edge = low + (rng.uniform(shape=(most, 3)) * (high - low + 1)).long()  # (B, most, 3)
     start = (rng.uniform(shape=(most, 3)) * (size - edge + 1)).long()  # (B, most, 3)
-    # One transfer; slices of a mask on the device are cheaper than `most` masks of the whole volume.
-    starts, ends, counts = start.tolist(), (start + edge).tolist(), count.tolist()
-    union = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    for sample, n in enumerate(counts):
-        for (d0, h0, w0), (d1, h1, w1) in zip(starts[sample][:n], ends[sample][:n], strict=True):
-            union[sample, :, d0:d1, h0:h1, w0:w1] = True
+    union = _union_by_slices if rng.device.type == "cpu" else _union_by_products
+    return union(x.shape[2:], start, start + edge, count)[:, None]
+
+
+def _union_by_slices(size: Sequence[int], start: Tensor, end: Tensor, count: Tensor) -> Tensor:
+    """Return where the first ``count`` (B,) boxes from ``start`` to ``end`` (B, most, 3) are: (B, D, H, W) bool."""
+    union = torch.zeros(len(count), *size, dtype=torch.bool, device=start.device)
+    for sample, n in enumerate(count.tolist()):
+        for (d0, h0, w0), (d1, h1, w1) in zip(
+            start[sample, :n].tolist(), end[sample, :n].tolist(), strict=True
+        ):
+            union[sample, d0:d1, h0:h1, w0:w1] = True
     return union
+
+
+def _union_by_products(size: Sequence[int], start: Tensor, end: Tensor, count: Tensor) -> Tensor:
+    """:func:`_union_by_slices` for a device that must not be waited for: nothing is read back."""
+    used = torch.arange(start.shape[1], device=start.device) < count[:, None]  # (B, most)
+    inside = []  # for each axis whether its voxels are in each box: (B, most, N)
+    for axis, n in enumerate(size):
+        place = torch.arange(n, device=start.device)
+        inside.append((place >= start[:, :, axis, None]) & (place < end[:, :, axis, None]))
+    d = (inside[0] & used[:, :, None]).float().mT  # (B, D, most)
+    hw = (inside[1][:, :, :, None] & inside[2][:, :, None]).float().flatten(2)  # (B, most, HW)
+    return (d @ hw > 0.5).unflatten(2, tuple(size[1:]))  # how many boxes cover a voxel, exactly: (B, D, H, W)
 
 
 @dataclass(frozen=True)
@@ -251,13 +252,13 @@ class GaussianBlur:
     def __call__(self, x: Tensor, rng: BatchRng) -> Tensor:
         chosen = rng.bernoulli(self.p)
         sigma = rng.uniform(*self.sigma)
-        kernels = [gaussian_kernel(n, sigma) for n in x.shape[2:]]
+        kernels = [gaussian_kernel(n, sigma, self.sigma[1]) for n in x.shape[2:]]
         kernels = [k / k.sum(2, keepdim=True) for k in kernels]
         return only_where(chosen, filter_axes(x, kernels).clamp(0, 1), x)
 
 
-def gaussian_kernel(n: int, sigma: Tensor) -> Tensor:
-    """Return the (B, n, n) matrices that smooth n voxels with Gaussians, zeros beyond the border.
+def gaussian_kernel(n: int, sigma: Tensor, largest: float, nodes: int | None = None) -> Tensor:
+    """Return the (B, n, nodes) matrices that smooth n voxels with Gaussians, zeros beyond the border.
 
     Truncated at 4 sigma, weights summing to 1 before the border cuts them, as the 1D convolution of
     the released GVSL code.
@@ -265,15 +266,22 @@ def gaussian_kernel(n: int, sigma: Tensor) -> Tensor:
     Args:
         n: voxels along the axis.
         sigma: standard deviations in voxels (B,), > 0.
+        largest: what no sigma exceeds.
+        nodes: white noise to be smoothed is given at so many evenly spaced nodes, each in the place of
+            n / nodes voxels of noise; the smoothed field has the same covariance while the nodes are
+            closer than a sigma. None: n, a value for each voxel.
     """
+    nodes = nodes or n
+    step = n / nodes
     sigma = sigma[:, None]  # (B, 1)
     radius = (4 * sigma + 0.5).floor()
-    i = torch.arange(n, device=sigma.device)
-    reach = torch.arange(int(radius.max()) + 1, device=sigma.device)
+    voxel = torch.arange(n, device=sigma.device)
+    node = voxel if nodes == n else (torch.arange(nodes, device=sigma.device) + 0.5) * step - 0.5
+    reach = torch.arange(int(4 * largest + 1.5), device=sigma.device)
     tail = torch.exp(-0.5 * (reach / sigma) ** 2) * (reach <= radius)  # (B, reach)
-    distance = (i[:, None] - i).abs()  # (n, n)
+    distance = (voxel[:, None] - node).abs()  # (n, nodes)
     weights = torch.exp(-0.5 * (distance / sigma[:, :, None]) ** 2) * (distance <= radius[:, :, None])
-    return weights / (2 * tail.sum(1) - 1)[:, None, None]  # (B, n, n)
+    return math.sqrt(step) * weights / (2 * tail.sum(1) - 1)[:, None, None]  # (B, n, nodes)
 
 
 @dataclass(frozen=True)
@@ -312,6 +320,6 @@ class Gamma:
 
     def __call__(self, x: Tensor, rng: BatchRng) -> Tensor:
         chosen = rng.bernoulli(self.p)
-        low, high = torch.tensor(self.gamma).log().tolist()
+        low, high = map(math.log, self.gamma)
         exponent = rng.uniform(low, high, shape=(1, 1, 1, 1)).exp()  # (B, 1, 1, 1, 1)
         return only_where(chosen, x.clamp(0, 1) ** exponent, x)
