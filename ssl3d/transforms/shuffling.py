@@ -81,7 +81,7 @@ def boxes_packed(
         keys = (box << random | (numbers[sample, :total] * 2**random).long()) << ranks | rank
         permuted = torch.from_numpy(np.sort(keys.numpy())) & (1 << ranks) - 1  # ranks, box by box
         facts = [fact.index_select(0, box) for fact in _facts(starts[sample], edges[sample], size)]
-        voxel = _place(rank, *facts, size)
+        voxel = _place(rank, facts, size)
         found.append(_last_wins(size, voxel[None], voxel.index_select(0, first + permuted)[None]))
     return torch.cat(found)
 
@@ -101,7 +101,7 @@ def boxes_padded(
     keys = torch.where(valid, (chosen * 2**random).long() << ranks | rank, 1 << random + ranks)
     permuted = keys.sort(dim=2).values & (1 << ranks) - 1  # valid ranks come first
     facts = [fact[..., None] for fact in _facts(starts, edges, size)]  # (B, n, 1) each
-    voxel, source = (_place(torch.where(valid, r, 0), *facts, size) for r in (rank, permuted))
+    voxel, source = (_place(torch.where(valid, r, 0), facts, size) for r in (rank, permuted))
     return _last_wins(size, voxel.flatten(1), source.flatten(1), valid.flatten(1))
 
 
@@ -116,8 +116,9 @@ def _facts(starts: Tensor, edges: Tensor, size: Sequence[int]) -> tuple[Tensor, 
     return _flat(starts, size), edges[..., 1], edges[..., 2]
 
 
-def _place(rank: Tensor, first: Tensor, edge_h: Tensor, edge_w: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the flat index (...) of the voxel of ``rank`` in boxes with the given first voxel and edges."""
+def _place(rank: Tensor, facts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Return the flat index (...) of the voxel of ``rank`` in boxes with the given :func:`_facts`."""
+    first, edge_h, edge_w = facts
     row = rank // edge_w  # rows of boxes before it, slice after slice
     slices = row // edge_h
     # slices * H * W + (row - slices * edge_h) * W + (rank - row * edge_w)
