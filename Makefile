@@ -8,7 +8,7 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/study/studies/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: bench bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: check-results bench bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -73,6 +73,10 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Do the tables of README.md and docs/ follow from committed records that are current?
+check-results: .venv/.installed
+	$(BIN)/python benchmarks/check_results.py
 
 phantom-pictures: .venv/.installed
 	$(BIN)/python benchmarks/phantom_pictures.py --out docs/images
