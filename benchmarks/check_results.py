@@ -7,7 +7,7 @@ A published result stands in README.md or docs/ between two comments::
     <!-- end of result -->
 
 The command is an ``ssl3d`` command or a script below ``benchmarks/``. It is run from the project's root, and what it prints
-has to be what stands there. Every record of the store that it names (``--store DIR``) has to be current (``ssl3d store ls``).
+has to be what stands there. Every record of the store that it names (``--store DIR``) has to be current.
 
 Usage: ``python benchmarks/check_results.py [--write] [FILE ...]``; ``--write`` puts in what the commands print.
 """
