@@ -34,6 +34,7 @@ class MemoryCohort:
     target_names: dict[int, str] = field(default_factory=dict)
     dataset: str = "memory"
     fingerprint: str = "memory"
+    taken_for: str = "noise"
 
     @property
     def cases(self) -> list[MemoryCase]:

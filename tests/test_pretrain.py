@@ -83,7 +83,16 @@ def spec(cls: type[ssl3d.Method] = Restore) -> MethodSpec:
 def run(
     out: Path, cls: type[ssl3d.Method] = Restore, seed: int = 0, resume: bool = False, **options: object
 ) -> dict:  # type: ignore[type-arg]
-    return pretrain(spec(cls), noise_cohort(5), settings(**options), seed, out, CPU, resume=resume)  # type: ignore[arg-type]
+    return pretrain(  # a class that stops is other code
+        spec(cls),
+        noise_cohort(5),
+        settings(**options),
+        seed,
+        out,
+        CPU,
+        resume=resume,
+        allow_code_change=resume,  # type: ignore[arg-type]
+    )
 
 
 def same_weights(a: Path, b: Path) -> bool:
