@@ -30,7 +30,8 @@ from ssl3d.results.ranking import kendall_tau, ranks
 from ssl3d.results.samples import Influence, placement_values, pretrainings, sample
 from ssl3d.results.statistics import with_statistics
 from ssl3d.results.store import SCHEMA
-from ssl3d.results.table import Cell, TableModel, build_table
+from ssl3d.results.table import Cell, Column, TableModel, build_table
+from ssl3d.results.wording import under_title
 
 Rng = np.random.Generator
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -503,6 +504,14 @@ def test_power_says_how_many_seeds_a_difference_needs() -> None:
     assert any("are unknown" in r for r in one)
     with pytest.raises(ConfigError, match="--difference -1"):
         with_statistics(made_up_model(), ["power"], difference=-1)
+
+
+def test_a_column_that_could_show_nothing_says_so() -> None:
+    shown = [
+        under_title(Column("linear", "age", metric, (3, 12), digits=0, detectable=of))[-1]
+        for metric, of in (("dsc", 99.0), ("dsc", 101.0), ("mae", 101.0), ("dsc", None))
+    ]
+    assert shown == ["shows 99", "shows none", "shows 101", "n = 3×12"]
 
 
 def test_scores_that_do_not_vary_have_no_p() -> None:

@@ -159,6 +159,10 @@ def test_differences_below_the_floor_are_never_bold() -> None:
 def test_the_floor_is_of_phantoms_and_said_where_it_is_not_known() -> None:
     real = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, data="/data/ct"))
     assert cell(only(real), "gvsl").best and "rounding" not in render_rich(real)
+    longer = phantoms({"scratch": 50.0, "gvsl": 51.0})
+    for record in longer:
+        record["run"]["overrides"] = {"downstream.linear.steps": 9, "method_lr.gvsl": None}
+    assert only(build_table(longer)).columns[0].floor is None, "another evaluation has another floor"
     unknown = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, task="sbm"))
     assert "The luck of rounding was not measured for Linear SBM DSC" in words(render_rich(unknown))
 

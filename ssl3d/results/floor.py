@@ -34,6 +34,15 @@ def on_phantoms(records: Iterable[Record]) -> bool:
     return bool(runs) and all(run.get("data") == "phantoms" and not run.get("task_data") for run in runs)
 
 
+_DECIDES = ("downstream.", "phantoms.", "data.", "backbone.")
+
+
+def as_the_preset_is(records: Iterable[Record]) -> bool:
+    """Return whether no option that decides the floor was changed from the preset that ``records`` name."""
+    changed = {key for record in records for key in (record.get("run") or {}).get("overrides") or ()}
+    return not any(key.startswith(_DECIDES) for key in changed)
+
+
 def floor(preset: str, task: str, mode: str, seeds: int) -> float | None:
     """Return the difference of two means over ``seeds`` that rounding alone stays below in 95 % of cases.
 

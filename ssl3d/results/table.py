@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.results import scores
 from ssl3d.results.cost import Cost, cost_of, mixed_budgets
-from ssl3d.results.floor import floor, on_phantoms
+from ssl3d.results.floor import as_the_preset_is, floor, on_phantoms
 from ssl3d.results.store import Record, canonical_json, no_garbage_collection
 
 if TYPE_CHECKING:
@@ -526,7 +526,8 @@ def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: st
     supports = Counter(cell.support for cell in cells).most_common(1)
     support = supports[0][0] if supports else (0, 0)  # all have failed
     phantoms = on_phantoms(record for cell in cells for record in cell.records)
-    least = floor(preset, task, mode, support[0]) if phantoms and cells else None
+    known = phantoms and as_the_preset_is(record for cell in cells for record in cell.records)
+    least = floor(preset, task, mode, support[0]) if known else None
     digits = scores.digits(metric, [cell.mean for cell in cells])
     return Column(mode, task, metric, support, digits, phantoms, least)
 

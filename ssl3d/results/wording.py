@@ -55,7 +55,8 @@ def under_title(column: Column) -> list[str]:
     """Return the lines below the title of a column: its support, and what it could have shown."""
     lines = [f"n = {support(column.support)}"]
     if column.detectable is not None:
-        lines.append(f"shows {column.detectable:.{column.digits}f}")
+        beyond = scores.in_percent(column.metric) and column.detectable > 100
+        lines.append("shows none" if beyond else f"shows {column.detectable:.{column.digits}f}")
     return lines
 
 
