@@ -7,6 +7,7 @@ from ssl3d.config import BackboneConfig
 from ssl3d.environment import to_device
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import build_backbone
+from ssl3d.models.join import join
 from ssl3d.models.padding import pad_to_multiple
 from ssl3d.models.unet import UNet3D
 
@@ -79,3 +80,19 @@ def test_encoder_needs_no_decoder() -> None:
     net.encode(torch.rand(1, 1, 8, 8, 8))[-1].sum().backward()
     assert all(p.grad is None for p in net.decoder.parameters())
     assert all(p.grad is not None for p in net.encoder.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_join_is_cat_whose_gradients_keep_the_layout(layout: torch.memory_format) -> None:
+    g = torch.Generator().manual_seed(0)
+    parts = [
+        torch.rand(2, c, 3, 4, 5, generator=g).to(memory_format=layout).requires_grad_() for c in (3, 2, 4)
+    ]
+    weights = torch.rand(2, 9, 3, 4, 5, generator=g).to(memory_format=layout)
+    joined, expected = join(*parts), torch.cat(parts, dim=1)
+    assert torch.equal(joined, expected) and joined.is_contiguous(memory_format=layout)
+    found = torch.autograd.grad(joined, parts, weights)
+    for mine, theirs in zip(found, torch.autograd.grad(expected, parts, weights), strict=True):
+        assert torch.equal(mine, theirs) and mine.is_contiguous(memory_format=layout)
+    frozen = join(parts[0].detach(), parts[1])  # the first needs none
+    assert torch.equal(torch.autograd.grad(frozen.sum(), parts[1])[0], torch.ones_like(parts[1]))

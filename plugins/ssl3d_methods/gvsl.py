@@ -15,6 +15,7 @@ from ssl3d import Method, MethodConfig
 from ssl3d.errors import ConfigError
 from ssl3d.losses import ncc_loss, smoothness_loss
 from ssl3d.models.heads import mean_image_error
+from ssl3d.models.join import join
 from ssl3d.models.spatial import (
     affine_coords,
     affine_matrix,
@@ -293,7 +294,7 @@ class ZMatching(nn.Module):
             if not self.config.affine_trained:
                 matrix = matrix.detach()  # nor does any gradient reach f^g through it
             local_m = warp(local_m, affine_coords(matrix, size))
-        x = self.blocks(torch.cat([local_m.to(local_f.dtype), local_f], dim=1))  # (B, hidden, D, H, W)
+        x = self.blocks(join(local_m.to(local_f.dtype), local_f))  # (B, hidden, D, H, W)
         displacement = full_precision(self.flow(x))  # (B, 3, D, H, W), voxels
         if self.affine is None:
             coords = identity_coords(size, displacement) + displacement

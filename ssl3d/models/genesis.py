@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import Backbone, Features
+from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 
 STAGES = 4
@@ -57,7 +58,7 @@ class Up(nn.Module):
         self.block = ConvPair(c + c_skip, c_skip, c_skip)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        y: Tensor = self.block(torch.cat([self.up(x), skip], dim=1))  # (B, c_skip, the skip's grid)
+        y: Tensor = self.block(join(self.up(x), skip))  # (B, c_skip, the skip's grid)
         return y
 
 

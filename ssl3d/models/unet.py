@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
 from ssl3d.models.factory import Backbone, Features
+from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 
 
@@ -36,7 +36,7 @@ def upsample_and_join(x: Tensor, skip: Tensor) -> Tensor:
     (B, c, D, H, W) and (B, c_skip, 2 D, 2 H, 2 W) -> (B, c_skip + c, 2 D, 2 H, 2 W).
     """
     x = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
-    return torch.cat([skip, x], dim=1)
+    return join(skip, x)
 
 
 class UNet3D(Backbone):
