@@ -240,5 +240,13 @@ def test_people_who_look_alike_are_not_taken_for_one(tmp_path: Path, others: int
     for name, options in (("a", {}), ("b", {"coarse": True}), ("c", {"cut": True})):
         save(tmp_path / "d" / f"{name}.nii.gz", *alike(0, **options))
     cases = [Case(c.id, c.subject, c.image, target=0) for c in Folder().cases(tmp_path / "d")]
-    found = find_twins(prepare(cases, Folder(), Preparation(spacing_mm=spacing), tmp_path / "cache"))
+    mr, preparation = Folder().with_facts(modality="mr"), Preparation(spacing_mm=spacing)
+    found = find_twins(prepare(cases, mr, preparation, tmp_path / "cache"))
+    test = prepare([c for c in cases if c.id == "c"], mr, preparation, tmp_path / "cache")
+    people = [c for c in cases if c.id not in "bc"]
+    if others:  # the same among volumes for pretraining
+        pretraining = prepare(people, mr, preparation, tmp_path / "cache")
+        assert [o.pretraining for o in find_overlap(test, [0], pretraining)] == ["a"]
+        without = prepare([c for c in people if c.id != "a"], mr, preparation, tmp_path / "cache")
+        assert find_overlap(test, [0], without) == []
     assert {(o.pretraining, o.test) for o in found} == {("a", "b"), ("a", "c"), ("b", "c")}

@@ -52,14 +52,14 @@ LEAST_OVERLAP = 0.5
 STANDS_OUT = 0.2
 """Distance to 1 of the correlation of two cases, by that of the upper quartile of the others, up to which it tells alone."""
 
-SAME_TEXTURE = 0.4
+SAME_TEXTURE = 0.65
 """Correlation of the texture from which on two volumes count as one scan. On four kinds of made volumes at 2 and 4 mm: one
-scan against a coarser, cropped or noisier copy 0.44 or more; two subjects 0.26 or less."""
+scan against a coarser, cropped or noisier copy 0.70 or more; two subjects 0.61 or less (0.30 but for 15 voxels an edge)."""
 
 _TEXTURE_EDGE = 96  # largest edge in voxels of the grid on which texture is compared
 _TEXTURE_OVERLAP = 0.4
 _FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of the coarse grid
-_VERSION = 1  # of what is stored; raised when this module changes it
+_VERSION = 3  # of what is stored; raised when this module changes it
 _FIRST_EDGE = 48  # largest edge in voxels at which all pairs are compared
 _SHORTLIST = 8
 _TWINS_EDGE = 20  # the same within a cohort, where all pairs are many more
@@ -251,7 +251,7 @@ def _same_scans(
     cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
 ) -> list[tuple[int, int, float]]:
     """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``."""
-    store = cohort.folder / f"same-scans-v{_VERSION + 1}-{spacing_mm:g}.json"
+    store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
     if store.is_file():
         try:
             return [
@@ -274,13 +274,10 @@ def _same_scans(
     def compare(pair: tuple[int, int]) -> float:
         ours, theirs = coarse_volumes(cohort, [cases[n] for n in pair], spacing_mm, workers=1)
         score = float(_correlations([ours], [theirs], None, workers=1)[0, 0])
-        if (
-            score < SAME_SCAN
-            or _stands_out(score, pair, scores)
-            or _same_texture(cohort, *(cases[n] for n in pair))
-        ):
-            return score
-        return -1.0
+        others = np.concatenate([np.delete(scores[n], m) for n, m in (pair, pair[::-1])])
+        one, other = ((cohort, cases[n]) for n in pair)
+        same = score >= SAME_SCAN and (_stands_out(score, _quartile(others)) or _same_texture(one, other))
+        return score if same else -1.0
 
     found = run_parallel(compare, pairs, None, progress, _WITHIN)
     same = [
@@ -290,20 +287,28 @@ def _same_scans(
     return same
 
 
-def _stands_out(score: float, pair: tuple[int, int], scores: np.ndarray) -> bool:
-    """Whether two cases are far more alike than either is to the other cases (N, N; -1: not compared)."""
-    others = np.concatenate([np.delete(scores[n], m) for n, m in (pair, pair[::-1])])
-    others = others[others > -1]
-    return len(others) >= 4 and 1 - score <= STANDS_OUT * (1 - float(np.quantile(others, 0.75)))
+def _quartile(others: np.ndarray) -> float | None:
+    """Return the upper quartile of the correlations with other volumes; None where there are too few to compare with."""
+    others = others[others > -1]  # -1: not compared
+    return float(np.quantile(others, 0.75)) if len(others) >= 4 else None
 
 
-def _same_texture(cohort: PreparedCohort, one: int, other: int) -> bool:
+def _stands_out(score: float, quartile: float | None) -> bool:
+    """Whether two volumes are far more alike than they are to others."""
+    return quartile is not None and 1 - score <= STANDS_OUT * (1 - quartile)
+
+
+def _same_texture(one: tuple[PreparedCohort, int], other: tuple[PreparedCohort, int]) -> bool:
     """Whether two volumes have the same texture where they are smooth: noise and fine structure, but no edges."""
-    cases = [cohort.cases[i] for i in (one, other)]
+    cases = [cohort.cases[i] for cohort, i in (one, other)]
     edge = max(edge * case.spacing_mm for case in cases for edge in case.shape)
     native = max(float(np.linalg.norm(case.native_affine[:3, :3], axis=0).max()) for case in cases)
-    spacing_mm = max(cases[0].spacing_mm, native, edge / _TEXTURE_EDGE)  # nothing finer is in both of them
-    parts = [_texture(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm) for i in (one, other)]
+    # Nothing finer is in both of them.
+    spacing_mm = max(native, edge / _TEXTURE_EDGE, *(case.spacing_mm for case in cases))
+    parts = [
+        _texture(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
+        for cohort, i in (one, other)
+    ]
     shape = tuple(_fast(a + b - 1) for a, b in zip(parts[0][0].shape, parts[1][0].shape, strict=True))
     mine, theirs = (_Spectra(volume, shape, support) for volume, support in parts)
     return mine.correlation(theirs, _TEXTURE_OVERLAP) >= SAME_TEXTURE
@@ -318,9 +323,7 @@ def _texture(image: np.ndarray, affine: np.ndarray, spacing_mm: float) -> tuple[
     slope = ndimage.gaussian_gradient_magnitude(small, _FINE, mode="nearest")
     body = small > 0.15 * small.max()
     smooth = body & (slope <= np.median(slope[body]))
-    fine = np.where(smooth, fine - fine[smooth].mean(), 0)
-    most = 1.5 * np.median(np.abs(fine[smooth]))  # so that what is left of edges does not outweigh it
-    return np.clip(fine, -most, most), smooth
+    return np.where(smooth, fine - fine[smooth].mean(), 0), smooth
 
 
 def find_overlap(
@@ -361,10 +364,14 @@ def find_overlap(
             cohort.dataset, spacing,
         )  # fmt: skip
         rest = []
-    for i, (score, place) in _best_matches(cohort, rest, (pretraining, among), spacing, progress).items():
-        if score >= SAME_SCAN:
-            how = f"same scan (correlation {score:.2f})"
-            found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
+    best = _best_matches(cohort, rest, (pretraining, among), spacing, progress)
+    for i, (matches, quartile) in best.items():
+        for score, place in matches:
+            ours, theirs = (cohort, i), (pretraining, place)
+            if score >= SAME_SCAN and (_stands_out(score, quartile) or _same_texture(ours, theirs)):
+                how = f"same scan (correlation {score:.2f})"
+                found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
+                break
     return [found[i] for i in test if i in found]
 
 
@@ -374,9 +381,10 @@ def _best_matches(
     volumes: tuple[PreparedCohort, Sequence[int]],
     spacing_mm: float,
     progress: Progress | None,
-) -> dict[int, tuple[float, int]]:
-    """Return test case -> (correlation, index) of the most similar volume; kept for the next time.
+) -> dict[int, tuple[list[tuple[float, int]], float | None]]:
+    """Return test case -> the most similar volumes (correlation, index), best first, and what the others come to.
 
+    The latter is the upper quartile of their correlations. Kept for the next time.
     Large volumes are compared on a coarser grid first, and on this one with the best few of that.
     """
     pretraining, among = volumes
@@ -404,21 +412,25 @@ def _best_matches(
             progress,
         )  # (N, M)
         shortlists = np.argsort(-scores, axis=1)[:, :_SHORTLIST]  # (N, up to 8)
-        if first_mm == spacing_mm:
-            best = [(float(row.max()), among[int(row.argmax())]) for row in scores]
-        else:
 
-            def compare(n: int) -> tuple[float, int]:
-                (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
-                shortlist = [among[m] for m in shortlists[n].tolist()]
-                theirs = coarse_volumes(pretraining, shortlist, spacing_mm, workers=1)
-                row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
-                return max(row), shortlist[int(np.argmax(row))]
+        def compare(n: int) -> list[tuple[float, int]]:
+            shortlist = [among[m] for m in shortlists[n].tolist()]
+            if first_mm == spacing_mm:
+                return list(zip(scores[n, shortlists[n]].tolist(), shortlist, strict=True))
+            (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
+            theirs = coarse_volumes(pretraining, shortlist, spacing_mm, workers=1)
+            row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
+            return sorted(zip(row, shortlist, strict=True), key=lambda match: -match[0])
 
-            best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
-        known |= {cohort.cases[i].id: list(pair) for i, pair in zip(todo, best, strict=True)}
+        best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
+        for i, row, matches in zip(todo, scores, best, strict=True):
+            known[cohort.cases[i].id] = [matches, _quartile(np.delete(row, int(row.argmax())))]
         write_json(store, known)
-    return {i: (float(known[cohort.cases[i].id][0]), int(known[cohort.cases[i].id][1])) for i in test}
+    result = {}
+    for i in test:
+        matches, quartile = known[cohort.cases[i].id]
+        result[i] = ([(float(score), int(place)) for score, place in matches], quartile)
+    return result
 
 
 def _correlations(
