@@ -84,6 +84,10 @@ class _Case:
     target: int | None = None
     spacing_mm: float = 2.0
 
+    @property
+    def subject(self) -> str:
+        return self.id
+
 
 class _Volumes:
     """Procedural volumes with the interface of a prepared cohort: a body with organs that vary.
