@@ -97,6 +97,7 @@ class _Volumes:
 
     dataset = "conformance"
     fingerprint = "conformance"
+    taken_for = "arrays"
     label_names = ("organ", "vessel")
     num_classes = 3
 
