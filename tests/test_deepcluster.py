@@ -17,7 +17,7 @@ from ssl3d.config import Settings
 from ssl3d.errors import ConfigError
 from ssl3d.models.checkpoint import load_tensors
 from ssl3d.pretrain.loop import pretrain
-from ssl3d.pretrain.method import resolve_method
+from ssl3d.pretrain.method import Progress, resolve_method
 from ssl3d.pretrain.source import CropSource
 from ssl3d.rng import BatchRng
 from ssl3d.testing import Suite
@@ -130,8 +130,21 @@ def test_every_cluster_is_drawn_equally_often_and_every_crop_has_its_label() -> 
     assert set(drawn) == set(range(24)), "every crop of a cluster"
 
 
+def test_a_classifier_has_time_to_learn_its_clusters() -> None:
+    m, source = method()  # 2 crops a step of 6 volumes: 100 steps are 34 passes
+    m.on_epoch_start(source, 0)
+    m.on_epoch_start(source, 33)
+    assert int(m.clustered) == 0
+    m.on_step_end(Progress(61, 100))
+    m.on_epoch_start(source, 34)
+    assert int(m.clustered) == 0, "the last clusters stay for the rest of the run"
+    m.on_step_end(Progress(59, 100))
+    m.on_epoch_start(source, 34)
+    assert int(m.clustered) == 34
+
+
 def test_clustering_resets_the_classifier_and_normalises_the_features() -> None:
-    m, source = method()
+    m, source = method(recluster_every=4)
     m.on_epoch_start(source, 0)
     first = m.classifier.linear.weight.detach().clone()
     assert 0.005 < float(first.std()) < 0.02 and not m.classifier.linear.bias.any()
@@ -179,7 +192,8 @@ def test_a_resumed_run_has_the_same_clusters_and_weights(
 ) -> None:
     """Stopped before, between and after clusterings (steps 0, 3, 6): the labels come from the checkpoint."""
     spec = resolve_method(
-        "deepcluster", {"deepcluster": {"clusters": 3, "crops_per_volume": 2, "recluster_every": 1}}
+        "deepcluster",
+        {"deepcluster": {"clusters": 3, "crops_per_volume": 2, "recluster_every": 1, "cluster_until": 1.0}},
     )
     options = {
         "crop": 8,

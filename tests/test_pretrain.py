@@ -53,7 +53,7 @@ class Restore(ssl3d.Method):
 
     def training_step(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         loss = (self.head(self.backbone(views["noisy"])[1]) - views["x"]).square().mean()
-        if self.nan_at is not None and int(self.steps_seen) == self.nan_at:
+        if self.training and self.nan_at is not None and int(self.steps_seen) == self.nan_at:
             loss = loss * torch.nan
         return {"mse": loss, "zero": 0 * loss}
 

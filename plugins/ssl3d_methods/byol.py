@@ -89,21 +89,36 @@ class BYOL(Method):
         first, second = self.config.views.pair(x, rng)  # (B, 1, D, H, W) each
         return {"first": first, "second": second, "volume": rng.constant(rng.volumes)}
 
-    def embed(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    @property
+    def heads(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.projector, self.predictor, self.target_projector
+
+    def embed(
+        self,
+        views: dict[str, Tensor],
+        projector: nn.Module,
+        predictor: nn.Module,
+        target_projector: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
         """Return predictions and targets (2B, embedding): row i predicts what the target makes of the other view."""
         x = torch.cat([views["first"], views["second"]])  # (2B, 1, D, H, W)
-        q = self.predictor(self.projector(pool(self.backbone.encode(x))))  # (2B, embedding)
+        q = predictor(projector(pool(self.backbone.encode(x))))  # (2B, embedding)
         with torch.no_grad():
-            z = self.target_projector(pool(self.target.encode(x)))  # (2B, embedding)
+            z = target_projector(pool(self.target.encode(x)))  # (2B, embedding)
         return q, z.roll(len(z) // 2, 0)
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        (q_first, q_second), (z_second, z_first) = (v.chunk(2) for v in self.embed(views))
+        (q_first, q_second), (z_second, z_first) = (v.chunk(2) for v in self.embed(views, *self.heads))
         return {"first": cosine_distance(q_first, z_second), "second": cosine_distance(q_second, z_first)}
 
     def pretext_score(self, views: dict[str, Tensor]) -> float:
-        """Return the loss over that against the views of other volumes: the loss alone is least after a collapse."""
-        return matching_error(*self.embed(views), views["volume"])
+        """Return the loss over that against the views of other volumes: the loss alone is least after a collapse.
+
+        Normalised over the views, as in training: the target's stored statistics are copies of the online
+        network's, which do not fit its features.
+        """
+        heads = [copy.deepcopy(head).train() for head in self.heads]
+        return matching_error(*self.embed(views, *heads), views["volume"])
 
     def chance(self, views: dict[str, Tensor]) -> float:
         return 1.0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ssl3d import Method, MethodConfig
+from ssl3d import Method, MethodConfig, Progress
 from ssl3d.errors import ConfigError
 from ssl3d.models.heads import PooledLinear, pool
 from ssl3d.pretrain.monitor import pooled_features
@@ -85,6 +85,10 @@ def fill_empty(points: np.ndarray, labels: np.ndarray, clusters: int, seed: int)
     return labels
 
 
+LEAST_STEPS = 100
+"""Fewest steps from one clustering to the next, unless `recluster_every` says otherwise."""
+
+
 class DeepClusterConfig(MethodConfig):
     """Options of DeepCluster."""
 
@@ -95,8 +99,11 @@ class DeepClusterConfig(MethodConfig):
     """Crops of each volume that get a pseudo-label; the method trains on these."""
     recluster_every: int | None = Field(None, ge=1)
     """Passes over the volumes from one clustering to the next. None: `crops_per_volume`, which is one
-    pass over the crops, as in the paper: there 5,000 steps, in which the fresh classifier learns its
-    clusters. Where a pass is a few steps, give more."""
+    pass over the crops, as in the paper; there that is 5,000 steps, in which a fresh classifier learns
+    its clusters, and here 100 at least."""
+    cluster_until: float = Field(0.6, ge=0, le=1)
+    """Share of the run after which the clusters stay, so that the last classifier has steps and rate
+    left to learn them; 1 in the paper."""
     pca: int = Field(16, ge=1)
     """Most dimensions in which features are clustered (256 in the paper); at most a quarter of the
     number of crops."""
@@ -125,6 +132,8 @@ class DeepCluster(Method):
     """Where the labelled crops are read from; set by ``setup``."""
     labels: Tensor
     """Pseudo-label of crop j of volume v at v * crops_per_volume + j."""
+    progress: Tensor
+    """Share of the run that is done."""
     clustered: Tensor
     """Epoch of the last clustering, -1 before the first."""
     stability: Tensor
@@ -137,6 +146,7 @@ class DeepCluster(Method):
         self.view_edge = config.views.edge
         self.classifier = PooledLinear(backbone.global_channels, config.clusters)
         self.register_buffer("clustered", torch.tensor(-1))
+        self.register_buffer("progress", torch.tensor(0.0))
         self.register_buffer("stability", torch.tensor(0.0))
 
     def setup(self, volumes: CropSource) -> None:
@@ -153,8 +163,10 @@ class DeepCluster(Method):
         self.register_buffer("held_back_labels", torch.zeros(held_back, dtype=torch.long))
 
     def on_epoch_start(self, volumes: CropSource, epoch: int) -> None:
-        every = self.config.recluster_every or self.config.crops_per_volume
-        if 0 <= int(self.clustered) > epoch - every:
+        least = -(-LEAST_STEPS * volumes.batch_size // len(volumes))  # passes
+        every = self.config.recluster_every or max(self.config.crops_per_volume, least)
+        late = float(self.progress) > self.config.cluster_until
+        if int(self.clustered) >= 0 and (late or int(self.clustered) > epoch - every):
             return
         features = self.features(self.crop(i)[None] for i in range(len(self.labels)))  # (N, C)
         others = self.features(batch.x for batch in volumes.held_back)  # (M, C)
@@ -217,6 +229,9 @@ class DeepCluster(Method):
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         pooled = pool(self.backbone.encode(views["view"]))  # (B, C)
         return {"cross_entropy": F.cross_entropy(self.classifier(pooled), views["label"])}
+
+    def on_step_end(self, progress: Progress) -> None:
+        self.progress.fill_(progress.fraction)
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
         return {"cluster_stability": float(self.stability)}
