@@ -79,7 +79,10 @@ def step(method: GVSL, optimizer: torch.optim.Optimizer, views: dict[str, Tensor
     loss.backward()
     optimizer.step()
     before = float(ncc_loss(moving, fixed))
-    return {"gain": before - float(loss.detach()), "spread": float(matrix.detach().std(0, correction=0).mean())}
+    return {
+        "gain": before - float(loss.detach()),
+        "spread": float(matrix.detach().std(0, correction=0).mean()),
+    }
 
 
 def on_fixed_pairs(

@@ -23,10 +23,12 @@ def ncc_loss(warped: Tensor, fixed: Tensor, window: int = 9, eps: float = 1e-5) 
         cross = sum(AB) - sum(A) sum(B) / n        var_A = sum(A^2) - sum(A)^2 / n
 
     The sums are separable, and each axis doubles its way to the window (2, 4, 8, 9 neighbours are four additions); the
-    gradient is written out, since the derivative of a window sum is a window sum. At 96^3 on one core 2 times as fast as
-    band matrices and 12 times as fast as MONAI's (benchmarks/ncc_speed.py). In float32, sum(A^2) - sum(A)^2 / n turns
-    slightly negative in flat regions; the product of two variances would then pass through zero and the loss explode,
-    so each is clamped at 0. Computed in float32 at least, also under autocast. It can be differentiated once.
+    gradient is written out, since the derivative of a window sum is a window sum. At 96^3 on one core: 45 ms, band matrices
+    84, MONAI's 550 (220 where freed memory is kept, as ``ssl3d pretrain`` does; benchmarks/ncc_speed.py).
+
+    In float32, sum(A^2) - sum(A)^2 / n turns slightly negative in flat regions; the product of two variances would then
+    pass through zero and the loss explode, so each is clamped at 0. Computed in float32 at least, also under autocast. It
+    can be differentiated once.
 
     Args:
         warped: (B, 1, D, H, W).
