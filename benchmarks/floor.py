@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ssl3d.code import evaluation_code
 from ssl3d.config import Settings, identity_values, load_settings
 from ssl3d.data.sources import task_cohort, task_splits
-from ssl3d.downstream.harness import MODES, Mode, check_modes, evaluate, problem_class
+from ssl3d.downstream.harness import MODES, Evaluation, Mode, check_modes, evaluate, problem_class
 from ssl3d.environment import environment, select_device
 from ssl3d.errors import SSL3DError
 from ssl3d.models.factory import Backbone, Features, build_backbone
@@ -100,7 +100,7 @@ def score_of(
     label = f"floor, {task_name} {mode}, run {run}"
     downstream = settings.downstream.for_mode(mode)
     return evaluate(
-        backbone, task, cohort, split, mode, downstream, seed, select_device("auto"), label=label
+        backbone, Evaluation(task, cohort, split, mode, downstream, seed, select_device("auto")), label=label
     ).score
 
 

@@ -25,7 +25,7 @@ from ssl3d.cell import TaskData as TaskData
 from ssl3d.cell import Weights, digest, given_weights, planned_weights
 from ssl3d.code import pretraining_code
 from ssl3d.config import Settings
-from ssl3d.downstream.harness import Mode, evaluate
+from ssl3d.downstream.harness import Evaluation, Mode, evaluate
 from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, nearest
 from ssl3d.files import write_json
 from ssl3d.models.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
@@ -201,10 +201,11 @@ class Bench:
                 }
                 kept.append(keep_prediction(self.store, cell.identity, case.id, arrays, case.affine))
 
-        outcome = evaluate(
-            backbone, cell.data.task, cohort, cell.split, cell.mode, self.settings.downstream.for_mode(cell.mode),
-            cell.seed, self.device, label=cell.label, on_prediction=keep,
-        )  # fmt: skip
+        protocol = self.settings.downstream.for_mode(cell.mode)
+        evaluation = Evaluation(
+            cell.data.task, cohort, cell.split, cell.mode, protocol, cell.seed, self.device
+        )
+        outcome = evaluate(backbone, evaluation, label=cell.label, on_prediction=keep)
         record = cell.record(run, fingerprint, self.store.place_of(folder), outcome, self.device)
         return record | ({"predictions": kept} if kept else {})
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig, Settings
 from ssl3d.data.arrays import Where
 from ssl3d.data.splits import Split
-from ssl3d.downstream.harness import MODES, evaluate
+from ssl3d.downstream.harness import MODES, Evaluation, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import SSL3DError
 from ssl3d.models.checkpoint import BACKBONE, load_state, load_tensors, save_state
@@ -388,13 +388,7 @@ class Suite:
             for name in MODES:
                 outcome = evaluate(
                     copy.deepcopy(method.backbone),
-                    task,
-                    volumes,  # type: ignore[arg-type]
-                    split,
-                    name,
-                    config,
-                    0,
-                    CPU,  # type: ignore[arg-type]
+                    Evaluation(task, volumes, split, name, config, 0, CPU),  # type: ignore[arg-type]
                 )
                 seen.append(f"{name} {metric} {outcome.score:.0f}")
         return ", ".join(seen)

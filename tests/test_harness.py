@@ -9,7 +9,7 @@ from cohorts import MemoryCohort, sphere_cohort
 from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig
 from ssl3d.data.splits import Split
 from ssl3d.downstream.features import FeatureStore
-from ssl3d.downstream.harness import Outcome, Standardize, Whiten, evaluate
+from ssl3d.downstream.harness import Evaluation, Outcome, Standardize, Whiten, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import TrainingError
 from ssl3d.models.checkpoint import weights_fingerprint
@@ -37,7 +37,7 @@ def backbone(seed: int = 0) -> Backbone:
 
 def run(task: Task, mode: str, cohort: MemoryCohort, cfg: DownstreamConfig, seed: int = 0) -> Outcome:
     counts = task.counts
-    return evaluate(backbone(), task, cohort, split(counts), mode, cfg, seed, CPU)  # type: ignore[arg-type]
+    return evaluate(backbone(), Evaluation(task, cohort, split(counts), mode, cfg, seed, CPU))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["linear", "finetune"])
@@ -60,10 +60,10 @@ def test_classification_learns_an_easy_task(mode: str) -> None:
 def test_linear_leaves_the_backbone_alone_and_trains_only_the_head() -> None:
     net = backbone()
     before = weights_fingerprint(net)
-    linear = evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(5), 0, CPU)  # type: ignore[arg-type]
+    linear = evaluate(net, Evaluation(SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(5), 0, CPU))  # type: ignore[arg-type]
     assert weights_fingerprint(net) == before
     assert linear.parameters_trained == 8 * 3 + 3
-    tuned = evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", config(5), 0, CPU)  # type: ignore[arg-type]
+    tuned = evaluate(net, Evaluation(SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", config(5), 0, CPU))  # type: ignore[arg-type]
     assert weights_fingerprint(net) != before
     assert tuned.parameters_trained > linear.parameters_trained
 
@@ -162,7 +162,7 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(monkeypatch: pytest.Monke
         cfg = config(4, lr=1.0)
         tuned = cfg.finetune.model_copy(update={"optimizer": "momentum", "clip_grad": bound})
         cfg = cfg.model_copy(update={"finetune": tuned})
-        evaluate(net, SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", cfg, 0, CPU)  # type: ignore[arg-type]
+        evaluate(net, Evaluation(SEG, sphere_cohort(8), split((4, 2, 2)), "finetune", cfg, 0, CPU))  # type: ignore[arg-type]
         lengths.append(float((places[1] - places[0]).norm()))
     assert lengths[0] > 0.05 and lengths[1] == pytest.approx(0.01, rel=1e-3)
 
@@ -224,7 +224,9 @@ def test_a_probe_learns_from_features_that_hardly_differ() -> None:
             )  # (B, 2, D, H, W)
 
     easy, hard = (
-        evaluate(Correlated(s), SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(), 0, CPU).score  # type: ignore[arg-type]
+        evaluate(
+            Correlated(s), Evaluation(SEG, sphere_cohort(8), split((4, 2, 2)), "linear", config(), 0, CPU)
+        ).score  # type: ignore[arg-type]
         for s in (1.0, 0.02)
     )
     assert hard == pytest.approx(easy, abs=3)
@@ -255,7 +257,9 @@ class Blind(torch.nn.Module):
 
 @pytest.mark.parametrize("mode", ["linear", "finetune", "knn"])
 def test_outputs_that_do_not_differ_are_marked(mode: str) -> None:
-    outcome = evaluate(Blind(), CLS, sphere_cohort(24, edge=12), split((12, 6, 6)), mode, config(4), 0, CPU)  # type: ignore[arg-type]
+    outcome = evaluate(
+        Blind(), Evaluation(CLS, sphere_cohort(24, edge=12), split((12, 6, 6)), mode, config(4), 0, CPU)
+    )  # type: ignore[arg-type]
     assert outcome.constant_output
     assert not run(SEG, "linear", sphere_cohort(8), config()).constant_output
 

@@ -25,7 +25,7 @@ from ssl3d.data.grids import logits_to_native_grid
 from ssl3d.data.splits import Split
 from ssl3d.data.steps import Intensity, Preparation, prepare_arrays
 from ssl3d.data.volume import read_volume, write_like
-from ssl3d.downstream.harness import evaluate
+from ssl3d.downstream.harness import Evaluation, evaluate
 from ssl3d.downstream.predictor import Predictor, expand_inputs, load_predictor, save_predictor
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import to_device
@@ -235,7 +235,7 @@ def trained(tmp_path: Path, task: Task, mode: str, kernel: int = 1) -> tuple[Pat
     config = DownstreamConfig(crop=12, head_kernel=kernel, finetune=budget, precision="float32")  # type: ignore[arg-type]
     backbone = build_backbone(CONFIG, 0)
     outcome = evaluate(
-        backbone, task, cohort, split, mode, config, 0, CPU,  # type: ignore[arg-type]
+        backbone, Evaluation(task, cohort, split, mode, config, 0, CPU),  # type: ignore[arg-type]
         keep=lambda head: save_predictor(
             folder, backbone, head, task=task, mode=mode, cohort=cohort, split=split, config=config,  # type: ignore[arg-type]
             backbone_config=CONFIG, source={},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl3d.data.splits import Split
 from ssl3d.downstream import probe
-from ssl3d.downstream.harness import Outcome, evaluate
+from ssl3d.downstream.harness import Evaluation, Outcome, evaluate
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import TrainingError
 from ssl3d.losses import segmentation_loss
@@ -152,7 +152,7 @@ def test_features_that_are_not_finite_stop_with_their_name() -> None:
     cohort = sphere_cohort(8)
     cohort.images[0] = np.full_like(cohort.images[0], np.inf)
     with pytest.raises(TrainingError, match="seg linear: the frozen features are not finite"):
-        evaluate(backbone(), SEG, cohort, split((4, 2, 2)), "linear", config(), 0, CPU)  # type: ignore[arg-type]
+        evaluate(backbone(), Evaluation(SEG, cohort, split((4, 2, 2)), "linear", config(), 0, CPU))  # type: ignore[arg-type]
 
 
 class Rounded(nn.Module):
@@ -197,4 +197,4 @@ def _score(task: Task, cohort: MemoryCohort, luck: int) -> Outcome:
     ids = [case.id for case in cohort.cases]
     parts = Split("test", tuple(ids[: len(ids) // 2]), tuple(ids[len(ids) // 2 : -6]), tuple(ids[-6:]))
     parts = split(task.counts) if task is SEG else parts  # type: ignore[arg-type]
-    return evaluate(Rounded(luck), task, cohort, parts, "linear", config(), 0, CPU)  # type: ignore[arg-type]
+    return evaluate(Rounded(luck), Evaluation(task, cohort, parts, "linear", config(), 0, CPU))  # type: ignore[arg-type]

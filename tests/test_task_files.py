@@ -20,7 +20,7 @@ from ssl3d.data.cohort import Case
 from ssl3d.data.integrity import check_cases
 from ssl3d.data.sources import open_dataset
 from ssl3d.data.splits import Split, make_splits
-from ssl3d.downstream.harness import Outcome, evaluate
+from ssl3d.downstream.harness import Evaluation, Outcome, evaluate
 from ssl3d.downstream.task_files import load_task
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear"
     split = Split("random", tuple(ids[:18]), tuple(ids[18:24]), tuple(ids[24:]))
     backbone = build_backbone(BackboneConfig(channels=[8, 16]), 0)  # type: ignore[call-arg]
     task = Task("mine", "Mine", kind, "memory", metric, None)  # type: ignore[arg-type]
-    return evaluate(backbone, task, cohort, split, mode, config, 0, torch.device("cpu"))  # type: ignore[arg-type]
+    return evaluate(backbone, Evaluation(task, cohort, split, mode, config, 0, torch.device("cpu")))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["linear", "finetune", "knn"])

@@ -27,7 +27,7 @@ from torch import nn
 
 from ssl3d.config import Settings, load_settings
 from ssl3d.data.sources import task_cohort, task_splits
-from ssl3d.downstream.harness import evaluate
+from ssl3d.downstream.harness import Evaluation, evaluate
 from ssl3d.environment import select_device
 from ssl3d.errors import ConfigError, SSL3DError
 from ssl3d.models.checkpoint import load_backbone, read_run
@@ -129,8 +129,8 @@ def main() -> None:
             row = {"Encoder": title}
             for task, cohort, split in data:
                 outcome = evaluate(
-                    backbone, task, cohort, split, "linear", settings.downstream, arguments.seed,
-                    select_device("auto"), label=f"{title}, {task.name}",
+                    backbone, Evaluation(task, cohort, split, "linear", settings.downstream, arguments.seed,
+                    select_device("auto")), label=f"{title}, {task.name}",
                 )  # fmt: skip
                 row[task.title] = f"{outcome.score:.1f}"
             rows.append(row)

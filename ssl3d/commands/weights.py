@@ -70,7 +70,7 @@ def finetune(
     from ssl3d.config import BackboneConfig
     from ssl3d.data.overlap import check_within
     from ssl3d.data.sources import Tracker, task_cohort, task_splits
-    from ssl3d.downstream.harness import check_mode, evaluate
+    from ssl3d.downstream.harness import Evaluation, check_mode, evaluate
     from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
     from ssl3d.environment import select_device
     from ssl3d.models.checkpoint import load_backbone, read_run
@@ -91,7 +91,7 @@ def finetune(
     downstream = settings.downstream.for_mode(chosen_mode)
     source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
     outcome = evaluate(
-        backbone, task, cohort, splits[split], chosen_mode, downstream, seed, where,
+        backbone, Evaluation(task, cohort, splits[split], chosen_mode, downstream, seed, where),
         keep=lambda head: save_predictor(
             out, backbone, head, task=task, mode=chosen_mode, cohort=cohort, split=splits[split],
             config=downstream, backbone_config=BackboneConfig.model_validate(run["backbone"]),

@@ -47,7 +47,7 @@ CONSTANT_PROBABILITY = 0.01
 """Below this standard deviation over the test cases, in every class, a classifier's outputs do not differ."""
 CONSTANT_VALUE = 0.01
 """Below this share of the standard deviation of the true values, a regression's outputs do not differ."""
-REFERENCES = 64
+REFERENCES = 32
 """Training cases at most whose features set a readout's centre and scale."""
 
 
@@ -120,15 +120,33 @@ class LogOdds(nn.Module):
         return (x[:, 1] - x[:, 0])[:, None]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated and how; nothing of it depends on the backbone.
+
+    Attributes:
+        task: what to predict.
+        cohort: the task's prepared cases.
+        split: case ids of the three parts.
+        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained; ``knn``: the
+            backbone frozen and each test sample labelled by its neighbours in feature space.
+        config: budget and protocol, the same for every method.
+        seed: decides the head's initial weights, the order of the training crops, and which voxels stand for a case.
+        device: where to compute.
+    """
+
+    task: Task
+    cohort: PreparedCohort
+    split: Split
+    mode: Mode
+    config: DownstreamConfig
+    seed: int
+    device: torch.device
+
+
 def evaluate(
     backbone: Backbone,
-    task: Task,
-    cohort: PreparedCohort,
-    split: Split,
-    mode: Mode,
-    config: DownstreamConfig,
-    seed: int,
-    device: torch.device,
+    evaluation: Evaluation,
     label: str = "",
     keep: Callable[[nn.Module], None] | None = None,
     on_prediction: OnPrediction | None = None,
@@ -138,14 +156,7 @@ def evaluate(
 
     Args:
         backbone: pretrained or random weights; changed by fine-tuning.
-        task: what to predict.
-        cohort: the task's prepared cases.
-        split: case ids of the three parts.
-        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained; ``knn``: the
-            backbone frozen and each test sample labelled by its neighbours in feature space.
-        config: budget and protocol, the same for every method.
-        seed: decides the head's initial weights and the order of the training crops.
-        device: where to compute.
+        evaluation: what is evaluated and how.
         label: what the progress line calls this evaluation.
         keep: called with the head once training is over, before the test; ``backbone`` then holds the
             weights that belong to it.
@@ -154,39 +165,34 @@ def evaluate(
     Raises:
         TrainingError: the loss or a frozen feature is not finite.
     """
-    began, memory = time.monotonic(), PeakMemory(device)
-    to_device(backbone, device)
-    problem = make_problem(backbone, task, cohort, mode, config, device)
+    began, memory = time.monotonic(), PeakMemory(evaluation.device)
+    task, cohort, mode, seed = evaluation.task, evaluation.cohort, evaluation.mode, evaluation.seed
+    to_device(backbone, evaluation.device)
+    problem = make_problem(backbone, task, cohort, mode, evaluation.config, evaluation.device)
     problem.on_prediction = on_prediction
-    train, val, test = (
-        [cohort.index(case) for case in part] for part in (split.train, split.val, split.test)
-    )
-
+    parts = (evaluation.split.train, evaluation.split.val, evaluation.split.test)
+    train, val, test = ([cohort.index(case) for case in part] for part in parts)
     backbone.requires_grad_(mode == "finetune")
     backbone.eval()
     label = label or f"{task.name} {mode}"
-    curve: list[dict[str, float]] = []
-    tested_step = 0
     if mode == "linear":
-        head, curve = _solved(problem, train, val, seed, label)
-        tested_step = int(curve[0]["step"])
+        fitted = _solved(problem, train, val, seed, label)
+    elif mode == "finetune":
+        fitted = _tuned(problem, train, val, seed, label)
     else:
-        with seeded(seed, "head", task.name, mode):
-            head = problem.make_neighbours(train, seed) if mode == "knn" else problem.make_head(train)
-    to_device(head, device)
-    model = nn.ModuleDict({"head": head, "backbone": backbone} if mode == "finetune" else {"head": head})
-    if mode == "finetune":
-        curve, tested_step = _train(problem, model, (train, val), config.finetune, seed, label)
+        fitted = _Fitted(problem.make_neighbours(train, seed), [], 0)
+    to_device(fitted.head, evaluation.device)
+    model = nn.ModuleDict({"head": fitted.head, "backbone": backbone})
     model.eval()
     if keep is not None:
-        keep(head)
-    tested, per_case, excluded = problem.test(head, test)
+        keep(fitted.head)
+    tested, per_case, excluded = problem.test(fitted.head, test)
     return Outcome(
         score=round(problem.scale * tested, 6),
         per_case=per_case,
         excluded=excluded,
-        validation=curve,
-        best_step=tested_step,
+        validation=fitted.validation,
+        best_step=fitted.step,
         seconds=round(time.monotonic() - began, 3),
         peak_memory_mib=memory.mib(),
         parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -194,21 +200,37 @@ def evaluate(
     )
 
 
-def _solved(
-    problem: Problem, train: list[int], val: list[int], seed: int, label: str
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Return the solved head, and its one validation, after as many steps as the solution took."""
+@dataclass(frozen=True)
+class _Fitted:
+    """A head, its validation curve, and the step whose weights it has."""
+
+    head: nn.Module
+    validation: list[dict[str, float]]
+    step: int
+
+
+def _solved(problem: Problem, train: list[int], val: list[int], seed: int, label: str) -> _Fitted:
+    """Return the solved head, validated once, after as many steps as the solution took."""
     try:
         head, found = problem.solve(train, val, seed)
     except TrainingError as error:
         raise TrainingError(f"{label}: {error}") from None
     to_device(head, problem.device)
     head.eval()
-    point: dict[str, float] = {
-        "step": found.iterations,
-        "score": round(problem.scale * problem.validate(head, val)[0], 4),
-    }
-    return head, [point if found.strength is None else {**point, "strength": found.strength}]
+    score = round(problem.scale * problem.validate(head, val)[0], 4)
+    point: dict[str, float] = {"step": found.iterations, "score": score}
+    strength = {} if found.strength is None else {"strength": found.strength}
+    return _Fitted(head, [point | strength], found.iterations)
+
+
+def _tuned(problem: Problem, train: list[int], val: list[int], seed: int, label: str) -> _Fitted:
+    """Return the head after it and the backbone were trained; both have the weights to test."""
+    with seeded(seed, "head", problem.task.name, problem.mode):
+        head = problem.make_head(train)
+    to_device(head, problem.device)
+    model = nn.ModuleDict({"head": head, "backbone": problem.backbone})
+    curve, step = _train(problem, model, (train, val), problem.config.finetune, seed, label)
+    return _Fitted(head, curve, step)
 
 
 def _train(
