@@ -137,7 +137,7 @@ def check(method: str, overrides: tuple[str, ...]) -> None:
     from ssl3d.plugins import registry
 
     registry().methods.get(method)
-    settings = load_settings("smoke", overrides, registry().methods.names())
+    settings = load_settings("quick", overrides, registry().methods.names())
     from ssl3d.pretrain.method import resolve_method
     from ssl3d.progress import quiet
     from ssl3d.testing import Suite

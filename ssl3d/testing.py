@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig, Settings
+from ssl3d.config import BackboneConfig, DownstreamConfig, FinetuneConfig, Settings, load_settings
 from ssl3d.data.arrays import Where
 from ssl3d.data.splits import Split
 from ssl3d.downstream.harness import MODES, Evaluation, evaluate
@@ -156,8 +156,9 @@ class _Hearts(_Volumes):
 
 
 LEARN_VOLUMES = 40
+LEARN_STEPS = 240
 LEARN = {
-    "steps": 240, "batch_size": 8, "crop": EDGE, "lr": 3e-3, "schedule": "cosine", "warmup_steps": 10,
+    "batch_size": 8, "crop": EDGE, "lr": 3e-3, "schedule": "cosine", "warmup_steps": 10,
     "checkpoint_every": 10_000, "monitor_every": 10_000, "log_every": 10_000, "workers": 0, "precision": "float32",
 }  # fmt: skip
 """The run that shows whether a method learns: about half a minute on one core."""
@@ -172,7 +173,7 @@ class Suite:
         learn_steps: optimizer steps of the run that looks for learning.
     """
 
-    def __init__(self, spec: MethodSpec, collapse_steps: int = 40, learn_steps: int = LEARN["steps"]) -> None:
+    def __init__(self, spec: MethodSpec, collapse_steps: int = 40, learn_steps: int = LEARN_STEPS) -> None:
         self.spec, self.collapse_steps, self.learn_steps = spec, collapse_steps, learn_steps
         self.batch_size = max(4, spec.cls.minimum_items)
         self.volumes = _Volumes(8)
@@ -537,7 +538,7 @@ def check_method(
     method: str | type[Method],
     *,
     collapse_steps: int = 40,
-    learn_steps: int = LEARN["steps"],
+    learn_steps: int = LEARN_STEPS,
     skip: Collection[str] = (),
     **options: Any,
 ) -> Report:
@@ -558,7 +559,8 @@ def check_method(
         ConfigError: an unknown option.
     """
     if isinstance(method, str):
-        spec = resolve_method(method, {method: options})
+        short = load_settings("quick").methods  # as for other runs that are as short
+        spec = resolve_method(method, {**short, method: {**short.get(method, {}), **options}})
     else:
         spec = MethodSpec(method.name, method, method.Config(**options), method.title or method.name)
     return Report(spec.name, list(Suite(spec, collapse_steps, learn_steps).run(skip=skip)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ssl3d
 from ssl3d.plugins import registry
 from ssl3d.pretrain.method import MethodSpec
-from ssl3d.testing import LEARN, Suite, check_method
+from ssl3d.testing import LEARN_STEPS, Suite, check_method
 
 
 class Sound(ssl3d.Method):
@@ -260,8 +260,8 @@ def test_bundled_methods_keep_the_contract(name: str) -> None:
 @pytest.mark.parametrize(
     ("cls", "steps", "message"),
     [
-        (Rotation, LEARN["steps"], None),
-        (BareHead, LEARN["steps"], r"held-back score .*\. A head on pooled features needs a norm"),
+        (Rotation, LEARN_STEPS, None),
+        (BareHead, LEARN_STEPS, r"held-back score .*\. A head on pooled features needs a norm"),
         (FrozenEncoder, 2, "no weight of the encoder moves"),
         (NoLevel, 2, r"define chance\(views\)"),
         (ControlThatLearns, 60, "a control has something to learn after all"),
