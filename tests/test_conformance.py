@@ -214,7 +214,7 @@ def results(cls: type[ssl3d.Method], *names: str) -> dict[str, Any]:
 
 
 def test_a_sound_method_passes() -> None:
-    report = check_method(Sound, learn_steps=60)
+    report = check_method(Sound, learn_steps=30)
     report.assert_passed()
     seen = {c.name: c.seen for c in report.checks}
     assert seen["target networks follow by momentum"] == "momentum 0.9500"
@@ -264,7 +264,7 @@ def test_bundled_methods_keep_the_contract(name: str) -> None:
         (BareHead, LEARN_STEPS, r"held-back score .*\. A head on pooled features needs a norm"),
         (FrozenEncoder, 2, "no weight of the encoder moves"),
         (NoLevel, 2, r"define chance\(views\)"),
-        (ControlThatLearns, 60, "a control has something to learn after all"),
+        (ControlThatLearns, 30, "a control has something to learn after all"),
     ],
 )
 def test_the_suite_tells_what_learns_from_what_cannot(
