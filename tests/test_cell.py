@@ -254,10 +254,10 @@ def test_a_failing_evaluation_is_one_failed_cell(
 
     true = module.evaluate
 
-    def failing(backbone: Any, task: Any, cohort: Any, split: Any, mode: str, *rest: Any, **more: Any) -> Any:
-        if mode == "linear":
+    def failing(backbone: Any, evaluation: Any, **more: Any) -> Any:
+        if evaluation.mode == "linear":
             raise TrainingError("loss = inf at step 3.")
-        return true(backbone, task, cohort, split, mode, *rest, **more)
+        return true(backbone, evaluation, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "evaluate", failing)
