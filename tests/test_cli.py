@@ -192,15 +192,20 @@ def test_every_bad_file_is_listed_before_training_starts(volume_folder: Path, tm
     assert not (tmp_path / "run").exists(), "nothing was trained"
 
 
-def test_empty_and_missing_folders_and_small_volumes(volume_folder: Path, tmp_path: Path) -> None:
+def test_empty_and_missing_folders_and_small_volumes(
+    volume_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "empty").mkdir()
     refused(pretrain(tmp_path / "empty", tmp_path), str(tmp_path / "empty"), "empty")
     refused(pretrain(tmp_path / "nowhere", tmp_path), "nowhere")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "readme.txt").write_text("hello")
     refused(pretrain(tmp_path / "text", tmp_path), "holds no volume")
-    small = pretrain(volume_folder, tmp_path, "--set", "pretrain.crop=64")
-    refused(small, "5 prepared volumes are smaller than the crop (64, 64, 64)", "ct_0", "data.spacing_mm=")
+    small = pretrain(volume_folder, tmp_path, "--set", "pretrain.crop=24", "--set", "pretrain.steps=1")
+    assert small.exit_code == 0, small.output
+    (note,) = (text for text in caplog.messages if "smaller than the crop" in text)
+    assert "5 of 5 prepared volumes are smaller than the crop (24, 24, 24)" in note
+    assert "ct_0: (20, 20, 20)" in note and "data.spacing_mm=" in note
 
 
 def test_label_on_another_grid_is_refused(store: tuple[Path, Result], tmp_path: Path) -> None:

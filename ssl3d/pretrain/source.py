@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -230,9 +231,12 @@ def training_source(
     held = held_back_volumes(len(cohort))
     train = [v for v in range(len(cohort)) if v not in held]
     source = CropSource(cohort, crop, items, volumes_per_item, seed, train)
-    other = CropSource(
-        cohort, crop, items, volumes_per_item, derive_seed(0, "held back"), held if held else train
-    )
+    fixed = derive_seed(0, "held back")
+    if held:
+        other = CropSource(cohort, crop, items, volumes_per_item, fixed, held)
+    else:
+        other = copy.copy(source)  # of which padded volumes have been named
+        other.seed = fixed
     source.held_back = [other.batch(number) for number in range(held_back_batches)]
     source.held_back_is = f"{len(held)} volumes" if held else "further crops of the training volumes"
     return source
