@@ -5,7 +5,7 @@ STORE ?= results-store
 # Processes of the study; one GPU has room for a dozen.
 JOBS ?= 2
 REALDATA ?= runs/realdata
-STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/study/studies/*.yaml))
+STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
 .PHONY: check-results bench bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
@@ -23,32 +23,32 @@ bench: .venv/.installed
 # Every row of table 1 but the ablations; goes on with the cells that `make bench` finished.
 bench-all: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods all --tasks shc,sac,ccc,sbm --store $(STORE)
-	mkdir -p benchmarks/results
-	$(BIN)/ssl3d table --store $(STORE) --format markdown --with ci --against paper > benchmarks/results/table1-quick.md
-	$(BIN)/ssl3d table --store $(STORE) --format csv --with ci --against paper > benchmarks/results/table1-quick.csv
-	$(BIN)/python benchmarks/order.py benchmarks/results/table1-quick.csv > benchmarks/results/order-quick.md
+	mkdir -p benchmarks/studies/results
+	$(BIN)/ssl3d table --store $(STORE) --format markdown --with ci --against paper > benchmarks/studies/results/table1-quick.md
+	$(BIN)/ssl3d table --store $(STORE) --format csv --with ci --against paper > benchmarks/studies/results/table1-quick.csv
+	$(BIN)/python benchmarks/studies/order.py benchmarks/studies/results/table1-quick.csv > benchmarks/studies/results/order-quick.md
 
 # Every row with three seeds: docs/study.md. A night on two cores.
 study: .venv/.installed
 	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --jobs $(JOBS) --store $(STORE)/study
-	mkdir -p benchmarks/results/studies
-	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,power,rank --against paper > benchmarks/results/table1-study.md
-	$(BIN)/python benchmarks/study/separation.py $(STORE)/study > benchmarks/results/studies/separation.md
-	$(BIN)/python benchmarks/study/losses.py $(STORE)/study > benchmarks/results/studies/losses.md
-	$(BIN)/python benchmarks/study/seeds.py $(STORE)/study --out benchmarks/results/studies/comparison.png
+	mkdir -p benchmarks/studies/results/studies
+	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,power,rank --against paper > benchmarks/studies/results/table1-study.md
+	$(BIN)/python benchmarks/studies/separation.py $(STORE)/study > benchmarks/studies/results/studies/separation.md
+	$(BIN)/python benchmarks/studies/losses.py $(STORE)/study > benchmarks/studies/results/studies/losses.md
+	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out benchmarks/studies/results/studies/comparison.png
 
 # The luck of rounding, for each column and mode; goes on where it stopped.
 floor: .venv/.installed
-	$(BIN)/python benchmarks/floor.py --preset quick --runs 8
+	$(BIN)/python benchmarks/studies/floor.py --preset quick --runs 8
 
 # One figure a lever, on the development cohort.
 levers: .venv/.installed
-	$(BIN)/python benchmarks/study/run.py $(STUDIES) --store $(STORE)/levers --out benchmarks/results/studies
+	$(BIN)/python benchmarks/studies/run.py $(STUDIES) --store $(STORE)/levers --out benchmarks/studies/results/studies
 
 # What differences in appearance do, on the benchmark cohort.
 appearance: .venv/.installed
-	$(BIN)/python benchmarks/study/run.py benchmarks/study/studies/appearance.yaml --store $(STORE)/study \
-		--out benchmarks/results/studies
+	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/study \
+		--out benchmarks/studies/results/studies
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)
@@ -58,13 +58,13 @@ smoke: .venv/.installed
 
 # A brain task from real volumes that packages ship, see docs/realdata.md.
 realdata: .venv/.installed
-	$(BIN)/python -m pytest tests/test_realdata.py
-	$(BIN)/python benchmarks/realdata/make_mni.py --out $(REALDATA)
-	$(BIN)/python benchmarks/realdata/picture.py $(REALDATA) --out docs/images/realdata_mni.png
-	$(BIN)/ssl3d bench --preset benchmarks/realdata/realdata.yaml --methods scratch,gvsl --tasks $(REALDATA)/mni.yaml \
+	$(BIN)/python -m pytest tests/studies/test_realdata.py
+	$(BIN)/python benchmarks/studies/realdata/make_mni.py --out $(REALDATA)
+	$(BIN)/python benchmarks/studies/realdata/picture.py $(REALDATA) --out docs/images/realdata_mni.png
+	$(BIN)/ssl3d bench --preset benchmarks/studies/realdata/realdata.yaml --methods scratch,gvsl --tasks $(REALDATA)/mni.yaml \
 		--data $(REALDATA)/pretrain --store $(STORE)/realdata
-	mkdir -p benchmarks/results
-	$(BIN)/ssl3d table --store $(STORE)/realdata --format markdown --with ci > benchmarks/results/realdata.md
+	mkdir -p benchmarks/studies/results
+	$(BIN)/ssl3d table --store $(STORE)/realdata --format markdown --with ci > benchmarks/studies/results/realdata.md
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
@@ -79,7 +79,7 @@ check-results: .venv/.installed
 	$(BIN)/python benchmarks/check_results.py
 
 phantom-pictures: .venv/.installed
-	$(BIN)/python benchmarks/phantom_pictures.py --out docs/images
+	$(BIN)/python benchmarks/studies/phantom_pictures.py --out docs/images
 
 # The results are not deleted.
 clean:

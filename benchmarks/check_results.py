@@ -73,9 +73,9 @@ def printed(command: str, root: Path = ROOT) -> str:
 
 def stale_in(store: Path) -> list[str]:
     """Return what is not current in a store, one line a record."""
+    from ssl3d.bench.stale import stale_records
     from ssl3d.errors import DataError
-    from ssl3d.provenance import stale_records
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.store import ResultStore
 
     try:
         records, problems = ResultStore(store).records()

@@ -21,15 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl3d.bench.sources import pretraining_cohort
 from ssl3d.config import load_settings
-from ssl3d.data.sources import pretraining_cohort
 from ssl3d.models.heads import PooledNorm, pool
 from ssl3d.optim import make_optimizer
-from ssl3d.plugins import registry
 from ssl3d.pretrain.loop import build_method
-from ssl3d.pretrain.method import Method, resolve_method
+from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.pretext import evaluating
 from ssl3d.pretrain.source import Batch, training_source
+from ssl3d.pretrain.spec import resolve_method
+from ssl3d.registry.registry import registry
 from ssl3d.rng import BatchRng
 
 CPU = torch.device("cpu")

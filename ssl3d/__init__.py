@@ -18,10 +18,10 @@ except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 
 hookimpl = pluggy.HookimplMarker("ssl3d")
-"""Marks a function of a plugin as the implementation of a hook of :mod:`ssl3d.hookspecs`."""
+"""Marks a function of a plugin as the implementation of a hook of :mod:`ssl3d.registry.hookspecs`."""
 
 _LAZY = {
-    "Backbone": "ssl3d.models.factory",
+    "Backbone": "ssl3d.models.backbone",
     "BatchRng": "ssl3d.rng",
     "Case": "ssl3d.data.cohort",
     "Dataset": "ssl3d.data.cohort",
@@ -29,9 +29,9 @@ _LAZY = {
     "MethodConfig": "ssl3d.config",
     "Progress": "ssl3d.pretrain.method",
     "StopGradient": "ssl3d.pretrain.method",
-    "TableFormat": "ssl3d.results.formats",
+    "TableFormat": "ssl3d.results.formats.format",
     "Task": "ssl3d.downstream.tasks",
-    "create_model": "ssl3d.models.factory",
+    "create_model": "ssl3d.models.weights.create",
 }
 
 __all__ = ["__version__", "hookimpl", *sorted(_LAZY)]
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from ssl3d.data.cohort import Case as Case
     from ssl3d.data.cohort import Dataset as Dataset
     from ssl3d.downstream.tasks import Task as Task
-    from ssl3d.models.factory import Backbone as Backbone
-    from ssl3d.models.factory import create_model as create_model
+    from ssl3d.models.backbone import Backbone as Backbone
+    from ssl3d.models.weights.create import create_model as create_model
     from ssl3d.pretrain.method import Method as Method
     from ssl3d.pretrain.method import Progress as Progress
     from ssl3d.pretrain.method import StopGradient as StopGradient
-    from ssl3d.results.formats import TableFormat as TableFormat
+    from ssl3d.results.formats.format import TableFormat as TableFormat
     from ssl3d.rng import BatchRng as BatchRng
 
 

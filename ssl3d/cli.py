@@ -40,8 +40,8 @@ from ssl3d.commands.store import store as store_group
 from ssl3d.commands.weights import export, finetune, import_, predict
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy
-    from ssl3d.plugins import Catalogue
+    from ssl3d.data.prepared.build import Policy
+    from ssl3d.registry.registry import Catalogue
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -63,7 +63,7 @@ def methods(verbose: bool, cost: bool) -> None:
     """List pretext methods and their variants."""
     from rich.markup import escape
 
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     if verbose:
         quiet_libraries()
@@ -94,8 +94,8 @@ def info(method: str, cost: bool) -> None:
 def _print_info(name: str, cost: bool) -> None:
     from rich.markup import escape
 
-    from ssl3d.plugins import registry
     from ssl3d.pretrain.describe import describe, step_cost
+    from ssl3d.registry.registry import registry
 
     entry = registry().methods.get(name)
     facts = describe(name)
@@ -134,13 +134,13 @@ def check(method: str, overrides: tuple[str, ...]) -> None:
     from rich.markup import escape
 
     from ssl3d.config import load_settings
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     registry().methods.get(method)
     settings = load_settings("quick", overrides, registry().methods.names())
-    from ssl3d.pretrain.method import resolve_method
+    from ssl3d.pretrain.spec import resolve_method
     from ssl3d.progress import quiet
-    from ssl3d.testing import Suite
+    from ssl3d.testing.suite import Suite
 
     console = make_console()
     failed = 0
@@ -162,7 +162,7 @@ def check(method: str, overrides: tuple[str, ...]) -> None:
 )
 def new_method(name: str, out: Path | None) -> None:
     """Write a pip-installable package with a method that runs and passes its test."""
-    from ssl3d.scaffold import new_method as write
+    from ssl3d.registry.scaffold import new_method as write
 
     folder = out or Path(f"ssl3d-{name.replace('_', '-')}")
     for path in write(name, folder):
@@ -175,7 +175,7 @@ def tasks() -> None:
     """List downstream tasks."""
     from rich.markup import escape
 
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     table = text_table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
     for entry in registry().tasks:
@@ -194,7 +194,7 @@ def datasets() -> None:
     """List datasets that can be read."""
     from rich.markup import escape
 
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     table = text_table("Dataset", "What it is", "Modality", "Offset", "Plugin")
     for entry in registry().datasets:
@@ -215,7 +215,7 @@ def plugins() -> None:
     """List installed plugins, what each registers, and what is wrong with any."""
     from rich.markup import escape
 
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     found = registry()
     catalogues: dict[str, Catalogue[Any]] = {
@@ -270,15 +270,15 @@ def pretrain(
     keep_freed_memory()
     settings = settings_of(preset, overrides).for_method(method_name)
     settings = with_subject_patterns(settings, subject_patterns)
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
-    from ssl3d.bench import TaskData
-    from ssl3d.data.sources import pretraining_cohort, task_cohort, task_splits
-    from ssl3d.environment import select_device
+    from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
+    from ssl3d.device import select_device
     from ssl3d.errors import count
     from ssl3d.pretrain.loop import check_run, pretrain
-    from ssl3d.pretrain.method import resolve_method
+    from ssl3d.pretrain.spec import resolve_method
     from ssl3d.progress import duration
 
     spec = resolve_method(method_name, settings.methods)

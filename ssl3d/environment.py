@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import platform
 import subprocess
-import sys
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ssl3d.code import without_effect
-from ssl3d.errors import ConfigError
+from ssl3d.device import autocast_dtype
+from ssl3d.marks import without_effect
 
 PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
 
@@ -70,93 +65,6 @@ def _git_commit() -> str | None:
     return answer.stdout.strip()
 
 
-def select_device(name: Literal["auto", "cpu", "cuda"] | str) -> torch.device:
-    """Return the device called ``name``; ``auto`` takes CUDA where there is one.
-
-    On CUDA, convolutions are set to repeatable algorithms, and float32 to be float32: torch would compute them
-    in TensorFloat-32, of 10 bits, without saying so.
-
-    Raises:
-        ConfigError: CUDA was asked for and is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device; use --device auto or cpu.")
-    if name.startswith("cuda"):
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, or None for float32 throughout.
-
-    ``auto`` takes bfloat16 only where the hardware computes it: on a CPU without AVX512-BF16 or
-    AMX, a bfloat16 3D convolution measured 100 times slower than float32.
-    """
-    if precision == "bfloat16":
-        return torch.bfloat16
-    if precision == "float32":
-        return None
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else None
-
-
-def to_device(module: nn.Module, device: torch.device) -> None:
-    """Move ``module`` in place, convolutions in channels_last_3d (1.6 times faster on a CPU)."""
-    module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-
-@without_effect
-class PeakMemory:
-    """The peak memory of one job: of its tensors on CUDA, of the process while it runs on Linux.
-
-    A process does many jobs, so its peak is set back when the job begins. What cannot be set back (another system, or
-    a container that forbids it) is not measured: the peak of an earlier job says nothing of this one.
-
-    Example::
-
-        memory = PeakMemory(device)
-        ...
-        memory.mib()  # MiB, or None
-    """
-
-    _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            return
-        _give_memory_back()  # what an earlier job has freed is not this one's
-        try:
-            self._CLEAR.write_text("5")  # proc(5): sets the peak back to what is in use now
-            self._measured = True
-        except OSError:
-            self._measured = False
-
-    def mib(self) -> float | None:
-        """Return the peak since the object was made, in MiB; None where it cannot be measured."""
-        if self.device.type == "cuda":
-            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-        if not self._measured:
-            return None
-        lines = self._STATUS.read_text().splitlines()
-        kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-        return None if kib is None else round(kib / 2**10, 1)
-
-
-def _give_memory_back() -> None:
-    """Return the memory that the C library holds for later to the system, where it can."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc; musl has none
-        trim(0)
-
-
 @without_effect
 def device_name(device: torch.device, precision: str) -> str:
     """Return the processor behind ``device`` and what it computes in, as in ``"AMD EPYC (2 threads, float32)"``.
@@ -168,8 +76,3 @@ def device_name(device: torch.device, precision: str) -> str:
         return f"{torch.cuda.get_device_name(device)} ({dtype})"
     threads = torch.get_num_threads()
     return f"{_cpu_name()} ({threads} thread{'s' if threads > 1 else ''}, {dtype})"
-
-
-def constant(values: Sequence[Any], device: torch.device) -> Tensor:
-    """Return numbers that the host knows as a tensor on ``device``, without waiting for what the device does."""
-    return torch.tensor(values).to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -225,3 +225,24 @@ class Board:
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Tracker:
+    """Adapts (done, total, what) callbacks of the data layer to one progress display per job."""
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        self._track: Track | None = None
+        return self._report
+
+    def _report(self, done: int, total: int, what: str) -> None:
+        if self._track is None or self._track.title != what or self._track.total != total:
+            self.__exit__()
+            self._track = Track(what, total, unit="file")
+            self._track.__enter__()
+        self._track.update(done)
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._track is not None:
+            failed = exc and exc[0] is not None
+            self._track.__exit__(exc[0] if failed else None, None, None)
+            self._track = None

@@ -1,6 +1,6 @@
 """What to do about a finding: every remedy that can be printed about a file, by name.
 
-A remedy is a promise. ``tests/test_remedies.py`` holds a scenario for every one of them, in which a file is refused
+A remedy is a promise. ``tests/data/test_remedies.py`` holds a scenario for every one of them, in which a file is refused
 with it, what it says is done, and the file is read; a remedy without a scenario fails there.
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.environment import constant
+from ssl3d.device import constant
 
 Key = int | str
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ssl3d.data.arrays import Where
+from ssl3d.data.prepared.arrays import Where
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from ssl3d.commands.common import settings_of
 from ssl3d.config import KeysAre, Settings, load_settings, option_paths, preset_names, validate
-from ssl3d.data.steps import Preparation
+from ssl3d.data.prepared.steps import Preparation
 from ssl3d.errors import ConfigError
 
 

@@ -22,9 +22,9 @@ from click.testing import CliRunner, Result
 import ssl3d
 from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, validate
-from ssl3d.models.checkpoint import weights_fingerprint
-from ssl3d.plugins import Registry
-from ssl3d.plugins import registry as installed
+from ssl3d.models.weights.checkpoint import weights_fingerprint
+from ssl3d.registry.registry import Registry
+from ssl3d.registry.registry import registry as installed
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -65,7 +65,7 @@ def test_every_block_is_used_by_a_test_here() -> None:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """A registry of one plugin a block, beside the bundled ones."""
     folder = tmp_path_factory.mktemp("docs")
-    entry_points = [("ssl3d", "0", EntryPoint("builtins", "ssl3d.builtins", "ssl3d"))]
+    entry_points = [("ssl3d", "0", EntryPoint("builtins", "ssl3d.registry.bundled", "ssl3d"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         for number, block in enumerate(BLOCKS):
@@ -110,7 +110,7 @@ def test_the_documented_backbone_keeps_the_contract(registry: Registry) -> None:
 
 
 def test_the_documented_table_format_renders(registry: Registry) -> None:
-    from ssl3d.results.table import TableModel
+    from ssl3d.results.table.model import TableModel
 
     assert registry.table_formats.get("my_json").load().render(TableModel(tables=())) == "[]"
 
@@ -270,7 +270,10 @@ def test_the_plans_of_nnunet_build_the_network(exported: Path) -> None:
     plans.write_text(json.dumps(before))
     exec(compile(NNUNET, "weights.md", "exec"), {})
     made = PlansManager(str(plans.with_name("ssl3dPlans.json"))).get_configuration("3d_fullres")
-    assert made.network_arch_class_name == "ssl3d.models.nnunet.NNUNetUNet3D" and made.patch_size == [128] * 3
+    assert (
+        made.network_arch_class_name == "ssl3d.models.weights.nnunet.NNUNetUNet3D"
+        and made.patch_size == [128] * 3
+    )
     assert made.normalization_schemes == ["RescaleTo01Normalization"]
 
 

@@ -13,7 +13,8 @@ import pytest
 import SimpleITK as sitk
 
 from ssl3d import files
-from ssl3d.data.volume import read_volume, write_like, write_volume
+from ssl3d.data.checks.file import read_volume
+from ssl3d.data.files.volume import write_like, write_volume
 from ssl3d.errors import WriteError
 
 

@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from ssl3d import Method, MethodConfig
 from ssl3d.errors import ConfigError
-from ssl3d.losses import ncc_loss, smoothness_loss
-from ssl3d.models.heads import mean_image_error
-from ssl3d.models.join import join
-from ssl3d.models.spatial import (
+from ssl3d.geometry import (
     affine_coords,
     affine_matrix,
     compose,
@@ -27,6 +24,9 @@ from ssl3d.models.spatial import (
     no_autocast,
     warp,
 )
+from ssl3d.losses import ncc_loss, smoothness_loss
+from ssl3d.models.heads import mean_image_error
+from ssl3d.models.join import join
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import BezierIntensity, InPainting, LocalShuffle, RandomSpatial
 
@@ -55,9 +55,9 @@ class GVSLConfig(MethodConfig):
     `conv`: two 3x3x3 convolution blocks before the global average pooling (released code); `linear`: linear layers on
     pooled features (figure 12 b). With the last two the head answers every pair with nearly one matrix."""
     affine_order: Literal["released", "paper"] = "released"
-    """Order of the affine product, see `ssl3d.models.spatial.affine_matrix`."""
+    """Order of the affine product, see `ssl3d.geometry.affine_matrix`."""
     fusion: Literal["released", "eq12"] = "released"
-    """Order of affine map and displacement, see `ssl3d.models.spatial.compose`; one resampling each."""
+    """Order of affine map and displacement, see `ssl3d.geometry.compose`; one resampling each."""
     rotation_limit: float = Field(math.pi / 9, gt=0, le=math.pi)
     """Largest predicted |angle| in radians."""
     scaling_limit: float = Field(0.25, gt=0, lt=1)
@@ -123,7 +123,7 @@ class Matching:
 
     Attributes:
         coords: where the moving volume is sampled for each voxel of the fixed one, in voxels
-            (B, 3, D, H, W); ``ssl3d.models.spatial.warp(moving, coords)`` aligns it.
+            (B, 3, D, H, W); ``ssl3d.geometry.warp(moving, coords)`` aligns it.
         matrix: the affine part psi^g (B, 3, 4); the identity without an affine head.
         displacement: the deformable part psi^l in voxels (B, 3, D, H, W).
     """

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig
+from ssl3d.geometry import full_precision
 from ssl3d.models.heads import RestorationHead, mean_image_error
-from ssl3d.models.spatial import full_precision
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import BezierIntensity, Flip, InPainting, LocalShuffle, OutPainting
 from ssl3d.transforms.appearance import only_where

@@ -37,8 +37,9 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError, SSL3DError
 
 if TYPE_CHECKING:
-    from ssl3d.bench import Bench
-    from ssl3d.data.prepare import Policy, PreparedCohort
+    from ssl3d.bench.run import Bench
+    from ssl3d.data.prepared.build import Policy
+    from ssl3d.data.prepared.cohort import PreparedCohort
 
 
 @resumable()
@@ -248,7 +249,7 @@ def _bench_of(
     Raises:
         SSL3DError: something cannot be done; nothing has been trained then.
     """
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     found = registry()
     chosen_tasks = found.tasks.names() if task_names == "all" else split_names(task_names)
@@ -275,16 +276,18 @@ def _bench_of(
     for name in checkpoints.keys() - set(chosen_methods):
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
-    from ssl3d.bench import Bench, TaskData, check_checkpoints, check_match
-    from ssl3d.data.overlap import check_overlap, check_within
-    from ssl3d.data.prepare import find_prepared
-    from ssl3d.data.sources import Tracker, cache_folder, pretraining_cohort, task_cohort, task_splits
-    from ssl3d.downstream.harness import check_mode, check_modes
-    from ssl3d.environment import select_device
-    from ssl3d.models.checkpoint import read_run
+    from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.leakage import check_overlap, check_within
+    from ssl3d.bench.run import Bench, check_checkpoints, check_match
+    from ssl3d.bench.sources import cache_folder, pretraining_cohort, task_cohort, task_splits
+    from ssl3d.data.prepared.cohort import find_prepared
+    from ssl3d.device import select_device
+    from ssl3d.downstream.problems.kinds import check_mode, check_modes
+    from ssl3d.models.weights.checkpoint import read_run
     from ssl3d.pretrain.loop import check_run
-    from ssl3d.pretrain.method import resolve_method
-    from ssl3d.results.store import ResultStore
+    from ssl3d.pretrain.spec import resolve_method
+    from ssl3d.progress import Tracker
+    from ssl3d.results.store.store import ResultStore
 
     matched = check_match(match)
     chosen_modes = [check_mode(mode) for mode in split_names(modes)]
@@ -369,14 +372,14 @@ def print_table(
     records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
     reference: str = "scratch", difference: float | None = None, failures: Sequence[dict[str, Any]] = (),
 ) -> None:  # fmt: skip
-    from ssl3d.plugins import registry
-    from ssl3d.results.table import build_table
+    from ssl3d.registry.registry import registry
+    from ssl3d.results.table.build import build_table
 
     table_format = registry().table_formats.get(format_name).load()
     order = registry().methods.names()
     table = build_table(records, method_order=order, against=against, failures=failures)
     if statistics:
-        from ssl3d.results.statistics import DIFFERENCE, with_statistics
+        from ssl3d.results.statistics.annotate import DIFFERENCE, with_statistics
 
         table = with_statistics(
             table, statistics, reference, DIFFERENCE if difference is None else difference
@@ -418,8 +421,9 @@ def table(
     difference: float | None,
 ) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
-    from ssl3d.plugins import registry
-    from ssl3d.results.store import ResultStore, no_garbage_collection
+    from ssl3d.registry.registry import registry
+    from ssl3d.results.store.record import no_garbage_collection
+    from ssl3d.results.store.store import ResultStore
 
     registry().table_formats.get(format_name)
     chosen = split_names(statistics) if statistics else None

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ssl3d.bench import TaskData
+    from ssl3d.bench.cell import TaskData
     from ssl3d.config import Settings
-    from ssl3d.data.prepare import PreparedCohort
+    from ssl3d.data.prepared.cohort import PreparedCohort
     from ssl3d.downstream.tasks import Task
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -133,7 +133,7 @@ def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
 
 def load_tasks(names: list[str]) -> list[Task]:
     """Return the tasks that are named, by registered name or by file; each name once."""
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     found = registry().tasks
     tasks: dict[str, Task] = {}
@@ -194,7 +194,7 @@ def read_subject_patterns(patterns: Iterable[str]) -> dict[str, str]:
         ConfigError: no regular expression.
     """
     from ssl3d.data.people import check_pattern
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     said = {}
     for text in patterns:
@@ -233,9 +233,9 @@ def without_tested(
     Raises:
         DataError: nobody is left.
     """
-    from ssl3d.data.overlap import tested_volumes
-    from ssl3d.data.sources import Tracker
+    from ssl3d.bench.leakage import tested_volumes
     from ssl3d.errors import DataError, count
+    from ssl3d.progress import Tracker
 
     with Tracker() as progress:
         tested = tested_volumes(columns, unlabelled, progress)
@@ -302,7 +302,7 @@ def settings_of(preset: str, overrides: tuple[str, ...], tasks: Iterable[Task] |
             options of tasks are not looked at.
     """
     from ssl3d.config import load_settings
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     found = registry()
     names = None if tasks is None else [*found.tasks.names(), *(task.name for task in tasks)]

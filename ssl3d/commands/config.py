@@ -20,7 +20,7 @@ def config(pattern: str, preset: str, overrides: tuple[str, ...], as_json: bool,
     from ssl3d.config import Settings
     from ssl3d.errors import ConfigError, nearest
     from ssl3d.options import list_options
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     if schema:
         click.echo(json.dumps(Settings.model_json_schema(), indent=2))

@@ -27,8 +27,8 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError, count, printable
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy
-    from ssl3d.data.verify import Report
+    from ssl3d.data.checks.verify import Report
+    from ssl3d.data.prepared.build import Policy
 
 
 @click.group(cls=Group)
@@ -46,7 +46,7 @@ def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
     """Write the phantom cohorts in the layouts of MM-WHS, ASOCA, CANDI and STOIC."""
     quiet_libraries()
     settings = settings_of(preset, overrides)
-    from ssl3d.data.sources import make_phantoms
+    from ssl3d.bench.sources import make_phantoms
 
     make_phantoms(out, settings.phantoms)
     click.echo(f"Phantom cohorts: {out}")
@@ -98,11 +98,12 @@ def verify(
     the good cases nevertheless, and findings.json says which were left out.
     """
     quiet_libraries()
-    from ssl3d.data.listing import list_cases, visits_warning
-    from ssl3d.data.sources import Tracker, open_dataset
-    from ssl3d.data.verify import draw_mosaic
-    from ssl3d.data.verify import verify as check
+    from ssl3d.bench.sources import open_dataset
+    from ssl3d.data.checks.verify import draw_mosaic
+    from ssl3d.data.checks.verify import verify as check
+    from ssl3d.data.layouts.listing import list_cases, visits_warning
     from ssl3d.files import write_json
+    from ssl3d.progress import Tracker
 
     facts: dict[str, Any] = {}
     if task_file is not None:
@@ -216,11 +217,12 @@ def prepare(
     do the same on their own; this is for doing it beforehand, or with other crops.
     """
     quiet_libraries()
+    from ssl3d.bench.sources import cache_folder, open_dataset, with_masks
     from ssl3d.config import validate
-    from ssl3d.data.listing import list_cases
-    from ssl3d.data.prepare import prepare as build
-    from ssl3d.data.sources import Tracker, cache_folder, open_dataset, with_masks
-    from ssl3d.data.steps import Preparation
+    from ssl3d.data.layouts.listing import list_cases
+    from ssl3d.data.prepared.build import prepare as build
+    from ssl3d.data.prepared.steps import Preparation
+    from ssl3d.progress import Tracker
 
     if (crop == "mask") != (masks is not None):
         raise ConfigError("--crop mask and --masks belong together: give both or none.")

@@ -28,10 +28,10 @@ import click
 def report(store: Path, out: Path, title: str, cases: int, viewer_mib: float) -> None:
     """Write a store as one HTML file that works offline."""
     from ssl3d.files import write_bytes
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
     from ssl3d.report.data import report_data
     from ssl3d.report.page import render
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.store import ResultStore
 
     data, problems = report_data(ResultStore(store), registry().methods.names(), cases, viewer_mib)
     page = render(data, title).encode()

@@ -23,9 +23,9 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy
+    from ssl3d.bench.represent import Job
+    from ssl3d.data.prepared.build import Policy
     from ssl3d.downstream.tasks import Task
-    from ssl3d.represent import Job
 
 
 @click.command()
@@ -62,15 +62,15 @@ def represent(
     records; runs take those of --preset and --set.
     """
     quiet_libraries()
-    from ssl3d.environment import select_device
-    from ssl3d.represent import Extent
-    from ssl3d.represent import represent as compare
-    from ssl3d.results.representation import FOLDER, write_csv
+    from ssl3d.bench.represent import Extent
+    from ssl3d.bench.represent import represent as compare
+    from ssl3d.device import select_device
+    from ssl3d.results.store.representation import FOLDER, write_csv
 
     names = split_names(task_names) if task_names else None
     if len(sources) == 1 and (sources[0] / "records").is_dir():
-        from ssl3d.represent import jobs_of_store
-        from ssl3d.results.store import ResultStore
+        from ssl3d.bench.represent import jobs_of_store
+        from ssl3d.results.store.store import ResultStore
 
         if task_data or overrides:
             raise ConfigError("A store brings its own settings and data: leave --set and --task-data out.")
@@ -96,8 +96,8 @@ def represent(
 def _jobs_of_runs(
     folders: tuple[Path, ...], tasks: list[Task], settings: Any, task_data: tuple[str, ...]
 ) -> list[Job]:
-    from ssl3d.models.checkpoint import read_run
-    from ssl3d.represent import Entry, Job
+    from ssl3d.bench.represent import Entry, Job
+    from ssl3d.models.weights.checkpoint import read_run
 
     places = split_pairs(task_data, "--task-data")
     for name in places.keys() - {task.name for task in tasks}:
@@ -116,7 +116,7 @@ def _jobs_of_runs(
 def _print(results: list[dict[str, Any]]) -> None:
     from rich.markup import escape
 
-    from ssl3d.results.representation import rows
+    from ssl3d.results.store.representation import rows
 
     def percent(row: dict[str, Any], key: str) -> str:
         if row.get(key) is None:

@@ -18,7 +18,7 @@ from ssl3d.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from ssl3d.results.store import Record
+    from ssl3d.results.store.record import Record
 
 store_option = click.option(
     "--store", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the records."
@@ -39,9 +39,10 @@ def store() -> None:
 )
 def list_records(folder: Path, method: str | None, task: str | None, only_stale: bool) -> None:
     """List records, and why any is stale."""
-    from ssl3d.provenance import stale_records
+    from ssl3d.bench.stale import stale_records
     from ssl3d.results.scores import written
-    from ssl3d.results.store import ResultStore, identity_hash
+    from ssl3d.results.store.record import identity_hash
+    from ssl3d.results.store.store import ResultStore
 
     records, problems = ResultStore(folder).records(lazy=True)
     states = stale_records(records)
@@ -88,7 +89,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
     rich's tables take a millisecond a line, which thousands of records make ten seconds of.
     """
-    from ssl3d.results.wording import printable
+    from ssl3d.results.formats.wording import printable
 
     shown = [[printable(text) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
@@ -111,7 +112,7 @@ def show(record: str, folder: Path, cases: bool) -> None:
     """Print RECORD: a file, its name, or the start of its hash in --store."""
     import json
 
-    from ssl3d.provenance import stale
+    from ssl3d.bench.stale import stale
 
     path, found = _found(record, folder)
     if not cases:
@@ -127,8 +128,8 @@ def show(record: str, folder: Path, cases: bool) -> None:
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 def merge(target: Path, sources: tuple[Path, ...]) -> None:
     """Copy the records of SOURCES into TARGET; two results for one identity are named, not merged."""
-    from ssl3d.results.manage import merge as merge_stores
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.manage import merge as merge_stores
+    from ssl3d.results.store.store import ResultStore
 
     merged = merge_stores(ResultStore(target), [ResultStore(source) for source in sources])
     click.echo(f"{target}: {merged.copied} records copied, {merged.known} there already.")
@@ -141,7 +142,7 @@ def merge(target: Path, sources: tuple[Path, ...]) -> None:
 @store_option
 def verify(folder: Path) -> None:
     """Check every record: whole, unaltered, under the name of its identity."""
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.store import ResultStore
 
     opened = ResultStore(folder)
     records, problems = opened.records()
@@ -160,8 +161,8 @@ def verify(folder: Path) -> None:
               help="A row a record, or a row a case.")  # fmt: skip
 def export(folder: Path, out: Path, what: str) -> None:
     """Write the records as CSV or Parquet."""
-    from ssl3d.results.manage import export as write
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.manage import export as write
+    from ssl3d.results.store.store import ResultStore
 
     records, problems = ResultStore(folder).records()
     click.echo(f"{out}: {write(records, out, what)} rows.")
@@ -200,9 +201,9 @@ def reproduce(
     quiet_libraries()
     path, found = _found(record, folder)
     set_threads((found.get("environment") or {}).get("threads") or 1)
-    from ssl3d.environment import select_device
-    from ssl3d.reproduce import reproduce as again
-    from ssl3d.results.store import ResultStore
+    from ssl3d.bench.reproduce import reproduce as again
+    from ssl3d.device import select_device
+    from ssl3d.results.store.store import ResultStore
 
     own = ResultStore(path.resolve().parent.parent) if checkpoint else None
     verdict = again(found, tolerance, select_device(device), cache, out, own)
@@ -212,8 +213,8 @@ def reproduce(
 
 
 def _found(text: str, folder: Path) -> tuple[Path, Record]:
-    from ssl3d.results.manage import find
-    from ssl3d.results.store import ResultStore
+    from ssl3d.results.store.manage import find
+    from ssl3d.results.store.store import ResultStore
 
     opened = ResultStore(folder)
     path = find(opened, text)

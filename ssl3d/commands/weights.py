@@ -27,7 +27,7 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import Policy
+    from ssl3d.data.prepared.build import Policy
 
 
 @click.command()
@@ -66,14 +66,16 @@ def finetune(
     settings = settings_of(preset, overrides, [task])
     settings = with_subject_patterns(settings, subject_patterns)
     settings = with_splits_files(settings, [task], {task.name: splits_file} if splits_file else {})
-    from ssl3d.bench import TaskData
+    from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.leakage import check_within
+    from ssl3d.bench.sources import task_cohort, task_splits
     from ssl3d.config import BackboneConfig
-    from ssl3d.data.overlap import check_within
-    from ssl3d.data.sources import Tracker, task_cohort, task_splits
-    from ssl3d.downstream.harness import Evaluation, check_mode, evaluate
+    from ssl3d.device import select_device
+    from ssl3d.downstream.harness import Evaluation, evaluate
     from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
-    from ssl3d.environment import select_device
-    from ssl3d.models.checkpoint import load_backbone, read_run
+    from ssl3d.downstream.problems.kinds import check_mode
+    from ssl3d.models.weights.checkpoint import load_backbone, read_run
+    from ssl3d.progress import Tracker
     from ssl3d.results.scores import written
 
     if (out / FACTS).exists():
@@ -127,8 +129,8 @@ def predict(
     """
     quiet_libraries()
     from ssl3d.data.cohort import Reading
+    from ssl3d.device import select_device
     from ssl3d.downstream.predictor import expand_inputs, load_predictor
-    from ssl3d.environment import select_device
     from ssl3d.progress import Track
 
     predictor = load_predictor(checkpoint)
@@ -157,7 +159,7 @@ def predict(
 def export(checkpoint: Path, target: str, out: Path) -> None:
     """Write a pretrained backbone for other tools."""
     quiet_libraries()
-    from ssl3d.models.export import export as write
+    from ssl3d.models.weights.export import export as write
 
     for path in write(checkpoint, target, out):
         click.echo(path)
@@ -177,8 +179,8 @@ def import_(file: Path, source: str | None, steps: int | None, out: Path) -> Non
     """Make a run of a checkpoint of released code, for ssl3d bench --checkpoint."""
     quiet_libraries()
     from ssl3d.config import BackboneConfig
-    from ssl3d.models.checkpoint import override_of
-    from ssl3d.models.imports import import_checkpoint
+    from ssl3d.models.weights.checkpoint import override_of
+    from ssl3d.models.weights.imports import import_checkpoint
 
     run = import_checkpoint(file, source, out, steps)
     name, backbone = run["method_name"], BackboneConfig.model_validate(run["backbone"])

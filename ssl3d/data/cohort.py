@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
-from ssl3d.data.entries import LeftOut
+from ssl3d.data.files.entries import LeftOut
 from ssl3d.errors import ConfigError, DataError
 
 Modality = Literal["ct", "mr", "auto"]
@@ -165,7 +165,7 @@ class Dataset:
         """Return the entries below ``root`` that :meth:`cases` does not read, with the reason of each.
 
         One with a fix ought to be read: it is an error, or named and done without by the policy "skip". Images and
-        dangling links that neither a case nor this mentions are found by :func:`ssl3d.data.listing.list_cases`.
+        dangling links that neither a case nor this mentions are found by :func:`ssl3d.data.layouts.listing.list_cases`.
         """
         return []
 

@@ -19,22 +19,25 @@ import torch
 from torch import nn
 
 from ssl3d.config import BackboneConfig, DownstreamConfig
-from ssl3d.data.adapters import image_suffix
-from ssl3d.data.arrays import Where
 from ssl3d.data.cohort import ANY_READING, Reading
-from ssl3d.data.dicom import is_dicom, series_of
-from ssl3d.data.grids import logits_to_native_grid
-from ssl3d.data.integrity import Finding
-from ssl3d.data.prepare import PreparedCohort, prepare_file
-from ssl3d.data.steps import Intensity, Preparation
-from ssl3d.data.volume import Volume, write_like, write_volume
-from ssl3d.downstream.harness import Mode, make_problem
+from ssl3d.data.files.dicom import is_dicom, series_of
+from ssl3d.data.files.findings import Finding
+from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.files.volume import Volume, write_like, write_volume
+from ssl3d.data.prepared.arrays import Where
+from ssl3d.data.prepared.case import prepare_file
+from ssl3d.data.prepared.cohort import PreparedCohort
+from ssl3d.data.prepared.grids import logits_to_native_grid
+from ssl3d.data.prepared.steps import Intensity, Preparation
+from ssl3d.device import to_device
+from ssl3d.downstream.problems.kinds import make_problem
+from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
-from ssl3d.environment import to_device
 from ssl3d.errors import CheckpointError, ConfigError
 from ssl3d.files import write_bytes, write_json
-from ssl3d.models.checkpoint import load_tensors, load_weights, save_tensors
-from ssl3d.models.factory import Backbone, build_backbone
+from ssl3d.models.backbone import Backbone
+from ssl3d.models.factory import build_backbone
+from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
     from ssl3d.data.splits import Split
@@ -88,7 +91,7 @@ class Predictor:
         Args:
             data: the prepared image.
             device: where backbone and head are; move them once with
-                :func:`~ssl3d.environment.to_device`, as :meth:`predict_files` does.
+                :func:`~ssl3d.device.to_device`, as :meth:`predict_files` does.
         """
         cohort = _one_case(data, self.label_names, self.target_names)
         problem = make_problem(self.backbone, self.task, cohort, self.mode, self.downstream, device)

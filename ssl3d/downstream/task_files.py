@@ -181,7 +181,7 @@ def task_of_record(record: Mapping[str, Any]) -> Task:
     name, text = record["identity"]["task"], (record.get("run") or {}).get("task_file")
     if text:
         return parse_task(text, Path(f"{name}.yaml"))
-    from ssl3d.plugins import registry
+    from ssl3d.registry.registry import registry
 
     task: Task = registry().tasks.get(name).load()
     return task
@@ -252,6 +252,6 @@ def parse_task(text: str, path: Path) -> Task:
 
 def _check_preparation(file: TaskFile, path: Path) -> None:
     """Raise ConfigError for an option that the preparation does not have."""
-    from ssl3d.data.steps import Preparation
+    from ssl3d.data.prepared.steps import Preparation
 
     validate(Preparation, file.preparation, f"{path}: preparation")

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 Kind = Literal["segmentation", "classification", "multilabel", "regression"]
 Metric = Literal["dsc", "auc", "macro_auc", "mae"]
@@ -29,7 +26,7 @@ class Task:
             (mean of one class against the rest) or ``mae`` (mean absolute error).
         counts: cases for (training, validation, test) where the release has enough; None: three fifths,
             one fifth and one fifth of all.
-        preparation: options of :class:`ssl3d.data.steps.Preparation`; the preset gives the spacing
+        preparation: options of :class:`ssl3d.data.prepared.steps.Preparation`; the preset gives the spacing
             where none is given here.
         summary: one line for the listing.
         place: where the data are, unless ``--task-data`` says otherwise; None: the phantoms.

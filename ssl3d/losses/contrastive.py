@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl3d.errors import ConfigError
-from ssl3d.models.spatial import full_precision, no_autocast
+from ssl3d.geometry import full_precision, no_autocast
 
 
 class _Gather(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl3d.errors import ConfigError
-from ssl3d.models.spatial import full_precision, no_autocast
+from ssl3d.geometry import full_precision, no_autocast
 
 
 def soft_dice_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl3d.models.spatial import full_precision
+from ssl3d.geometry import full_precision
 
 
 def smoothness_loss(displacement: Tensor) -> Tensor:

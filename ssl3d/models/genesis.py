@@ -2,7 +2,7 @@
 
 It differs from :class:`ssl3d.models.unet.UNet3D` in every part: four stages with another width after
 each convolution, batch norm over the batch at hand, ReLU, transposed convolutions, and skips behind the
-up-sampled features. :mod:`ssl3d.models.imports` has the names of the released state dict.
+up-sampled features. :mod:`ssl3d.models.weights.imports` has the names of the released state dict.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
-from ssl3d.models.factory import Backbone, Features
+from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d.errors import ConfigError
-from ssl3d.models.spatial import full_precision, no_autocast
+from ssl3d.geometry import full_precision, no_autocast
 
 Norm = Literal["batch", "layer"]
 """Normalisation in projectors and predictors: over all views of all crops of a step, or within each

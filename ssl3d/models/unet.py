@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
-from ssl3d.models.factory import Backbone, Features
+from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 

@@ -15,13 +15,13 @@ from pydantic import BaseModel
 from torch import nn
 
 from ssl3d.config import BackboneConfig
-from ssl3d.data.arrays import Where
-from ssl3d.environment import to_device
+from ssl3d.data.prepared.arrays import Where
+from ssl3d.device import to_device
 from ssl3d.models.factory import build_backbone
-from ssl3d.plugins import registry
 from ssl3d.pretrain.loop import freeze_untrained
-from ssl3d.pretrain.method import resolve_method
 from ssl3d.pretrain.source import CropSource
+from ssl3d.pretrain.spec import resolve_method
+from ssl3d.registry.registry import registry
 from ssl3d.rng import BatchRng, torch_rng
 
 

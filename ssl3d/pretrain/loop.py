@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from datetime import UTC, datetime
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssl3d.code import pretraining_code, without_effect
 from ssl3d.config import Settings, identity_values
-from ssl3d.environment import PeakMemory, autocast_dtype, device_name, environment, to_device
+from ssl3d.device import PeakMemory, autocast_dtype, to_device
+from ssl3d.environment import device_name, environment
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
-from ssl3d.files import is_temporary, write_bytes, write_json
-from ssl3d.models.checkpoint import (
+from ssl3d.files import is_temporary, write_json
+from ssl3d.marks import without_effect
+from ssl3d.models.factory import build_backbone
+from ssl3d.models.weights.checkpoint import (
     BACKBONE,
     BACKBONE_AT,
     RUN,
@@ -27,17 +28,19 @@ from ssl3d.models.checkpoint import (
     save_tensors,
     weights_fingerprint,
 )
-from ssl3d.models.factory import build_backbone
 from ssl3d.optim import check_optimizer, make_optimizer
-from ssl3d.pretrain.method import Method, MethodSpec, Progress
+from ssl3d.pretrain.method import Method, Progress
 from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
+from ssl3d.pretrain.run_log import Log
 from ssl3d.pretrain.source import CropSource, training_source
+from ssl3d.pretrain.spec import MethodSpec
 from ssl3d.progress import Track
 from ssl3d.rng import BatchRng
+from ssl3d.source_hash import pretraining_code
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import PreparedCohort
+    from ssl3d.data.prepared.cohort import PreparedCohort
 
 PROBE_CROPS = 16
 HELD_BACK_CROPS = 16
@@ -111,7 +114,7 @@ def pretrain(
         cohort: unlabelled volumes; None only for a method that trains nothing.
         settings: the preset.
         seed: decides initialisation, order, crops and views.
-        out: folder of the run, see :mod:`ssl3d.models.checkpoint`.
+        out: folder of the run, see :mod:`ssl3d.models.weights.checkpoint`.
         device: where to compute.
         resume: go on from the newest state in ``out``; the weights end bit for bit as without the
             interruption on the same machine.
@@ -324,50 +327,3 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         keys = sorted(old.keys() | new.keys())
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
     return [] if old == new else [f"{path} was {old!r}, is {new!r}"]
-
-
-@without_effect
-class Log:
-    """The course of a run: JSON lines, and TensorBoard.
-
-    Lines after step ``start`` are dropped on opening: a resumed run writes them again.
-    """
-
-    def __init__(self, out: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = out / "log.jsonl"
-        out.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        for line in self.path.read_text().splitlines() if start and self.path.is_file() else []:
-            try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
-                break
-        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self._before_training = [json.loads(line) for line in kept if json.loads(line)["step"] == 0]
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
-
-    def __enter__(self) -> Log:
-        return self
-
-    def before_training(self, name: str) -> float | None:
-        """Return what was written as ``name`` of step 0, also before an interruption; None if the log was lost."""
-        return next((line[name] for line in self._before_training if name in line), None)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if step == 0:
-            self._before_training.append(values)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._board.flush()
-
-    def __exit__(self, *exc: Any) -> None:
-        self._file.close()
-        self._board.close()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl3d.losses.contrastive import alignment, uniformity
-from ssl3d.models.factory import Backbone
+from ssl3d.models.backbone import Backbone
 
 
 def feature_deviation(features: Tensor) -> float:

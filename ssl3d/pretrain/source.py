@@ -18,7 +18,7 @@ from ssl3d.errors import DataError
 from ssl3d.rng import derive_seed, numpy_rng, permuted
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepare import PreparedCase, PreparedCohort
+    from ssl3d.data.prepared.cohort import PreparedCase, PreparedCohort
 
 logger = logging.getLogger(__name__)
 

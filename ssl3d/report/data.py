@@ -10,23 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ssl3d.results import scores, wording
-from ssl3d.results.comparisons import Comparison
-from ssl3d.results.convergence import best_score, mean_curve, steps_to_reach
-from ssl3d.results.labels import label_curves
-from ssl3d.results.representation import FOLDER, read_results, rows
-from ssl3d.results.statistics import with_statistics
-from ssl3d.results.store import Record, ResultStore
-from ssl3d.results.table import (
-    BASELINE,
-    MODES,
-    Cell,
-    Column,
-    Row,
-    Table,
-    TableModel,
-    build_table,
-)
+from ssl3d.results import scores
+from ssl3d.results.formats import wording
+from ssl3d.results.statistics.annotate import with_statistics
+from ssl3d.results.statistics.convergence import best_score, mean_curve, steps_to_reach
+from ssl3d.results.statistics.label_efficiency import label_curves
+from ssl3d.results.store.record import Record
+from ssl3d.results.store.representation import FOLDER, read_results, rows
+from ssl3d.results.store.store import ResultStore
+from ssl3d.results.table.build import build_table
+from ssl3d.results.table.model import BASELINE, MODES, Cell, Column, Comparison, Row, Table, TableModel
 
 CURVE_POINTS = 200
 _STATISTICS = ("ci", "p", "rank", "tau", "cost")

@@ -1,7 +1,7 @@
 """The floor: how far two runs lie apart that differ by rounding only, measured on the phantoms.
 
 Another number of threads or another kind of processor changes the last digit of every sum, and training makes a
-difference of scores out of it. ``floor.json`` holds what ``benchmarks/floor.py`` measured: the standard deviation of
+difference of scores out of it. ``floor.json`` holds what ``benchmarks/studies/floor.py`` measured: the standard deviation of
 the score of runs whose initial weights differ by 1e-6.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl3d.results.store import Record
+    from ssl3d.results.store.record import Record
 
 FILE = Path(__file__).with_name("floor.json")
 

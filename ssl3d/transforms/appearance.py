@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl3d.models.spatial import filter_axes
+from ssl3d.geometry import filter_axes
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import shuffling
 

@@ -16,17 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl3d.environment import constant
+from ssl3d.device import constant
 from ssl3d.errors import ConfigError
-from ssl3d.models.spatial import (
-    Padding,
-    affine_coords,
-    affine_matrix,
-    compose,
-    filter_axes,
-    identity_coords,
-    warp,
-)
+from ssl3d.geometry import Padding, affine_coords, affine_matrix, compose, filter_axes, identity_coords, warp
 from ssl3d.rng import BatchRng
 from ssl3d.transforms.appearance import Range, gaussian_kernel
 
@@ -39,7 +31,7 @@ class SpatialParameters:
     """One draw of :class:`RandomSpatial`.
 
     Attributes:
-        matrix: affine map (B, 3, 4), see :mod:`ssl3d.models.spatial`.
+        matrix: affine map (B, 3, 4), see :mod:`ssl3d.geometry`.
         displacement: elastic field in voxels (B, 3, D, H, W), or None.
         coords: sampling positions of both together, in voxels (B, 3, D, H, W).
     """

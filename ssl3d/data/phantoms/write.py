@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl3d.data.files.volume import write_itk
 from ssl3d.data.phantoms.subjects import Cohort, PhantomParameters, generate, lesion_count
-from ssl3d.data.volume import write_itk
 from ssl3d.errors import DataError
 from ssl3d.files import write_bytes, write_json
 from ssl3d.rng import numpy_rng

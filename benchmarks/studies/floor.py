@@ -1,0 +1,194 @@
+"""The floor of a table: how far two runs lie apart that differ by rounding only, for each column and mode.
+
+Another number of threads, another kind of processor or another version of a library changes the last digit of every sum,
+and training makes a difference of scores out of it. Here the same is done on purpose: scratch is evaluated several
+times, its initial weights (fine-tuning) or its frozen features (linear, k-NN) multiplied by 1 + 1e-6 z, z standard
+normal. The standard deviation of the scores is the luck of one run, whatever its method.
+
+Usage: ``python benchmarks/studies/floor.py --preset quick --tasks shc sac sbm ccc --modes linear knn finetune --runs 8``
+
+Every run is a line of --log, so an interrupted call goes on where it stopped; lines of other settings or other code are
+passed over, and computed again. The figures go to the floor.json of the installed package, where tables find them
+(``ssl3d.results.floor``); cells that are not measured now stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ssl3d.bench.sources import task_cohort, task_splits
+from ssl3d.config import Settings, identity_values, load_settings
+from ssl3d.device import select_device
+from ssl3d.downstream.harness import Evaluation, evaluate
+from ssl3d.downstream.problems.kinds import check_modes, problem_class
+from ssl3d.downstream.problems.problem import MODES, Mode
+from ssl3d.environment import environment
+from ssl3d.errors import SSL3DError
+from ssl3d.models.backbone import Backbone, Features
+from ssl3d.models.factory import build_backbone
+from ssl3d.registry.registry import registry
+from ssl3d.results.floor import FILE
+from ssl3d.rng import derive_seed
+from ssl3d.source_hash import evaluation_code
+
+RELATIVE = 1e-6
+"""Size of the change; float32 has 6e-8, and a sum of thousands of terms some ten times that."""
+LOG = Path(__file__).parent / "results" / "floor-runs.jsonl"
+
+
+def generator_of(run: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(0, "floor", run))
+
+
+def changed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``x`` with every number changed by a relative :data:`RELATIVE`."""
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x * (1 + RELATIVE * noise)
+
+
+@torch.no_grad()
+def change_weights(backbone: nn.Module, run: int) -> None:
+    """Change every weight in place; run 0 leaves them as they are."""
+    generator = generator_of(run)
+    for weight in backbone.parameters():
+        if run:
+            weight.copy_(changed(weight, generator))
+
+
+class ChangedFeatures(nn.Module):
+    """A frozen backbone whose features are changed; run 0 leaves them as they are."""
+
+    def __init__(self, backbone: Backbone, run: int) -> None:
+        super().__init__()
+        self.backbone, self.run, self.generator = backbone, run, generator_of(run)
+        self.local_channels, self.global_channels = backbone.local_channels, backbone.global_channels
+
+    def _changed(self, x: Tensor) -> Tensor:
+        return changed(x, self.generator) if self.run else x
+
+    def encode(self, x: Tensor) -> Features:
+        features = self.backbone.encode(x)
+        return Features([*features[:-1], self._changed(features[-1])], features.size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f_global, f_local = self.backbone(x)
+        return self._changed(f_global), self._changed(f_local)
+
+    def minimum_edge(self) -> int:
+        return self.backbone.minimum_edge()
+
+
+def score_of(
+    settings: Settings, task_name: str, mode: Mode, run: int, seed: int, cache: Path | None
+) -> float:
+    """Return the score of one run of scratch."""
+    task = registry().tasks.get(task_name).load()
+    cohort = task_cohort(task, None, settings, cache)
+    split = task_splits(task, cohort, settings)[0]
+    backbone: Any = build_backbone(settings.backbone, seed)
+    if mode == "finetune":
+        change_weights(backbone, run)
+    else:
+        backbone = ChangedFeatures(backbone, run)
+    label = f"floor, {task_name} {mode}, run {run}"
+    downstream = settings.downstream.for_mode(mode)
+    return evaluate(
+        backbone, Evaluation(task, cohort, split, mode, downstream, seed, select_device("auto")), label=label
+    ).score
+
+
+def key_of(settings: Settings, task_name: str, seed: int) -> dict[str, Any]:
+    """Return what all runs of one task have in common: settings, seed and code."""
+    values = identity_values(settings)
+    del values["pretrain"], values["method_lr"], values["methods"]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    code = evaluation_code(
+        problem_class(registry().tasks.get(task_name).load()).__name__, settings.backbone.name
+    )
+    return {"preset": settings.preset, "task": task_name, "settings": digest, "seed": seed, "code": code}
+
+
+def summary(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return one row for each preset, task and mode: scores' mean, standard deviation and number."""
+    rows = []
+    if not lines:
+        return pd.DataFrame(columns=["preset", "task", "mode", "mean", "sd", "runs"])
+    for (preset, task, mode), part in pd.DataFrame(lines).groupby(["preset", "task", "mode"], sort=False):
+        scores = part.drop_duplicates("run").score.to_numpy()
+        deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
+        rows.append((preset, task, mode, scores.mean(), deviation, len(scores)))
+    return pd.DataFrame(rows, columns=["preset", "task", "mode", "mean", "sd", "runs"])
+
+
+def merge(frame: pd.DataFrame, path: Path) -> None:
+    """Write the figures of ``frame`` with two runs or more to ``path``, over what it holds for the same cells."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for row in frame[frame.runs > 1].itertuples():
+        cell = {"sd": round(row.sd, 4), "runs": int(row.runs)}
+        found.setdefault(row.preset, {}).setdefault(row.task, {})[row.mode] = cell
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_log(path: Path, keys: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs in ``path`` that belong to the key of their task."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [run for run in map(json.loads, lines) if keys.get(run["task"], {"": 0}).items() <= run.items()]
+
+
+def measure(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Do the runs that the log lacks, one of every cell before the next, and return the summary."""
+    settings = load_settings(arguments.preset, arguments.overrides)
+    keys = {task: key_of(settings, task, arguments.seed) for task in arguments.tasks}
+    for name in arguments.tasks:
+        check_modes(registry().tasks.get(name).load(), arguments.modes)
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    for run in range(arguments.runs):
+        for task in arguments.tasks:
+            for mode in arguments.modes:
+                done = {(r["task"], r["mode"], r["run"]) for r in read_log(arguments.log, keys)}
+                if (task, mode, run) in done:
+                    continue
+                began = time.monotonic()
+                score = score_of(settings, task, mode, run, arguments.seed, arguments.cache)
+                line = {**keys[task], "mode": mode, "run": run, "score": score}
+                line |= {"seconds": round(time.monotonic() - began, 1), "environment": environment()}
+                with arguments.log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                merge(summary(read_log(arguments.log, keys)), arguments.out)
+    return summary(read_log(arguments.log, keys))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--tasks", nargs="+", default=["shc", "sac", "sbm", "ccc"])
+    parser.add_argument("--modes", nargs="+", default=["linear", "knn", "finetune"], choices=MODES)
+    parser.add_argument("--runs", type=int, default=8, help="of every task and mode [8]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="prepared volumes [~/.cache/ssl3d]")
+    parser.add_argument("--log", type=Path, default=LOG, help="runs, one a line")
+    parser.add_argument("--out", type=Path, default=FILE)
+    arguments = parser.parse_args()
+    try:
+        frame = measure(arguments)
+    except SSL3DError as error:
+        sys.exit(f"Error: {error}")
+    print(frame.round(3).to_string(index=False) if len(frame) else "No runs.")
+
+
+if __name__ == "__main__":
+    main()

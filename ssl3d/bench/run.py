@@ -1,0 +1,365 @@
+"""The bench: every method, task, mode and seed becomes one record; finished cells are skipped.
+
+This is the only module that knows both ends: it hands checkpoints of the pretraining loop to the
+downstream harness, and the harness's outcomes to the store. What a cell is, and what is written down of it, is
+in :mod:`ssl3d.bench.cell`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from ssl3d.bench.cell import Cell as Cell
+from ssl3d.bench.cell import TaskData as TaskData
+from ssl3d.bench.cell import Weights, digest, given_weights, planned_weights
+from ssl3d.bench.stale import stale
+from ssl3d.config import Settings
+from ssl3d.downstream.harness import Evaluation, evaluate
+from ssl3d.downstream.problems.problem import Mode
+from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, nearest
+from ssl3d.files import write_json
+from ssl3d.models.weights.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
+from ssl3d.pretrain.loop import pretrain
+from ssl3d.pretrain.spec import MethodSpec
+from ssl3d.progress import say
+from ssl3d.results.store.predictions import Kept, keep_prediction
+from ssl3d.results.store.record import Record
+from ssl3d.results.store.store import ResultStore, failure_of
+from ssl3d.source_hash import pretraining_code
+
+if TYPE_CHECKING:
+    from ssl3d.data.prepared.cohort import PreparedCohort
+    from ssl3d.data.splits import Split
+
+
+Match = Literal["steps", "voxels", "time"]
+RELATIVE_COST = "relative-cost.json"
+_POLL_SECONDS = 0.5
+_FAILURES = (SSL3DError, torch.OutOfMemoryError)
+"""What makes one cell fail, and no other; except that a store which cannot be written ends everything."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that a bench runs over.
+
+    Attributes:
+        methods: the rows.
+        tasks: the columns, prepared.
+        modes: linear, finetune, or both.
+        seeds: one seed covers initialisation, pretraining and probe; splits stay fixed.
+        settings: the preset.
+        pretraining: unlabelled volumes; None when no method needs any.
+        checkpoints: run folders to evaluate instead of pretraining, by method name.
+        store: where records and runs go.
+        device: where to compute.
+        label_fractions: shares of the training subjects whose labels are used; nested, and the same for
+            every method and seed.
+        match: what the methods' pretrainings have in common: ``steps``, ``voxels`` seen, or ``time``.
+        data: place of the pretraining volumes as the user named it, for :mod:`ssl3d.bench.stale`.
+        recompute: compute finished cells again whose code or preset has changed, or is not known.
+        at_steps: pretraining steps whose weights are evaluated too, for curves; they need
+            ``pretrain.keep_checkpoints``. None stands for the end.
+        keep_predictions: segmentations of how many test cases to keep beside each record.
+        allow_code_change: go on with an interrupted pretraining under other code; both hashes are recorded.
+        session: the same for all processes of one call. What failed in it is not tried again.
+        seen: fingerprint of the pretraining volumes, where runs are there and the volumes are not at hand.
+    """
+
+    methods: list[MethodSpec]
+    tasks: list[TaskData]
+    modes: list[Mode]
+    seeds: list[int]
+    settings: Settings
+    pretraining: PreparedCohort | None
+    checkpoints: dict[str, Path]
+    store: ResultStore
+    device: torch.device
+    at_steps: tuple[int | None, ...] = (None,)
+    label_fractions: tuple[float, ...] = (1.0,)
+    match: Match = "steps"
+    data: str = "phantoms"
+    recompute: bool = False
+    keep_predictions: int = 0
+    allow_code_change: bool = False
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    seen: str = ""
+
+    def run(self) -> Iterator[tuple[Record, bool]]:
+        """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
+
+        A method is pretrained when its first unfinished cell is reached, and only then; an
+        interrupted pretraining goes on where it stopped. Several processes can run one bench in one
+        store: what another one is at work on, a cell or the pretraining that it needs, is passed over
+        and yielded later. A cell that fails is written down by name, and the others are computed.
+
+        Raises:
+            CellsFailed: after all the others, when cells have failed.
+        """
+        left, failed, said = list(self.cells()), [], False
+        while left:
+            busy = []
+            for cell in left:
+                try:
+                    outcome = self._outcome(cell)
+                except _Failed as failure:
+                    failed.append(failure.args[0])
+                    continue
+                if outcome is None:
+                    busy.append(cell)
+                else:
+                    yield outcome
+            if len(busy) == len(left):
+                if not said:
+                    say(f"Waiting for other processes, which are at work on the last {len(busy)} cells.")
+                    said = True
+                time.sleep(_POLL_SECONDS)
+            left = busy
+        if failed:
+            raise CellsFailed(failed)
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield every cell, finished or not."""
+        rows = itertools.product(self.seeds, self.methods, self.tasks, self.modes)
+        for seed, spec, data, mode in rows:
+            for whole, fraction in itertools.product(data.splits, self.label_fractions):
+                for step in self.at_steps if spec.cls.trains != "none" else (None,):
+                    yield self._cell(spec, data, whole, mode, seed, fraction, step)
+
+    def cell_like(self, identity: Mapping[str, Any]) -> Cell:
+        """Return the cell of the first row, task and split that has mode, seed, labels and step of ``identity``."""
+        data, step = self.tasks[0], identity.get("pretrain_step")
+        mode: Mode = identity["mode"]
+        return self._cell(
+            self.methods[0], data, data.splits[0], mode, identity["seed"], identity["label_fraction"], step
+        )
+
+    def _cell(
+        self, spec: MethodSpec, data: TaskData, whole: Split, mode: Mode, seed: int, fraction: float, step: int | None
+    ) -> Cell:  # fmt: skip
+        split = data.split_for(whole, fraction, self.settings)
+        weights = self.weights(spec, seed, step)
+        return Cell(weights, data, split, mode, seed, fraction, step, self.settings, self.data)
+
+    # --- One cell ---
+
+    def _outcome(self, cell: Cell) -> tuple[Record, bool] | None:
+        """Return (record, computed now); None where another process is at work on it.
+
+        Raises:
+            _Failed: it cannot be computed.
+        """
+        with self.store.claim(cell.identity, wait=False) as mine:
+            if not mine:
+                return None
+            again = False
+            if self.store.has(cell.identity):
+                record = self.store.read(self.store.path_for(cell.identity))
+                again = self.recompute and stale(record) != []
+                if not again:
+                    return record, False
+            try:
+                folder = self._pretrained(cell)
+                if folder is None:
+                    return None
+                record = self._evaluated(cell, folder)
+                self.store.write(record, replace=again)
+            except WriteError:
+                raise
+            except _FAILURES as error:
+                raise self._failure(cell, error) from error
+            self.store.forget_failure(cell.identity)
+            return record, True
+
+    def _evaluated(self, cell: Cell, folder: Path) -> Record:
+        """Evaluate the weights in ``folder`` and return the record."""
+        run = read_run(folder)
+        cell.weights.check(run, folder)
+        backbone = load_backbone(folder, expected=self.settings.backbone, step=cell.step)
+        fingerprint = weights_fingerprint(backbone)  # before fine-tuning changes them
+        if cell.weights.digest not in (None, fingerprint):
+            raise CheckpointError(f"{folder}: the weights were replaced while the bench ran. Start it again.")
+        cohort = cell.data.cohort
+        kept: list[Kept] = []
+
+        def keep(index: int, prediction: torch.Tensor, truth: torch.Tensor) -> None:
+            if len(kept) < self.keep_predictions:
+                case = cohort.cases[index]
+                arrays = {
+                    "prediction": prediction.numpy(),
+                    "truth": truth.numpy(),
+                    "image": cohort.image(index),
+                }
+                kept.append(keep_prediction(self.store, cell.identity, case.id, arrays, case.affine))
+
+        protocol = self.settings.downstream.for_mode(cell.mode)
+        evaluation = Evaluation(
+            cell.data.task, cohort, cell.split, cell.mode, protocol, cell.seed, self.device
+        )
+        outcome = evaluate(backbone, evaluation, label=cell.label, on_prediction=keep)
+        record = cell.record(run, fingerprint, self.store.place_of(folder), outcome, self.device)
+        return record | ({"predictions": kept} if kept else {})
+
+    # --- Weights ---
+
+    def weights(self, spec: MethodSpec, seed: int, step: int | None = None) -> Weights:
+        """Return what is known of the weights that the row of ``spec`` scores."""
+        if spec.name in self.checkpoints:
+            key = (spec.name, step)
+            if key not in self._given:
+                self._given[key] = given_weights(
+                    spec, self.checkpoints[spec.name], self.settings.backbone, step
+                )
+            return self._given[key]
+        match = None if self.match == "steps" else {"by": self.match, "steps": self.settings.pretrain.steps}
+        fingerprint = self.pretraining.fingerprint if self.pretraining else self.seen
+        planned = planned_weights(spec, self.settings_for(spec), fingerprint, seed, match)
+        if planned.identity["pretrain"] and self.pretraining is not None:
+            return replace(planned, left_out=tuple(self.pretraining.skipped))
+        return planned
+
+    @cached_property
+    def _given(self) -> dict[tuple[str, int | None], Weights]:
+        return {}
+
+    def run_folder(self, weights: Weights) -> Path:
+        """Return where the run of ``weights`` lies, or will lie."""
+        if weights.folder is not None:
+            return weights.folder
+        name = f"{weights.spec.name}-s{weights.identity['seed']}-{digest(weights.identity)}"
+        return self.store.root / "runs" / name
+
+    def _pretrained(self, cell: Cell) -> Path | None:
+        """Return the folder of the finished run, pretraining first where there is none.
+
+        None where another process is pretraining it.
+
+        Raises:
+            _Failed: the pretraining failed, now or before in this call.
+        """
+        weights, folder = cell.weights, self.run_folder(cell.weights)
+        if weights.folder is not None:
+            return folder
+        with self.store.claim({"run": weights.identity}, wait=False) as mine:
+            if not mine:
+                return None
+            if (before := self._failed_before(folder.name)) is not None:
+                raise self._failure(cell, before, folder.name)
+            if self.recompute and (folder / RUN).is_file():
+                self._set_stale_aside(weights, folder)
+            if (folder / RUN).is_file() and read_run(folder).get("status") == "finished":
+                return folder
+            try:
+                pretrain(
+                    weights.spec, self.pretraining, self.settings_for(weights.spec), weights.identity["seed"], folder,
+                    self.device, resume=(folder / RUN).is_file(), allow_code_change=self.allow_code_change,
+                )  # fmt: skip
+            except WriteError:
+                raise
+            except (
+                _FAILURES
+            ) as error:  # written down before the claim ends: another process must not try again
+                raise self._failure(cell, error, folder.name) from error
+        return folder
+
+    def _set_stale_aside(self, weights: Weights, folder: Path) -> None:
+        code = read_run(folder).get("code", "unknown")
+        if code != pretraining_code(weights.spec.cls, self.settings.backbone.name):
+            shutil.move(folder, _unused(folder.with_name(f"{folder.name}.stale-{code}")))
+
+    # --- Failures ---
+
+    def _failed_before(self, run: str) -> dict[str, Any] | None:
+        """Return why the pretraining ``run`` has failed in this call already, if it has."""
+        mine = (f for f in self.store.failures() if f["session"] == self.session and f["run"] == run)
+        return next((failure["error"] for failure in mine), None)
+
+    def _failure(self, cell: Cell, error: BaseException | dict[str, Any], run: str | None = None) -> _Failed:
+        """Write down that ``cell`` has failed, and return what to raise.
+
+        Args:
+            cell: the cell.
+            error: what happened, or what a failure of before says of it.
+            run: name of the pretraining that failed; None: the evaluation did.
+        """
+        if isinstance(error, _Failed):
+            return error
+        failure = failure_of(cell.head, error, self.session, run)
+        self.store.write_failure(failure)
+        return _Failed(f"{cell.label}: {failure['error']['type']}: {failure['error']['message']}")
+
+    # --- Budgets ---
+
+    def settings_for(self, spec: MethodSpec) -> Settings:
+        """Return the settings with the method's learning rate and the pretraining steps that ``match`` gives it."""
+        settings = self.settings.for_method(spec.name)
+        if self.match == "steps" or spec.cls.trains == "none":
+            return settings
+        # A step has the same voxels for every method, so matching these needs no other number of steps.
+        cost = self._relative_cost(spec) if self.match == "time" else 1.0
+        steps = max(1, round(settings.pretrain.steps / cost))
+        pretraining = settings.pretrain.model_copy(update={"steps": steps})
+        return settings.model_copy(update={"pretrain": pretraining})
+
+    def _relative_cost(self, spec: MethodSpec) -> float:
+        """Return a step's time by that of a supervised step on as many crops.
+
+        Measured once a store, and kept there: other steps in the next call would be other cells.
+        """
+        path = self.store.root / RELATIVE_COST
+        with self.store.claim({"file": path.name}):
+            known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+            if spec.name not in known:
+                from ssl3d.pretrain.describe import step_cost
+
+                known[spec.name] = round(step_cost(spec.name).ratio, 3)
+                write_json(path, known)
+        return known[spec.name]
+
+
+class _Failed(SSL3DError):
+    """A cell that could not be computed; already written down."""
+
+
+def check_match(text: str) -> Match:
+    """Return ``text`` if methods can be matched in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    for known in get_args(Match):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f'--match "{text}".{nearest(text, get_args(Match))}')
+
+
+def check_checkpoints(specs: list[MethodSpec], checkpoints: dict[str, Path], settings: Settings) -> None:
+    """Raise CheckpointError, before any training, for a checkpoint that the bench cannot use in its row."""
+    problems = []
+    for spec in specs:
+        if spec.name in checkpoints:
+            try:
+                given_weights(spec, checkpoints[spec.name], settings.backbone)
+            except CheckpointError as error:
+                problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+
+
+def _unused(path: Path) -> Path:
+    return next(
+        p
+        for n in itertools.count()
+        if not (p := path.with_name(f"{path.name}{f'-{n}' if n else ''}")).exists()
+    )

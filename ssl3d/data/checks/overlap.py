@@ -1,0 +1,426 @@
+"""Leakage: test images that were among the volumes for pretraining, or among the training images of their task.
+
+Three comparisons, each catching what the one before cannot: the same file (SHA-256), the same voxels
+in another file (hash of the voxels in RAS+ order), and the same scan after resampling or cropping.
+The last one is a perceptual hash: every prepared volume becomes a small band-passed volume on a
+coarse grid, and two of them are compared by their normalised cross-correlation at the best of all
+shifts (Padfield, Masked object registration in the Fourier domain, IEEE TIP 2012). Prepared volumes
+have one orientation and are measured in millimetres, so a crop is a shift and nothing else; the
+correlation ignores the scale of intensities, and the band leaves out noise and shading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl3d.data.prepared.cohort import PreparedCohort
+from ssl3d.data.prepared.grids import resample
+from ssl3d.files import write_bytes, write_json
+from ssl3d.parallel import Progress, run_parallel
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+COARSE_MM = 4.0
+"""Spacing of the coarse grid; that of the prepared volumes where it is larger."""
+
+COARSEST_MM = 6.0
+"""Spacing above which the grid shows too little of an anatomy to tell one person from another."""
+
+SAME_SCAN = 0.97
+"""Correlation from which on two volumes count as one scan. On phantoms, at 4 mm: one scan against a
+crop of 60 to 90 % of each edge, resampled to 1.05 to 1.7 of its spacing, with other contrast and
+noise 0.974 or more; two subjects 0.92 or less (0.88 over 1,500 pairs of the quick preset)."""
+
+LEAST_OVERLAP = 0.5
+"""Smallest part of the smaller volume that must lie within the other one."""
+
+STANDS_OUT = 0.2
+"""Distance to 1 of the correlation of two cases, by that of the upper quartile of the others, up to which it tells alone."""
+
+SAME_TEXTURE = 0.65
+"""Correlation of the texture from which on two volumes count as one scan. On four kinds of made volumes at 2 and 4 mm: one
+scan against a coarser, cropped or noisier copy 0.70 or more; two subjects 0.61 or less (0.30 but for 15 voxels an edge)."""
+
+_TEXTURE_EDGE = 96  # largest edge in voxels of the grid on which texture is compared
+_TEXTURE_OVERLAP = 0.4
+_FINE, _WIDE = 1.0, 2.0  # the band: difference of two Gaussians, in voxels of the coarse grid
+_VERSION = 3  # of what is stored; raised when this module changes it
+_FIRST_EDGE = 48  # largest edge in voxels at which all pairs are compared
+_SHORTLIST = 8
+_TWINS_EDGE = 20  # the same within a cohort, where all pairs are many more
+_TWINS_SHORTLIST = 4
+_TWINS_LEAST = 0.75  # correlation on that grid below which no pair is looked at again
+_MEMORY_BYTES = 2**29
+_MESSAGE = "looking for test images among the volumes for pretraining"
+_WITHIN = "looking for scans that are there as two subjects"
+_TRIM = 2  # voxels at each border, where the band depends on what lies outside
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One test image that was found among the volumes for pretraining.
+
+    Attributes:
+        test, pretraining: ids of the cases.
+        how: "same file", "same voxels", or "same scan (correlation 0.99)".
+    """
+
+    test: str
+    pretraining: str
+    how: str
+
+
+def find_twins(cohort: PreparedCohort, progress: Progress | None = None) -> list[Overlap]:
+    """Return the pairs of labelled cases of different subjects that show the same scan; kept for the next time.
+
+    All pairs are compared on a grid of at most 20 voxels an edge, and the best few of each case on the grid of
+    :func:`find_overlap`. Images of one kind can be as alike as copies there, so a pair counts only if it stands out from
+    the others of its cases, or if the texture between the edges is the same.
+
+    Args:
+        cohort: prepared cases of a task.
+        progress: told about every image that was compared.
+    """
+    cases = [i for i, case in enumerate(cohort.cases) if case.labelled]
+    found: dict[tuple[int, int], str] = {}
+    for kind, how in ((0, "same file"), (1, "same voxels")):
+        first: dict[str, int] = {}
+        for i in cases:
+            other = first.setdefault(cohort.source_digests(i)[kind], i)
+            if cohort.cases[other].subject != cohort.cases[i].subject:
+                found.setdefault((other, i), how)
+    spacing = max(COARSE_MM, cohort.preparation.spacing_mm)
+    if spacing > COARSEST_MM:
+        logger.warning(
+            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
+            cohort.dataset, spacing,
+        )  # fmt: skip
+    else:
+        for i, j, score in _same_scans(cohort, cases, spacing, progress):
+            found.setdefault((i, j), f"same scan (correlation {score:.2f})")
+    return [Overlap(cohort.cases[j].id, cohort.cases[i].id, how) for (i, j), how in sorted(found.items())]
+
+
+def _same_scans(
+    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
+) -> list[tuple[int, int, float]]:
+    """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``."""
+    store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
+    if store.is_file():
+        try:
+            return [
+                (int(i), int(j), float(score))
+                for i, j, score in json.loads(store.read_text(encoding="utf-8"))
+            ]
+        except (ValueError, TypeError):
+            logger.warning("%s is damaged and made again", store)
+    edges = [edge * case.spacing_mm for case in cohort.cases for edge in case.shape]
+    first_mm = max(spacing_mm, max(edges) / _TWINS_EDGE)
+    first = coarse_volumes(cohort, cases, first_mm)
+    scores = _correlations(first, first, progress, above=True)  # (N, N)
+    scores = np.maximum(scores, scores.T)
+    subjects = np.unique([cohort.cases[i].subject for i in cases], return_inverse=True)[1]
+    scores[subjects[:, None] == subjects[None, :]] = -1
+    best = np.argsort(-scores, axis=1)[:, :_TWINS_SHORTLIST]
+    pairs = sorted({(min(n, m), max(n, m)) for n, row in enumerate(best.tolist()) for m in row
+                    if scores[n, m] >= _TWINS_LEAST})  # fmt: skip
+
+    def compare(pair: tuple[int, int]) -> float:
+        ours, theirs = coarse_volumes(cohort, [cases[n] for n in pair], spacing_mm, workers=1)
+        score = float(_correlations([ours], [theirs], None, workers=1)[0, 0])
+        others = np.concatenate([np.delete(scores[n], m) for n, m in (pair, pair[::-1])])
+        one, other = ((cohort, cases[n]) for n in pair)
+        same = score >= SAME_SCAN and (_stands_out(score, _quartile(others)) or _same_texture(one, other))
+        return score if same else -1.0
+
+    found = run_parallel(compare, pairs, None, progress, _WITHIN)
+    same = [
+        (cases[n], cases[m], score) for (n, m), score in zip(pairs, found, strict=True) if score >= SAME_SCAN
+    ]
+    write_json(store, [list(pair) for pair in same])
+    return same
+
+
+def _quartile(others: np.ndarray) -> float | None:
+    """Return the upper quartile of the correlations with other volumes; None where there are too few to compare with."""
+    others = others[others > -1]  # -1: not compared
+    return float(np.quantile(others, 0.75)) if len(others) >= 4 else None
+
+
+def _stands_out(score: float, quartile: float | None) -> bool:
+    """Whether two volumes are far more alike than they are to others."""
+    return quartile is not None and 1 - score <= STANDS_OUT * (1 - quartile)
+
+
+def _same_texture(one: tuple[PreparedCohort, int], other: tuple[PreparedCohort, int]) -> bool:
+    """Whether two volumes have the same texture where they are smooth: noise and fine structure, but no edges."""
+    cases = [cohort.cases[i] for cohort, i in (one, other)]
+    edge = max(edge * case.spacing_mm for case in cases for edge in case.shape)
+    native = max(float(np.linalg.norm(case.native_affine[:3, :3], axis=0).max()) for case in cases)
+    # Nothing finer is in both of them.
+    spacing_mm = max(native, edge / _TEXTURE_EDGE, *(case.spacing_mm for case in cases))
+    parts = [
+        _texture(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
+        for cohort, i in (one, other)
+    ]
+    shape = tuple(_fast(a + b - 1) for a, b in zip(parts[0][0].shape, parts[1][0].shape, strict=True))
+    mine, theirs = (_Spectra(volume, shape, support) for volume, support in parts)
+    return mine.correlation(theirs, _TEXTURE_OVERLAP) >= SAME_TEXTURE
+
+
+def _texture(image: np.ndarray, affine: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the finest structure of a volume (D, H, W), and where it is neither air nor at an edge (bool)."""
+    from scipy import ndimage
+
+    small, _ = resample(np.asarray(image, dtype=np.float32), affine, spacing_mm)
+    fine = small - ndimage.median_filter(small, 3, mode="nearest")  # keeps nothing of straight edges
+    slope = ndimage.gaussian_gradient_magnitude(small, _FINE, mode="nearest")
+    body = small > 0.15 * small.max()
+    smooth = body & (slope <= np.median(slope[body]))
+    return np.where(smooth, fine - fine[smooth].mean(), 0), smooth
+
+
+def find_overlap(
+    cohort: PreparedCohort,
+    test: Sequence[int],
+    pretraining: PreparedCohort,
+    progress: Progress | None = None,
+    among: Sequence[int] | None = None,
+) -> list[Overlap]:
+    """Return the test cases that are among the volumes for pretraining, each once, with the best match.
+
+    Args:
+        cohort: prepared cases of a task.
+        test: indices of the test cases.
+        pretraining: prepared volumes for pretraining.
+        among: indices of the volumes that count; None: all.
+        progress: told about every test image that was compared.
+    """
+    files: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    among = range(len(pretraining)) if among is None else among
+    for i in among:
+        file, voxels = pretraining.source_digests(i)
+        files.setdefault(file, pretraining.cases[i].id)
+        contents.setdefault(voxels, pretraining.cases[i].id)
+    found: dict[int, Overlap] = {}
+    for i in test:
+        file, voxels = cohort.source_digests(i)
+        if file in files:
+            found[i] = Overlap(cohort.cases[i].id, files[file], "same file")
+        elif voxels in contents:
+            found[i] = Overlap(cohort.cases[i].id, contents[voxels], "same voxels")
+    spacing = max(COARSE_MM, cohort.preparation.spacing_mm, pretraining.preparation.spacing_mm)
+    rest = [i for i in test if i not in found]
+    if spacing > COARSEST_MM:
+        logger.warning(
+            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
+            cohort.dataset, spacing,
+        )  # fmt: skip
+        rest = []
+    best = _best_matches(cohort, rest, (pretraining, among), spacing, progress)
+    for i, (matches, quartile) in best.items():
+        for score, place in matches:
+            ours, theirs = (cohort, i), (pretraining, place)
+            if score >= SAME_SCAN and (_stands_out(score, quartile) or _same_texture(ours, theirs)):
+                how = f"same scan (correlation {score:.2f})"
+                found[i] = Overlap(cohort.cases[i].id, pretraining.cases[place].id, how)
+                break
+    return [found[i] for i in test if i in found]
+
+
+def _best_matches(
+    cohort: PreparedCohort,
+    test: Sequence[int],
+    volumes: tuple[PreparedCohort, Sequence[int]],
+    spacing_mm: float,
+    progress: Progress | None,
+) -> dict[int, tuple[list[tuple[float, int]], float | None]]:
+    """Return test case -> the most similar volumes (correlation, index), best first, and what the others come to.
+
+    The latter is the upper quartile of their correlations. Kept for the next time.
+    Large volumes are compared on a coarser grid first, and on this one with the best few of that.
+    """
+    pretraining, among = volumes
+    part = (
+        ""
+        if len(among) == len(pretraining)
+        else f"-{hashlib.sha256(str(list(among)).encode()).hexdigest()[:12]}"
+    )
+    store = cohort.folder / f"overlap-v{_VERSION}-{spacing_mm:g}-{pretraining.fingerprint[:16]}{part}.json"
+    known: dict[str, list[Any]] = {}
+    if store.is_file():
+        try:
+            known = json.loads(store.read_text(encoding="utf-8"))
+        except ValueError:
+            logger.warning("%s is damaged and made again", store)
+    todo = [i for i in test if cohort.cases[i].id not in known]
+    if todo:
+        edges = [
+            edge * c.spacing_mm for side in (cohort, pretraining) for c in side.cases for edge in c.shape
+        ]
+        first_mm = max(spacing_mm, max(edges) / _FIRST_EDGE)
+        scores = _correlations(
+            coarse_volumes(cohort, todo, first_mm),
+            coarse_volumes(pretraining, among, first_mm),
+            progress,
+        )  # (N, M)
+        shortlists = np.argsort(-scores, axis=1)[:, :_SHORTLIST]  # (N, up to 8)
+
+        def compare(n: int) -> list[tuple[float, int]]:
+            shortlist = [among[m] for m in shortlists[n].tolist()]
+            if first_mm == spacing_mm:
+                return list(zip(scores[n, shortlists[n]].tolist(), shortlist, strict=True))
+            (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
+            theirs = coarse_volumes(pretraining, shortlist, spacing_mm, workers=1)
+            row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
+            return sorted(zip(row, shortlist, strict=True), key=lambda match: -match[0])
+
+        best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
+        for i, row, matches in zip(todo, scores, best, strict=True):
+            known[cohort.cases[i].id] = [matches, _quartile(np.delete(row, int(row.argmax())))]
+        write_json(store, known)
+    result = {}
+    for i in test:
+        matches, quartile = known[cohort.cases[i].id]
+        result[i] = ([(float(score), int(place)) for score, place in matches], quartile)
+    return result
+
+
+def _correlations(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    progress: Progress | None,
+    workers: int | None = None,
+    above: bool = False,
+) -> np.ndarray:
+    """Return the correlation of every pair (N, M), in blocks of bounded memory.
+
+    With ``above`` only of pairs (n, m) with m > n, which are all pairs where ``ours`` is ``theirs``; else -1.
+    """
+    shape = tuple(
+        _fast(max(v.shape[a] for v in ours) + max(v.shape[a] for v in theirs) - 1) for a in range(3)
+    )
+    block = max(
+        1, _MEMORY_BYTES // (3 * 4 * int(np.prod(shape)))
+    )  # three spectra of half the voxels, 8 bytes
+    scores = np.full((len(ours), len(theirs)), -1, np.float32)
+    for start in range(0, len(theirs), block):
+        spectra = [_Spectra(volume, shape) for volume in theirs[start : start + block]]
+
+        def row(n: int, spectra: list[_Spectra] = spectra, start: int = start) -> list[float]:
+            mine = _Spectra(ours[n], shape)
+            return [
+                mine.correlation(other) if not above or start + k > n else -1.0
+                for k, other in enumerate(spectra)
+            ]
+
+        rows = range(min(len(ours), start + block) if above else len(ours))
+        found = run_parallel(row, rows, workers, progress, _WITHIN if above else _MESSAGE)
+        scores[: len(rows), start : start + block] = found
+    return scores
+
+
+def coarse_volumes(
+    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, workers: int | None = None
+) -> list[np.ndarray]:
+    """Return band-passed coarse volumes of some cases; kept beside the prepared ones for the next time."""
+    folder = cohort.folder / f"coarse-v{_VERSION}-{spacing_mm:g}"
+
+    def coarse(i: int) -> np.ndarray:
+        path = folder / f"{i:05d}.npy"
+        if path.is_file():
+            try:
+                return np.asarray(np.load(path))
+            except (ValueError, EOFError):
+                logger.warning("%s is damaged and made again", path)
+        volume = coarse_volume(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
+        _save(path, volume)
+        return volume
+
+    return run_parallel(coarse, cases, workers)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    buffer = BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
+def coarse_volume(image: np.ndarray, affine: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Return a volume (D, H, W) on the coarse grid, band-passed: (D', H', W') float32."""
+    from scipy import ndimage
+
+    small, _ = resample(np.asarray(image, dtype=np.float32), affine, spacing_mm)
+    band = ndimage.gaussian_filter(small, _FINE, mode="nearest")
+    band -= ndimage.gaussian_filter(small, _WIDE, mode="nearest")
+    trim = tuple(slice(_TRIM, -_TRIM) if edge > 4 * _TRIM else slice(None) for edge in band.shape)
+    return np.ascontiguousarray(band[trim])
+
+
+def _fast(length: int) -> int:
+    from scipy.fft import next_fast_len
+
+    return int(next_fast_len(length, real=True))
+
+
+class _Spectra:
+    """Fourier transforms of a volume, its square and its support, padded to ``shape``."""
+
+    def __init__(self, volume: np.ndarray, shape: tuple[int, ...], support: np.ndarray | None = None) -> None:
+        from scipy.fft import rfftn
+
+        support = np.ones_like(volume) if support is None else support
+        self.shape, self.voxels = shape, int(np.count_nonzero(support))
+        self.volume, self.square, self.support = (
+            rfftn(array.astype(np.float32), shape) for array in (volume, volume**2, support)
+        )
+
+    def correlation(self, other: _Spectra, overlap: float = LEAST_OVERLAP) -> float:
+        """Return the normalised cross-correlation at the best shift, in [-1, 1].
+
+        Args:
+            other: the other volume.
+            overlap: smallest part of the smaller support that must lie within the other one.
+        """
+        from scipy.fft import irfftn
+
+        def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.asarray(irfftn(a * b.conj(), self.shape))
+
+        together = correlate(self.support, other.support)
+        energies = correlate(self.square, other.support), correlate(self.support, other.square)
+        enough = together >= overlap * min(self.voxels, other.voxels)
+        norm = np.sqrt(np.maximum(energies[0], 0) * np.maximum(energies[1], 0))
+        enough &= norm > 1e-3 * norm.max()
+        scores = np.where(enough, correlate(self.volume, other.volume) / np.maximum(norm, 1e-12), -1.0)
+        return _refined_peak(scores)
+
+
+def _refined_peak(scores: np.ndarray) -> float:
+    """Return the maximum of a parabola through the peak and its neighbours along each axis, summed."""
+    peak = np.unravel_index(int(np.argmax(scores)), scores.shape)
+    top = float(scores[peak])
+    refined = top
+    for axis in range(3):
+        below, above = (
+            float(np.take(np.roll(scores, -step, axis=axis), peak[axis], axis=axis)[
+                tuple(p for a, p in enumerate(peak) if a != axis)
+            ]) for step in (-1, 1)
+        )  # fmt: skip
+        bend = below + above - 2 * top
+        if bend < 0 and min(below, above) > -1:
+            refined -= (above - below) ** 2 / (8 * bend)
+    return min(refined, 1.0)

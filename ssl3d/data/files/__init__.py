@@ -1,0 +1,1 @@
+"""What a file is: suffixes, headers, DICOM series, volumes."""

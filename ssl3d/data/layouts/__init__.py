@@ -1,0 +1,1 @@
+"""What a release is: folders of known layouts become cases."""

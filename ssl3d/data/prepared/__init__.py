@@ -1,0 +1,1 @@
+"""Prepared volumes: how they are made, stored and found again."""

@@ -1,0 +1,188 @@
+"""Cohorts of prepared volumes on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl3d.data.cohort import Subset
+from ssl3d.data.prepared.arrays import Where, read_array
+from ssl3d.data.prepared.steps import Intensity, Preparation
+from ssl3d.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
+
+
+PREPARATION_VERSION = 1
+"""Part of every fingerprint; raised when a change of the code changes prepared voxels."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One prepared case.
+
+    Attributes:
+        id, subject, subset, target, classes, value: as in :class:`ssl3d.data.cohort.Case`.
+        has_label: whether a segmentation is stored.
+        shape: (D, H, W) of the prepared volume.
+        affine: (4, 4), prepared voxel index -> RAS+ mm.
+        spacing_mm: isotropic spacing.
+        source: the image file it was made from.
+        native_shape, native_affine: grid of that file, as stored (see :func:`to_native_grid`).
+    """
+
+    id: str
+    subject: str
+    subset: Subset | None
+    target: int | None
+    has_label: bool
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    spacing_mm: float
+    source: Path
+    native_shape: tuple[int, int, int]
+    native_affine: np.ndarray
+    classes: tuple[int, ...] | None = None
+    value: float | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a segmentation, a class or a number is known."""
+        return self.has_label or any(known is not None for known in (self.target, self.classes, self.value))
+
+
+class PreparedCohort:
+    """A cohort of prepared volumes on disk, compressed (see :mod:`ssl3d.data.prepared.arrays`).
+
+    Args:
+        folder: made by :func:`prepare`.
+
+    Attributes:
+        folder: where it is.
+        dataset: name of the data set.
+        label_names: names of the structures; label value k is ``label_names[k - 1]``, 0 is background.
+        label_values: what the source files hold for each of them.
+        cases: the cases, in the order of the arrays.
+        fingerprint: hash of source contents and parameters (64 hexadecimal digits); the same on
+            every machine and wherever the files lie.
+        preparation: the parameters.
+        intensity: the scaling and offset that were applied.
+        skipped: cases left out by the policy "skip": ``id``, ``path``, ``problem`` and ``fix`` of each.
+        target_names: class -> name, for classification.
+        records: what the manifest says of each case.
+
+    Raises:
+        DataError: the folder is not a complete prepared cohort.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise DataError(f"{folder} is not a complete prepared cohort. Fix: prepare it again.")
+        self.folder = folder
+        self.dataset: str = manifest["dataset"]
+        self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
+        self.label_values: tuple[int, ...] = tuple(manifest["label_values"])
+        self.fingerprint: str = manifest["fingerprint"]
+        self.preparation = Preparation.model_validate(manifest["preparation"])
+        self.intensity = Intensity(**manifest["intensity"])
+        self.skipped: list[dict[str, str]] = manifest.get("skipped", [])
+        self.target_names = {int(k): str(v) for k, v in manifest.get("target_names", {}).items()}
+        self.cases = [_prepared_case(record, self.preparation.spacing_mm) for record in manifest["cases"]]
+        self.records: list[dict[str, Any]] = manifest["cases"]
+        self._index = {case.id: i for i, case in enumerate(self.cases)}
+
+    @property
+    def num_classes(self) -> int:
+        """Structures and background: the channels of a segmentation head."""
+        return len(self.label_names) + 1
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def taken_for(self) -> str:
+        """What the volumes were taken for, and how that was decided."""
+        return f"{self.intensity.taken_for or self.intensity.scaling} ({self.intensity.rule})"
+
+    def source_digests(self, i: int) -> tuple[str, str]:
+        """Return hashes of the image file of case ``i`` and of its voxels (as they were in the file)."""
+        record = self.records[i]
+        return record["sources"]["image"]["sha256"], record["voxels"]["image"]
+
+    def index(self, case_id: str) -> int:
+        """Return the position of a case.
+
+        Raises:
+            DataError: no such case.
+        """
+        if case_id not in self._index:
+            raise DataError(f'{self.dataset} has no case "{case_id}".{nearest(case_id, self._index)}')
+        return self._index[case_id]
+
+    def image(self, i: int, where: Where = ...) -> np.ndarray:
+        """Return the image of case ``i``, or a box of it: (D, H, W) float32 in [0, 1]."""
+        return read_array(self.folder / self.records[i]["arrays"]["image"]["name"], where)
+
+    def label(self, i: int, where: Where = ...) -> np.ndarray:
+        """Return the label of case ``i``, or a box of it: (D, H, W) uint8 in 0..K.
+
+        Raises:
+            DataError: the case has no label.
+        """
+        if not self.cases[i].has_label:
+            raise DataError(
+                f"Case {self.cases[i].id} of {self.dataset} has no label ({self.cases[i].source})."
+            )
+        return read_array(self.folder / self.records[i]["arrays"]["label"]["name"], where)
+
+
+def find_prepared(fingerprint: str, cache_dir: Path) -> PreparedCohort | None:
+    """Return the stored cohort with this fingerprint, or None."""
+    for folder in sorted(cache_dir.glob(f"*-{fingerprint[:16]}")):
+        manifest = _read_manifest(folder)
+        if manifest is not None and manifest["fingerprint"] == fingerprint:
+            return PreparedCohort(folder)
+    return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a complete cohort: its arrays are there and as long as they were written."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        complete = manifest["format"] == PREPARATION_VERSION and all(
+            "voxels" in record and _arrays_exist(folder, record) for record in manifest["cases"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); its cohort is built again", path, error)
+        return None
+    if not complete:
+        logger.warning(
+            "%s is of an earlier version, or arrays are missing or cut short; it is built again", path
+        )
+        return None
+    return manifest
+
+
+def _arrays_exist(folder: Path, record: dict[str, Any]) -> bool:
+    files = [(folder / array["name"], array["bytes"]) for array in record["arrays"].values() if array]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:
+    return PreparedCase(
+        id=record["id"], subject=record["subject"], subset=record["subset"], target=record["target"],
+        has_label=record["arrays"]["label"] is not None, shape=tuple(record["shape"]),
+        affine=np.array(record["affine"]), spacing_mm=spacing_mm,
+        source=Path(record["sources"]["image"]["path"]),
+        native_shape=tuple(record["native_shape"]), native_affine=np.array(record["native_affine"]),
+        classes=None if record["classes"] is None else tuple(record["classes"]), value=record["value"],
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""What a preparation is of: files, options, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssl3d.data.cohort import ANY_READING, Case, Dataset
+from ssl3d.data.files.dicom import SeriesError, series_files
+from ssl3d.data.files.headers import payload_of
+from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.prepared.cohort import PREPARATION_VERSION, logger
+from ssl3d.data.prepared.lungs import weights_digest
+from ssl3d.data.prepared.steps import Preparation
+from ssl3d.parallel import Progress, run_parallel
+
+
+def _identify(
+    cases: Sequence[Case], cache_dir: Path, workers: int | None, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Return path, size, time and SHA-256 of the image and label of every case.
+
+    A hash is taken from an earlier manifest where path, size and modification time are unchanged.
+    """
+    known: dict[tuple[str, int, int], str] = {}
+    for path in cache_dir.glob("*/manifest.json"):
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))["cases"]
+            files = [file for record in records for file in record["sources"].values() if file]
+            known |= {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s cannot be read (%s); its cohort is not reused", path, error)
+
+    def identify(path: Path | None) -> dict[str, Any] | None:
+        if path is None:
+            return None
+        size, mtime_ns = _stat(path)
+        digest = known.get((str(path), size, mtime_ns)) or _digest(path)
+        return {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": digest}
+
+    def identify_case(case: Case) -> dict[str, Any]:
+        files = {"image": identify(case.image), "label": identify(case.label)}
+        return files if case.mask is None else {**files, "mask": identify(case.mask)}
+
+    return run_parallel(identify_case, cases, workers, progress, "hashing")
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """Return every file that a volume is made of: the slices of a series, a header and its voxels."""
+    if path.is_dir() or image_suffix(path) is None:
+        try:
+            return series_files(path)
+        except SeriesError:
+            return (path,)  # the checks say what is wrong with it
+    return tuple(dict.fromkeys((path, payload_of(path))))
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Return bytes and time of the last change of all files of a volume."""
+    status = [file.stat() for file in _files(path) if file.exists()]
+    return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the SHA-256 of all files of a volume."""
+    digests = []
+    for part in _files(path):
+        if part.is_file():
+            with part.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _fingerprint(
+    cases: Sequence[Case], sources: Sequence[dict[str, Any]], dataset: Dataset, preparation: Preparation
+) -> str:
+    parameters = preparation.model_dump(mode="json")
+    if preparation.lungmask is not None:
+        parameters["lungmask"] = weights_digest(preparation.lungmask)  # wherever the file lies
+    identity = {
+        "format": PREPARATION_VERSION,
+        "dataset": [dataset.name, dataset.modality, dataset.intensity_offset],
+        "labels": [sorted(dataset.label_index().items()), dataset.label_names()],
+        "preparation": parameters,
+        **({"reading": asdict(dataset.reading())} if dataset.reading() != ANY_READING else {}),
+        "cases": [
+            [case.id, case.subject, case.subset, case.target, *(f and f["sha256"] for f in source.values())]
+            + [known for known in (case.classes, case.value) if known is not None]
+            for case, source in zip(cases, sources, strict=True)
+        ],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Kinds of tasks: head, loss and metric of each."""

@@ -1,0 +1,60 @@
+"""The contract of a backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ssl3d.config import Model
+
+
+class Features(list[Tensor]):
+    """Stage features, finest first; the last is the global feature f^g.
+
+    Attributes:
+        size: grid (D, H, W) of the volume that was encoded, to which ``decode`` crops back.
+    """
+
+    def __init__(self, stages: Iterable[Tensor], size: Sequence[int]) -> None:
+        super().__init__(stages)
+        self.size = tuple(size)
+
+
+class Backbone(nn.Module, ABC):
+    """A network that encodes a volume and decodes it to dense features.
+
+    Attributes:
+        global_channels: channels of the global feature f^g, the last of ``encode``'s features.
+        local_channels: channels of the local feature f^l, returned by ``decode``.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Model]]
+    global_channels: int
+    local_channels: int
+    encoder: nn.Module
+    decoder: nn.Module
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Features:
+        """Return one feature a stage, finest first; the last is f^g.
+
+        Args:
+            x: volumes (B, 1, D, H, W), any D, H, W that the depth allows.
+        """
+
+    @abstractmethod
+    def decode(self, features: Features) -> Tensor:
+        """Return f^l (B, local_channels, D, H, W) on the grid of ``encode``'s input."""
+
+    def minimum_edge(self) -> int:
+        """Return the smallest edge, in voxels, of a volume that ``encode`` accepts."""
+        return 1
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (f^g, f^l)."""
+        features = self.encode(x)
+        return features[-1], self.decode(features)

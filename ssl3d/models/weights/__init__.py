@@ -1,0 +1,1 @@
+"""Weights in and out: checkpoints, export, import, hub."""

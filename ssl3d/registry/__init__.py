@@ -1,0 +1,1 @@
+"""Plugins: hooks, discovery, bundled plugins, scaffold."""

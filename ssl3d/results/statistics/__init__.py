@@ -1,0 +1,1 @@
+"""Statistics of the table: intervals, comparisons, ranks, label efficiency."""

@@ -1,0 +1,223 @@
+"""Work on whole stores: merge them, export them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssl3d.errors import ConfigError, DataError, nearest
+from ssl3d.files import write_all, write_bytes
+from ssl3d.results.store.record import Record, canonical_json
+from ssl3d.results.store.store import ResultStore
+
+# What an evaluation found out, against when, where and how fast it did.
+RESULT_FIELDS = ("metric", "score", "per_case", "excluded", "validation", "best_step")
+
+
+@dataclass
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        copied: records that the target had not.
+        known: records that it had, with the same result (timings may differ; the target's stay).
+        conflicts: a line for each identity with two different results; neither was touched.
+        problems: a line for each record that could not be read.
+    """
+
+    copied: int = 0
+    known: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def differing_results(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return the fields in which two records of one identity found different things.
+
+    >>> differing_results({"score": 1.0, "created": "now"}, {"score": 1.0, "created": "then"})
+    []
+    """
+    return [f for f in RESULT_FIELDS if canonical_json(a.get(f)) != canonical_json(b.get(f))]
+
+
+def merge(target: ResultStore, sources: Sequence[ResultStore]) -> Merged:
+    """Copy the records of ``sources`` into ``target``; one that is there already is not replaced.
+
+    Each cell is claimed while it is copied, so a bench may run on the target meanwhile. Runs and
+    checkpoints stay where they are.
+
+    Raises:
+        DataError: a source does not exist or has no sound record.
+    """
+    # All sources are read before anything is written. Of their records only the identities stay in memory.
+    loaded = []
+    for source in sources:
+        records, problems = source.records(lazy=True)
+        loaded.append((source, [record["identity"] for record in records], problems))
+        del records
+    result = Merged()
+    for source, identities, problems in loaded:
+        result.problems += problems
+        busy: list[Mapping[str, Any]] = []
+        for start in range(0, len(identities), _TOGETHER):
+            busy += _merge_some(target, source, identities[start : start + _TOGETHER], result)
+        for identity in busy:
+            _merge_some(target, source, [identity], result, wait=True)
+    return result
+
+
+_TOGETHER = 1000
+"""Records that wait for the disk together."""
+
+
+def _merge_some(
+    target: ResultStore,
+    source: ResultStore,
+    identities: Sequence[Mapping[str, Any]],
+    result: Merged,
+    wait: bool = False,
+) -> list[Mapping[str, Any]]:
+    """Merge the records of different ``identities``; return those that another process holds."""
+    busy, new = [], {}
+    with ExitStack() as held:
+        for identity in identities:
+            theirs = source.path_for(identity)
+            ours = target.folder / theirs.name
+            data = theirs.read_bytes()
+            if ours.exists() and ours.read_bytes() == data:
+                result.known += 1
+            elif not held.enter_context(target.claim(identity, wait=wait)):
+                busy.append(identity)
+            elif not ours.exists():
+                new[ours] = data
+            else:
+                _merge_one(target, source.read(theirs), theirs, result)
+        write_all(new)
+        result.copied += len(new)
+    return busy
+
+
+def _merge_one(target: ResultStore, record: Record, theirs: Path, result: Merged) -> None:
+    """Merge a record whose file in the target has other content; its cell is claimed."""
+    identity = record["identity"]
+    if not target.has(identity):  # damaged
+        target.write(record)
+        result.copied += 1
+        return
+    ours = target.path_for(identity)
+    other = target.read(ours)
+    fields = differing_results(other, record)
+    if fields:
+        result.conflicts.append(
+            f"Two results for one identity, scores {other['score']} and {record['score']}, differing in "
+            f"{', '.join(fields)}: {ours} and {theirs}. Neither was changed: delete the wrong one."
+        )
+    else:
+        result.known += 1
+
+
+def find(store: ResultStore, text: str) -> Path:
+    """Return the path of the record that ``text`` names: a file, its name, or the start of its hash.
+
+    Raises:
+        DataError: none or several.
+    """
+    if Path(text).is_file():
+        return Path(text)
+    if not store.folder.is_dir():
+        raise DataError(f"The store {store.root} does not exist or has no records.")
+    paths = sorted(store.folder.glob("*.json"))
+    found = [
+        p for p in paths if text in (p.name, p.stem) or (text and p.stem.rpartition("-")[2].startswith(text))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(
+            f'No record in {store.root} is called "{text}". {len(paths)} are there: ssl3d store ls.'
+        )
+    names = "\n".join(p.name for p in found[:10])
+    raise DataError(f'"{text}" names {len(found)} records; give more of the hash:\n{names}')
+
+
+# --- Export ----------------------------------------------------------------------------------------
+
+WHAT = ("records", "cases")
+
+
+def rows(records: Sequence[Record], what: str = "records") -> Iterator[dict[str, Any]]:
+    """Yield flat rows: one a record, or one a case with the metrics of that case.
+
+    Nested parts of the identity are canonical JSON, so that they can be compared as text.
+
+    Raises:
+        ConfigError: ``what`` is neither.
+    """
+    if what not in WHAT:
+        raise ConfigError(f'--what "{what}".{nearest(what, WHAT)}')
+    for record in records:
+        identity = {
+            key: canonical_json(value) if isinstance(value, dict | list) else value
+            for key, value in record["identity"].items()
+        }
+        shared = {
+            **identity, "title": record["method"]["title"], "trains": record["method"].get("trains"),
+            "preset": record.get("preset"), "metric": record["metric"],
+        }  # fmt: skip
+        if what == "records":
+            environment = record.get("environment") or {}
+            yield {
+                **shared, "score": record["score"], "cases": len(record["per_case"]),
+                "best_step": record.get("best_step"), **(record.get("cost") or {}),
+                "ssl3d": (environment.get("versions") or {}).get("ssl3d"),
+                "git_commit": environment.get("git_commit"), "created": record.get("created"),
+                "record_sha256": record.get("record_sha256"),
+            }  # fmt: skip
+        else:
+            for case in record["per_case"]:
+                structures = case.get("structures") or {}
+                yield {
+                    **shared,
+                    **{key: value for key, value in case.items() if key != "structures"},
+                    **{
+                        f"{name}.{key}": value for name, of in structures.items() for key, value in of.items()
+                    },
+                }
+
+
+def export(records: Sequence[Record], path: Path, what: str = "records") -> int:
+    """Write :func:`rows` to ``path`` (.csv or .parquet), atomically, and return their number.
+
+    Raises:
+        ConfigError: another ending, or Parquet without pyarrow.
+    """
+    found = list(rows(records, what))
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    if path.suffix == ".csv":
+        import csv
+        import io
+
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+        write_bytes(path, text.getvalue().encode())
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise ConfigError(
+                f'{path}: Parquet needs pyarrow; pip install "ssl3d[parquet]", or export to a .csv file.'
+            ) from None
+        # By column over all rows: a metric may be missing in the first ones.
+        table = pyarrow.table({column: [row.get(column) for row in found] for column in columns})
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(table, sink)
+        write_bytes(path, sink.getvalue().to_pybytes())
+    else:
+        raise ConfigError(f'{path}: the ending "{path.suffix}" is neither .csv nor .parquet.')
+    return len(found)

@@ -1,0 +1,248 @@
+"""The store: one JSON record a cell, whole or absent, shared by any number of processes.
+
+    STORE/records/<method>-<task>-<mode>-s<seed>-<hash of the identity>.json
+    STORE/failures/<the same name>.json          why a cell could not be computed, until it is
+    STORE/locks/<hash of the identity>.lock      only while a cell is being computed
+
+A record's file is its canonical JSON (sorted keys, no spaces) with ``record_sha256`` in front: the
+hash of the rest. So the hash is checked over the bytes as they lie, which costs nothing next to
+parsing, and it survives a tool that only reformats the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ssl3d.errors import DataError
+from ssl3d.files import write_bytes, write_json
+from ssl3d.results.store.lock import _Held
+from ssl3d.results.store.record import (
+    Record,
+    _decode_without_cases,
+    _problem,
+    decode_record,
+    encode_record,
+    identity_hash,
+    no_garbage_collection,
+)
+
+_FAILURE_FIELDS = ("schema", "identity", "method", "preset", "metric", "error", "session", "run", "created")
+
+
+def failure_of(
+    head: Mapping[str, Any], error: BaseException | Mapping[str, Any], session: str, run: str | None
+) -> Record:
+    """Return what is written down of a cell that could not be computed.
+
+    Args:
+        head: what a table needs to know of the cell, see :attr:`ssl3d.bench.cell.Cell.head`.
+        error: what happened, or its ``{"type", "message"}``.
+        session: the call of bench that it happened in.
+        run: name of the pretraining that failed; None: the evaluation did.
+    """
+    if isinstance(error, BaseException):
+        error = {"type": type(error).__name__, "message": str(error)}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**head, "error": dict(error), "session": session, "run": run, "created": created}
+
+
+class ResultStore:
+    """A folder of records. Creating the object touches nothing on disk.
+
+    Args:
+        root: the store's folder; made by the first :meth:`write` or :meth:`claim`.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the records' files."""
+        return self.root / "records"
+
+    def path_for(self, identity: Mapping[str, Any]) -> Path:
+        """Return where the record of ``identity`` lies, or would lie."""
+        parts = (identity["method"], identity["task"], identity["mode"], f"s{identity['seed']}")
+        # The hash names the cell; the rest is for people, so no character may surprise a shell.
+        readable = "-".join(re.sub(r"[^A-Za-z0-9_.+]", "_", str(part))[:40] for part in parts).lstrip(".")
+        return self.folder / f"{readable}-{identity_hash(identity)}.json"
+
+    # --- Failures ---
+
+    def failures(self) -> list[Record]:
+        """Return why cells could not be computed, by file name; see :func:`failure_of`.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        found = []
+        for path in sorted((self.root / "failures").glob("*.json")):
+            try:
+                failure = json.loads(path.read_text(encoding="utf-8"))
+                found.append({field: failure[field] for field in _FAILURE_FIELDS})
+            except FileNotFoundError:  # another process has computed the cell
+                continue
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path} is damaged; delete it, and bench tries the cell again.") from None
+        return found
+
+    def write_failure(self, failure: Mapping[str, Any]) -> Path:
+        """Write down that a cell could not be computed. No result: the next bench tries it again."""
+        path = self._failure_path(failure["identity"])
+        write_json(path, dict(failure))
+        return path
+
+    def forget_failure(self, identity: Mapping[str, Any]) -> None:
+        """Remove what was written down of a failed cell, which has been computed since."""
+        self._failure_path(identity).unlink(missing_ok=True)
+
+    def _failure_path(self, identity: Mapping[str, Any]) -> Path:
+        return self.root / "failures" / self.path_for(identity).name
+
+    # --- Runs ---
+
+    def place_of(self, folder: Path) -> str:
+        """Return how a record names ``folder``: from the store's root where it lies inside, so that a store can move."""
+        inside = folder.is_relative_to(self.root)
+        return folder.relative_to(self.root).as_posix() if inside else str(folder)
+
+    def run_folder(self, record: Mapping[str, Any]) -> Path | None:
+        """Return the folder of the pretraining behind ``record``, or None if it is not there.
+
+        A store that was moved still holds its runs under the same names.
+        """
+        folder = Path(str(record.get("checkpoint") or ""))
+        places = (self.root / folder, self.root / "runs" / folder.name)
+        return next((place for place in places if folder.name and place.is_dir()), None)
+
+    def has(self, identity: Mapping[str, Any]) -> bool:
+        """Return whether the cell is finished: its record is there, whole and unaltered."""
+        try:
+            self.read(self.path_for(identity))
+        except DataError:
+            return False
+        return True
+
+    def read(self, path: Path, lazy: bool = False) -> Record:
+        """Return the record in ``path``.
+
+        Args:
+            path: of the file.
+            lazy: ``per_case`` may be :class:`Cases`; its entries were checked when the record was written.
+
+        Raises:
+            DataError: the file is missing, damaged, altered, of another schema, or lies under a
+                name that is not its identity's; names the file.
+        """
+        return self._read(str(path), lazy)
+
+    def _read(self, path: str, lazy: bool) -> Record:
+        """See :meth:`read`; with text for a path, which thousands of records make worthwhile."""
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                data = file.read()
+            if lazy and (found := _decode_without_cases(data)) is not None:
+                record, digest = found
+                if path.endswith(f"-{digest}.json") and _problem(record) is None:
+                    return record
+            record = decode_record(data)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such record") from None
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        if not Path(path).stem.endswith(f"-{identity_hash(record['identity'])}"):
+            raise DataError(
+                f"{path}: its name is not the hash of its identity; delete the copy, or rename it back"
+            )
+        return record
+
+    def write(self, record: Mapping[str, Any], replace: bool = False) -> Path:
+        """Write ``record`` atomically (temporary name, sync, rename) and return its path.
+
+        A damaged file under the same name is kept beside it as ``*.damaged``.
+
+        Args:
+            record: schema 1; ``record_sha256`` is added.
+            replace: overwrite a finished cell, for one that is recomputed on request.
+
+        Raises:
+            DataError: the record is not valid, or the cell is finished already with another content.
+        """
+        data = encode_record(record)
+        path = self.path_for(record["identity"])
+        if path.exists():
+            if not self.has(record["identity"]):
+                path.replace(path.with_name(path.name + ".damaged"))
+            elif path.read_bytes() == data:
+                return path
+            elif not replace:
+                raise DataError(
+                    f"{path}: this cell is finished, with another result or another run's timings. "
+                    "Two results for one identity are never merged: delete the file to compute it again."
+                )
+        write_bytes(path, data)
+        return path
+
+    def records(self, lazy: bool = False) -> tuple[list[Record], list[str]]:
+        """Return every sound record, by file name, and a line for each one that is left out.
+
+        Args:
+            lazy: parse the metrics of the cases only when they are looked at: several times faster for
+                a table, but such a record cannot be written or turned into JSON.
+
+        Raises:
+            DataError: there is no store, it has neither records nor failures, or not one of its records is sound.
+        """
+        if not self.root.is_dir():
+            what = "is a file, not a folder" if self.root.exists() else "does not exist"
+            raise DataError(f"The store {self.root} {what}. Make one: ssl3d bench --store {self.root}")
+        records, problems = [], []
+        with no_garbage_collection():
+            # By name: sorting paths and opening them through pathlib takes as long as parsing.
+            folder = str(self.folder)
+            names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []  # noqa: PTH208
+            for name in names:
+                if not name.endswith(".json") or name.startswith("."):
+                    continue
+                try:
+                    records.append(self._read(f"{folder}{os.sep}{name}", lazy))
+                except DataError as error:
+                    problems.append(str(error))
+        if not records and not any((self.root / "failures").glob("*.json")):
+            if problems:
+                raise DataError("\n".join([f"Not one record in the store {self.root} is sound:", *problems]))
+            raise DataError(
+                f"The store {self.root} holds no records. Compute some: ssl3d bench --store {self.root}"
+            )
+        return records, problems
+
+    @contextmanager
+    def claim(self, identity: Mapping[str, Any], wait: bool = True) -> Iterator[bool]:
+        """Hold ``identity`` for this process; yield whether it is held.
+
+        Check :meth:`has` inside: the owner before may have finished the cell. The lock is a POSIX
+        record lock, so the kernel frees it at the moment its owner dies, however it dies, and a
+        worker process forked by the owner does not keep it (as it would a ``flock``). It also
+        works on a store shared by machines over NFS.
+
+        Args:
+            identity: of a cell, or of anything else that must be made once.
+            wait: wait for another owner; otherwise yield False at once when there is one.
+
+        Raises:
+            DataError: the file system has no locks.
+            RuntimeError: this thread holds it already.
+        """
+        path = self.root / "locks" / f"{identity_hash(identity)}.lock"
+        with _Held(path, wait) as held:
+            yield held

@@ -1,0 +1,196 @@
+"""What a table must not show as a result: outputs alike for all cases, pretext tasks not learned, luck of rounding."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_table import cell, made_up, only
+
+from ssl3d.results import floor as floors
+from ssl3d.results.formats.csv import render_csv
+from ssl3d.results.formats.format import BUILTIN_FORMATS
+from ssl3d.results.formats.terminal import render_rich
+from ssl3d.results.statistics.annotate import with_statistics
+from ssl3d.results.table.build import build_table
+from ssl3d.results.table.model import TableModel
+
+TEXT_FORMATS = [f for f in BUILTIN_FORMATS if f.name != "csv"]
+
+
+def words(text: str) -> str:
+    return " ".join(text.replace("\\", "").split())
+
+
+# --- Outputs that do not differ between cases -------------------------------------------------------
+
+
+def classified(method: str, seed: int, score: float, constant: bool = False) -> dict[str, Any]:
+    record = made_up(method, score, "ccc", seed=seed)
+    rng = np.random.default_rng([seed, len(method), int(score)])
+    for c in record["per_case"]:
+        noise = 1e-5 if constant else 0.2
+        c["probability"] = float(np.clip(0.5 + (c["target"] - 0.5) * noise + rng.normal(0, noise), 0, 1))
+    return record | {"constant_output": constant}
+
+
+@pytest.fixture
+def alike() -> TableModel:
+    """GVSL has the highest AUC, by the fourth digit of outputs that are alike in one seed of three."""
+    scores = {"scratch": 61.3, "byol": 71.4, "gvsl": 83.7}
+    records = [
+        classified(m, seed, s + seed, constant=m == "gvsl" and seed == 1)
+        for m, s in scores.items()
+        for seed in range(3)
+    ]
+    return with_statistics(build_table(records, list(scores)), ["ci", "p", "rank"])
+
+
+@pytest.mark.parametrize("table_format", TEXT_FORMATS, ids=lambda f: f.name)
+def test_outputs_alike_for_all_cases_have_no_auc(alike: TableModel, table_format: Any) -> None:
+    text = words(table_format.render(alike))
+    assert "const." in text and "the outputs do not differ between test cases" in text
+    assert "84.7" not in text and "+23.4" not in text, "neither its score nor its difference to scratch"
+    assert "72.4" in text, "the others have theirs"
+
+
+def test_outputs_alike_are_not_ranked_tested_or_bold(alike: TableModel) -> None:
+    table = only(alike)
+    gvsl, byol = (cell(table, m, "ccc") for m in ("gvsl", "byol"))
+    assert gvsl.constant and not (gvsl.best or gvsl.second) and gvsl.delta is None
+    assert gvsl.rank is None and gvsl.interval is None
+    assert gvsl.comparison and "do not differ" in gvsl.comparison.note
+    assert byol.best and byol.rank and byol.rank.rank == 1 and byol.comparison and not byol.comparison.note
+    (line,) = [x for x in csv.DictReader(io.StringIO(render_csv(alike))) if x["method"] == "gvsl"]
+    assert (line["mean"], line["sd"], line["delta"], line["constant_output"]) == ("", "", "", "1")
+
+
+def test_a_constant_scratch_is_no_reference() -> None:
+    records = [classified("scratch", 0, 50.0, constant=True), classified("gvsl", 0, 60.0)]
+    assert cell(only(build_table(records)), "gvsl", "ccc").delta is None
+
+
+def test_an_error_of_a_constant_is_shown_and_marked_but_never_best() -> None:
+    records = [made_up("scratch", 3.0), made_up("gvsl", 2.0)]
+    for record, values in zip(records, (3.0, 2.0), strict=True):
+        record["metric"] = "mae"
+        record["per_case"] = [{"case": str(i), "mae": values + i / 10} for i in range(5)]
+    records[1]["constant_output"] = True
+    model = build_table(records)
+    assert not cell(only(model), "gvsl").best
+    text = words(render_rich(model))
+    assert "2.00" in text and "the outputs do not differ between test cases; not ranked" in text
+
+
+# --- Pretext tasks ----------------------------------------------------------------------------------
+
+
+def pretrained(method: str, seed: int, learned: bool | None) -> dict[str, Any]:
+    record = made_up(method, 50.0 + seed, seed=seed)
+    return record | {"pretext": {"chance": 2.3, "start": 2.5, "end": 2.3, "learned": learned}}
+
+
+@pytest.mark.parametrize("table_format", TEXT_FORMATS, ids=lambda f: f.name)
+def test_rows_whose_pretext_task_was_not_learned_are_marked(
+    table_format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    records = [made_up("scratch", 40.0, seed=seed) for seed in range(2)]
+    learned = {
+        "gvsl": [True, True],
+        "rotation": [False, False],
+        "simclr": [True, False],
+        "byol": [None, None],
+    }
+    records += [pretrained(m, seed, of[seed]) for m, of in learned.items() for seed in range(2)]
+    model = build_table(records)
+    marks = {row.method: row.marks for row in only(model).rows}
+    assert marks["gvsl"] == marks["byol"] == marks["scratch"] == ""
+    assert marks["rotation"] and marks["simclr"] and marks["rotation"] != marks["simclr"]
+    text = words(table_format.render(model))
+    assert "pretext task not learned: on held-back volumes" in text and "not learned by some seeds" in text
+    if table_format.name in ("rich", "html"):
+        assert f"ROTATION{marks['rotation']}" in text and f"GVSL{marks['rotation']}" not in text
+    lines = {x["method"]: x["pretext_learned"] for x in csv.DictReader(io.StringIO(render_csv(model)))}
+    assert lines == {"scratch": "", "gvsl": "1.0", "rotation": "0.0", "simclr": "0.5", "byol": ""}
+
+
+# --- Luck of rounding -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A floor of 1.96 x 2 x sqrt(2 / 4) = 2.8 points for four seeds of SHC."""
+    path = tmp_path / "floor.json"
+    path.write_text(json.dumps({"made-up": {"shc": {"linear": {"sd": 2.0, "runs": 8}}}}))
+    monkeypatch.setattr(floors, "FILE", path)
+
+
+def phantoms(scores: dict[str, float], task: str = "shc", data: str = "phantoms") -> list[dict[str, Any]]:
+    return [
+        made_up(
+            method, score, task, seed=seed, dsc=[(score + 0.01 * seed + i / 100) / 100 for i in range(12)]
+        )
+        | {"run": {"data": data, "task_data": None}}
+        for method, score in scores.items()
+        for seed in range(4)
+    ]
+
+
+@pytest.mark.usefixtures("measured")
+def test_differences_below_the_floor_are_never_bold() -> None:
+    model = with_statistics(build_table(phantoms({"scratch": 50.0, "byol": 52.0, "gvsl": 54.0})), ["p"])
+    table = only(model)
+    assert table.columns[0].floor == pytest.approx(2.772, abs=0.001)
+    byol, gvsl = (cell(table, m) for m in ("byol", "gvsl"))
+    assert byol.comparison and byol.comparison.p_holm < 1e-3, "seeds that agree to a hundredth of a point"
+    assert not byol.comparison.significant and gvsl.comparison and gvsl.comparison.significant
+    assert not (gvsl.best or gvsl.second or byol.second), "2 points above the next row"
+    text = words(render_rich(model))
+    assert "Floor: two rows that differ by rounding only" in text and "Linear SHC DSC 2.8" in text
+    assert "1 differences are smaller than the luck of rounding" in text
+    clear = only(build_table(phantoms({"scratch": 50.0, "byol": 55.0, "gvsl": 60.0})))
+    assert cell(clear, "gvsl").best and cell(clear, "byol").second
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_floor_is_of_phantoms_and_said_where_it_is_not_known() -> None:
+    real = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, data="/data/ct"))
+    assert cell(only(real), "gvsl").best and "rounding" not in render_rich(real)
+    longer = phantoms({"scratch": 50.0, "gvsl": 51.0})
+    for record in longer:
+        record["run"]["overrides"] = {"downstream.linear.steps": 9, "method_lr.gvsl": None}
+    assert only(build_table(longer)).columns[0].floor is None, "another evaluation has another floor"
+    unknown = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, task="sbm"))
+    assert "The luck of rounding was not measured for Linear SBM DSC" in words(render_rich(unknown))
+
+
+# --- Cells that failed ------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_table_with_failed_cells() -> None:
+    """A row without any cell and a column without any result stand beside the others, and are in no test."""
+    records = [
+        made_up(
+            method, score + luck * seed, seed=seed, dsc=[(score + luck * seed + i) / 100 for i in range(6)]
+        )
+        for method, score, luck in (("scratch", 40.0, 1), ("gvsl", 50.0, -0.5))
+        for seed in range(3)
+    ]
+    failures = [
+        made_up("byol", seed=0),
+        made_up("byol", seed=0, task="sbm"),
+        made_up("gvsl", seed=0, task="sbm"),
+    ]
+    for failure in failures:
+        del failure["per_case"], failure["score"]
+        failure["error"] = {"type": "DataError", "message": "made up"}
+    model = build_table(records, failures=failures)
+    with_all = with_statistics(model, ["ci", "p", "power", "rank", "tau", "cost"])
+    text = words(render_rich(with_all))
+    assert "failed" in text and "Holm-adjusted for 1 comparisons" in text
