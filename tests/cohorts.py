@@ -1,4 +1,4 @@
-"""In-memory cohorts with the interface of PreparedCohort, for tests of what comes after preparation."""
+"""In-memory cohorts with labels and targets, for tests of what comes after preparation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssl3d.data.prepared.arrays import Where
+from ssl3d.data.prepared.volumes import ArrayVolumes
 
 
 @dataclass
@@ -15,14 +16,14 @@ class MemoryCase:
     subject: str
     subset: str | None
     target: int | None
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     spacing_mm: float = 2.0
     classes: tuple[int, ...] | None = None
     value: float | None = None
 
 
 @dataclass
-class MemoryCohort:
+class MemoryCohort(ArrayVolumes):
     """Volumes, labels and targets held in lists."""
 
     images: list[np.ndarray]
@@ -32,9 +33,6 @@ class MemoryCohort:
     classes: list[tuple[int, ...]] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     target_names: dict[int, str] = field(default_factory=dict)
-    dataset: str = "memory"
-    fingerprint: str = "memory"
-    taken_for: str = "noise"
 
     @property
     def cases(self) -> list[MemoryCase]:
@@ -44,7 +42,7 @@ class MemoryCohort:
                 f"case{i}",
                 None,
                 self.targets[i] if self.targets else None,
-                image.shape,
+                (image.shape[0], image.shape[1], image.shape[2]),
                 classes=self.classes[i] if self.classes else None,
                 value=self.values[i] if self.values else None,
             )
@@ -55,17 +53,8 @@ class MemoryCohort:
     def num_classes(self) -> int:
         return len(self.label_names) + 1
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, i: int, where: Where = ...) -> np.ndarray:
-        return self.images[i][where]
-
     def label(self, i: int, where: Where = ...) -> np.ndarray:
         return self.labels[i][where]
-
-    def index(self, case_id: str) -> int:
-        return [c.id for c in self.cases].index(case_id)
 
 
 def noise_cohort(n: int, shape: tuple[int, int, int] = (20, 18, 17), seed: int = 0) -> MemoryCohort:

@@ -21,7 +21,6 @@ LONG = {
 
 WIDE = {
     "ssl3d/commands/bench.py:_bench_of": "to be bundled",
-    "ssl3d/downstream/predictor.py:save_predictor": "to be bundled",
     "ssl3d/pretrain/loop.py:pretrain": "six that say what is run where, and two switches by name for going on",
     "ssl3d/data/prepared/build.py:prepare": "four that say what is prepared, and by name what a caller may leave out",
     "ssl3d/data/prepared/case.py:_build_case": "called by one function only, in another process",

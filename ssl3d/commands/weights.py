@@ -27,6 +27,8 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ssl3d.data.prepared.build import Policy
 
 
@@ -92,14 +94,13 @@ def finetune(
         check_within([TaskData(task, cohort, [splits[split]])], set(allow_overlap), progress)
     downstream = settings.downstream.for_mode(chosen_mode)
     source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
-    outcome = evaluate(
-        backbone, Evaluation(task, cohort, splits[split], chosen_mode, downstream, seed, where),
-        keep=lambda head: save_predictor(
-            out, backbone, head, task=task, mode=chosen_mode, cohort=cohort, split=splits[split],
-            config=downstream, backbone_config=BackboneConfig.model_validate(run["backbone"]),
-            source={**source, "seed": seed},
-        ),
-    )  # fmt: skip
+    evaluation = Evaluation(task, cohort, splits[split], chosen_mode, downstream, seed, where)
+    backbone_config = BackboneConfig.model_validate(run["backbone"])
+
+    def keep(head: nn.Module) -> None:
+        save_predictor(out, backbone, head, evaluation, backbone_config, {**source, "seed": seed})
+
+    outcome = evaluate(backbone, evaluation, keep=keep)
     click.echo(
         f"{task.title} {task.metric.upper()} {written(task.metric, outcome.score)} on {len(outcome.per_case)} test cases"
     )

@@ -40,7 +40,7 @@ from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
 
 if TYPE_CHECKING:
-    from ssl3d.data.splits import Split
+    from ssl3d.downstream.harness import Evaluation
 
 FACTS, MODEL, TABLE = "predictor.json", "model.safetensors", "predictions.csv"
 FORMAT = 2
@@ -229,12 +229,7 @@ def save_predictor(
     folder: Path,
     backbone: Backbone,
     head: nn.Module,
-    *,
-    task: Task,
-    mode: Mode,
-    cohort: PreparedCohort,
-    split: Split,
-    config: DownstreamConfig,
+    evaluation: Evaluation,
     backbone_config: BackboneConfig,
     source: dict[str, Any],
 ) -> None:
@@ -243,10 +238,11 @@ def save_predictor(
     Args:
         folder: where to.
         backbone, head: the trained networks.
-        task, mode, cohort, split, config: as they were evaluated (:func:`harness.evaluate`).
+        evaluation: what they were evaluated on and how (:func:`harness.evaluate`).
         backbone_config: architecture of the backbone.
         source: provenance of the pretrained weights, kept as it is.
     """
+    task, cohort = evaluation.task, evaluation.cohort
     check_keepable(task, cohort)
     weights = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     weights |= {f"head.{k}": v for k, v in head.state_dict().items()}
@@ -254,16 +250,16 @@ def save_predictor(
     facts = {
         "format": FORMAT,
         "task": {key: getattr(task, key) for key in ("name", "title", "kind", "dataset", "metric", "counts")},
-        "mode": mode,
+        "mode": evaluation.mode,
         "label_names": list(cohort.label_names),
         "label_values": list(cohort.label_values),
         "target_names": [cohort.target_names[k] for k in sorted(cohort.target_names)],
         "preparation": cohort.preparation.model_dump(mode="json"),
         "intensity": asdict(cohort.intensity),
         "backbone": backbone_config.model_dump(mode="json"),
-        "downstream": config.model_dump(mode="json"),
+        "downstream": evaluation.config.model_dump(mode="json"),
         "data": cohort.fingerprint,
-        "split": asdict(split),
+        "split": asdict(evaluation.split),
         "source": source,
     }
     write_json(folder / FACTS, facts)

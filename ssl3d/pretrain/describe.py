@@ -6,16 +6,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import nn
 
 from ssl3d.config import BackboneConfig
-from ssl3d.data.prepared.arrays import Where
+from ssl3d.data.prepared.volumes import ArrayVolumes
 from ssl3d.device import to_device
 from ssl3d.models.factory import build_backbone
 from ssl3d.pretrain.loop import freeze_untrained
@@ -83,18 +81,9 @@ class StepCost:
         return self.seconds / self.scratch_seconds
 
 
-class _Noise:
-    """Volumes of noise with the interface of a prepared cohort: what they show does not change a step's time."""
-
-    def __init__(self, n: int, edge: int) -> None:
-        self._image = torch.rand(edge, edge, edge, generator=torch_rng(0, "cost")).numpy()
-        self.cases = [SimpleNamespace(id=str(i), shape=self._image.shape, spacing_mm=1.0) for i in range(n)]
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def image(self, i: int, where: Where = ...) -> np.ndarray:
-        return self._image[where]
+def _noise(n: int, edge: int) -> ArrayVolumes:
+    """Return volumes of noise, all alike: what they show does not change a step's time."""
+    return ArrayVolumes([torch.rand(edge, edge, edge, generator=torch_rng(0, "cost")).numpy()] * n)
 
 
 def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) -> StepCost:
@@ -118,7 +107,7 @@ def step_cost(name: str, edge: int = 32, batch_size: int = 4, repeats: int = 5) 
     for module in (method, supervised):
         to_device(module, torch.device("cpu"))
     items = method.items_per_step((edge,) * 3, batch_size)
-    source = CropSource(_Noise(max(8, items), edge), (edge,) * 3, items, method.volumes_per_item, 0)  # type: ignore[arg-type]
+    source = CropSource(_noise(max(8, items), edge), (edge,) * 3, items, method.volumes_per_item, 0)
     method.setup(source)
     method.on_epoch_start(source, 0)
     batch = source.batch(0)

@@ -40,7 +40,7 @@ from ssl3d.rng import BatchRng
 from ssl3d.source_hash import pretraining_code
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepared.cohort import PreparedCohort
+    from ssl3d.data.prepared.volumes import Volumes
 
 PROBE_CROPS = 16
 HELD_BACK_CROPS = 16
@@ -98,7 +98,7 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
 
 def pretrain(
     spec: MethodSpec,
-    cohort: PreparedCohort | None,
+    cohort: Volumes | None,
     settings: Settings,
     seed: int,
     out: Path,

@@ -18,7 +18,7 @@ from ssl3d.errors import DataError
 from ssl3d.rng import derive_seed, numpy_rng, permuted
 
 if TYPE_CHECKING:
-    from ssl3d.data.prepared.cohort import PreparedCase, PreparedCohort
+    from ssl3d.data.prepared.volumes import VolumeCase, Volumes
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class CropSource:
 
     def __init__(
         self,
-        cohort: PreparedCohort,
+        cohort: Volumes,
         crop: tuple[int, int, int],
         batch_size: int,
         volumes_per_item: int,
@@ -133,7 +133,7 @@ class CropSource:
             f"(data.spacing_mm={_rounded_down(fits)}) or a smaller pretrain.crop."
         )
 
-    def _cases(self) -> list[PreparedCase]:
+    def _cases(self) -> list[VolumeCase]:
         return [self.cohort.cases[place] for place in self.places]
 
     def __len__(self) -> int:
@@ -210,7 +210,7 @@ class CropSource:
 
 
 def training_source(
-    cohort: PreparedCohort,
+    cohort: Volumes,
     crop: tuple[int, int, int],
     items: int,
     volumes_per_item: int,

@@ -87,7 +87,7 @@ class Suite:
     def source(self, batch_size: int | None = None, shape: tuple[int, int, int] = (EDGE,) * 3) -> CropSource:
         volumes = _Volumes(8, tuple(max(20, s + 1) for s in shape))  # type: ignore[arg-type]
         cls = self.spec.cls
-        return CropSource(volumes, shape, batch_size or self.batch_size, cls.volumes_per_item, 0)  # type: ignore[arg-type]
+        return CropSource(volumes, shape, batch_size or self.batch_size, cls.volumes_per_item, 0)
 
     @staticmethod
     def views(method: Method, source: CropSource, seed: int = 0, step: int = 0) -> dict[str, Tensor]:
@@ -355,7 +355,7 @@ class Suite:
         })  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            run = pretrain(self.spec, _Hearts(LEARN_VOLUMES), settings, 0, out, CPU)  # type: ignore[arg-type]
+            run = pretrain(self.spec, _Hearts(LEARN_VOLUMES), settings, 0, out, CPU)
             after = load_tensors(out / BACKBONE)
         before = build_backbone(channels, 0).state_dict()
         moved = [

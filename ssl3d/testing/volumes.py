@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssl3d.data.prepared.arrays import Where
+from ssl3d.data.prepared.volumes import ArrayCase, ArrayVolumes
 from ssl3d.rng import numpy_rng
 
 
-@dataclass
-class _Case:
-    id: str
-    shape: tuple[int, ...]
+@dataclass(frozen=True)
+class _Case(ArrayCase):
     target: int | None = None
-    spacing_mm: float = 2.0
 
     @property
     def subject(self) -> str:
         return self.id
 
 
-class _Volumes:
-    """Procedural volumes with the interface of a prepared cohort: a body with organs that vary.
+class _Volumes(ArrayVolumes):
+    """Procedural volumes: a body with organs that vary.
 
     Without labels, asking for one raises: no label may reach a method.
     """
 
-    dataset = "conformance"
-    fingerprint = "conformance"
-    taken_for = "arrays"
+    name = "conformance"
     label_names = ("organ", "vessel")
     num_classes = 3
 
     def __init__(self, n: int, shape: tuple[int, int, int] = (20, 20, 20), labelled: bool = False) -> None:
-        self._items = [self._draw(i, shape) for i in range(n)]
+        images, self._labels = zip(*(self._draw(i, shape) for i in range(n)), strict=True)
+        super().__init__(images, dataset=self.name, fingerprint=self.name)
+        self._cases = [_Case(f"c{i}", shape, self.spacing_mm, i % 2 if labelled else None) for i in range(n)]
         self._labelled = labelled
-        self.cases = [_Case(f"c{i}", shape, i % 2 if labelled else None) for i in range(n)]
+
+    @property
+    def cases(self) -> Sequence[_Case]:
+        return self._cases
 
     @staticmethod
     def _draw(i: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,26 +56,17 @@ class _Volumes:
         image += 0.02 * rng.standard_normal(shape)
         return image.clip(0, 1).astype(np.float32), label
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def image(self, i: int, where: Where = ...) -> np.ndarray:
-        return self._items[i][0][where]
-
     def label(self, i: int, where: Where = ...) -> np.ndarray:
         if not self._labelled:
             raise AssertionError("the method asked for a label")
-        return self._items[i][1][where]
-
-    def index(self, case_id: str) -> int:
-        return int(case_id[1:])
+        labels: np.ndarray = self._labels[i]
+        return labels[where]
 
 
 class _Hearts(_Volumes):
     """The first volumes of the embedded pretraining cohort, hearts in CT, as small as they can be made."""
 
-    dataset = "phantoms"
-    fingerprint = "conformance-hearts"
+    name = "conformance-hearts"
     edge = 24
 
     def __init__(self, n: int) -> None:

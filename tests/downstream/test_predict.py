@@ -236,12 +236,10 @@ def trained(tmp_path: Path, task: Task, mode: str, kernel: int = 1) -> tuple[Pat
     # float32: what is compared here is the way a network goes, not how a processor rounds in bfloat16.
     config = DownstreamConfig(crop=12, head_kernel=kernel, finetune=budget, precision="float32")  # type: ignore[arg-type]
     backbone = build_backbone(CONFIG, 0)
+    evaluation = Evaluation(task, cohort, split, mode, config, 0, CPU)  # type: ignore[arg-type]
     outcome = evaluate(
-        backbone, Evaluation(task, cohort, split, mode, config, 0, CPU),  # type: ignore[arg-type]
-        keep=lambda head: save_predictor(
-            folder, backbone, head, task=task, mode=mode, cohort=cohort, split=split, config=config,  # type: ignore[arg-type]
-            backbone_config=CONFIG, source={},
-        ),
+        backbone, evaluation,
+        keep=lambda head: save_predictor(folder, backbone, head, evaluation, CONFIG, source={}),
     )  # fmt: skip
     return folder, cohort, outcome.per_case
 

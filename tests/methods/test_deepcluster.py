@@ -95,7 +95,7 @@ def test_several_empty_clusters_and_points_that_are_all_the_same() -> None:
 def method(**options: Any) -> tuple[DeepCluster, CropSource]:
     suite = Suite(resolve_method("deepcluster", {"deepcluster": {"clusters": 4, **options}}))
     m = suite.method()
-    source = CropSource(sphere_cohort(6), (12, 12, 12), 2, 1, 0)  # type: ignore[arg-type]
+    source = CropSource(sphere_cohort(6), (12, 12, 12), 2, 1, 0)
     m.setup(source)
     assert isinstance(m, DeepCluster)
     return m, source
@@ -183,7 +183,7 @@ def test_more_clusters_than_crops_are_refused_before_training(tmp_path: Path) ->
     )
     spec = resolve_method("deepcluster", {})
     with pytest.raises(ConfigError, match="clusters = 16, but there are 12 crops"):
-        pretrain(spec, noise_cohort(3), settings, 0, tmp_path / "r", CPU)  # type: ignore[arg-type]
+        pretrain(spec, noise_cohort(3), settings, 0, tmp_path / "r", CPU)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -210,7 +210,7 @@ def test_a_resumed_run_has_the_same_clusters_and_weights(
     )
 
     def run(out: str, resume: bool = False) -> None:
-        pretrain(spec, noise_cohort(6), settings, 0, tmp_path / out, CPU, resume=resume)  # type: ignore[arg-type]
+        pretrain(spec, noise_cohort(6), settings, 0, tmp_path / out, CPU, resume=resume)
 
     run("whole")
     original = DeepCluster.views

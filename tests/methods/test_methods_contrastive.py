@@ -210,14 +210,14 @@ def test_the_loop_tells_simclr_which_volumes_a_batch_shows(
         lambda m, views: (seen.append(views["volume"].tolist()), original(m, views))[1],
     )
     cohort = noise_cohort(3)
-    pretrain(resolve_method("simclr", {}), cohort, settings(), 0, tmp_path / "r", torch.device("cpu"))  # type: ignore[arg-type]
-    source = CropSource(cohort, (8, 8, 8), 8, 1, 0)  # type: ignore[arg-type]
+    pretrain(resolve_method("simclr", {}), cohort, settings(), 0, tmp_path / "r", torch.device("cpu"))
+    source = CropSource(cohort, (8, 8, 8), 8, 1, 0)
     # Eight held-back batches before training, then two steps until these are scored again.
     assert seen[8:10] == [source.batch(step).volumes for step in range(2)]
 
 
 def test_simclr_needs_two_volumes() -> None:
-    one = CropSource(MemoryCohort(noise_cohort(1).images), (8, 8, 8), 2, 1, 0)  # type: ignore[arg-type]
+    one = CropSource(MemoryCohort(noise_cohort(1).images), (8, 8, 8), 2, 1, 0)
     with pytest.raises(DataError, match="at least 2 volumes"):
         method("simclr").setup(one)
 
@@ -309,7 +309,7 @@ def test_simsiams_gradient_is_that_of_constant_targets() -> None:
 @pytest.mark.parametrize("name", CONTRASTIVE)
 def test_alignment_uniformity_and_collapse_of_the_embedding_are_measured(name: str) -> None:
     m = method(name)
-    source = CropSource(sphere_cohort(6), (12, 12, 12), 2, 1, 0)  # type: ignore[arg-type]
+    source = CropSource(sphere_cohort(6), (12, 12, 12), 2, 1, 0)
     probe = torch.stack([source.fixed_crop(v) for v in range(6)])
     state = {k: v.clone() for k, v in m.state_dict().items()}
     measures = measure(m, probe, 0)

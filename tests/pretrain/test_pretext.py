@@ -36,7 +36,7 @@ def method(name: str, **options: Any) -> Method:
 
 
 def source(volumes: int = 24, items: int = 8, per_item: int = 1, seed: int = 0) -> CropSource:
-    return training_source(sphere_cohort(volumes), (16, 16, 16), items, per_item, seed, 2)  # type: ignore[arg-type]
+    return training_source(sphere_cohort(volumes), (16, 16, 16), items, per_item, seed, 2)
 
 
 def views_of(m: Method, **options: Any) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def test_a_tenth_of_the_volumes_is_held_back_where_there_are_enough() -> None:
 def test_no_step_shows_a_volume_that_is_held_back(per_item: int) -> None:
     cohort = noise_cohort(24, (8, 8, 8))  # the crop is the volume, so that every crop names its own
     known = {image.tobytes(): i for i, image in enumerate(cohort.images)}
-    s = training_source(cohort, (8, 8, 8), 3, per_item, 0, 4)  # type: ignore[arg-type]
+    s = training_source(cohort, (8, 8, 8), 3, per_item, 0, 4)
 
     def shown(x: Tensor) -> set[int]:
         return {known[crop.numpy().tobytes()] for crop in x.reshape(-1, 8, 8, 8)}
@@ -69,14 +69,14 @@ def test_no_step_shows_a_volume_that_is_held_back(per_item: int) -> None:
     held = set().union(*(shown(batch.x) for batch in s.held_back))
     assert held == set(held_back_volumes(24)) and trained == set(range(24)) - held
     assert s.held_back_is == "2 volumes" and len(s) == 22
-    other = training_source(cohort, (8, 8, 8), 3, per_item, 1, 4)  # type: ignore[arg-type]
+    other = training_source(cohort, (8, 8, 8), 3, per_item, 1, 4)
     assert all(torch.equal(a.x, b.x) for a, b in zip(s.held_back, other.held_back, strict=True)), (
         "for all seeds"
     )
 
 
 def test_few_volumes_are_all_trained_on_and_further_crops_of_them_held_back() -> None:
-    s = training_source(noise_cohort(5), (8, 8, 8), 2, 1, 0, 4)  # type: ignore[arg-type]
+    s = training_source(noise_cohort(5), (8, 8, 8), 2, 1, 0, 4)
     assert len(s) == 5 and s.held_back_is == "further crops of the training volumes"
     held = torch.cat([batch.x for batch in s.held_back])
     trained = torch.cat([s.batch(step).x for step in range(20)])
@@ -227,7 +227,7 @@ def test_run_and_log_keep_the_score_also_after_an_interruption(
     spec = resolve_method(name, {})
 
     def run(out: str, resume: bool = False) -> dict[str, Any]:
-        return pretrain(spec, noise_cohort(24), settings(), 0, tmp_path / out, CPU, resume=resume)  # type: ignore[arg-type]
+        return pretrain(spec, noise_cohort(24), settings(), 0, tmp_path / out, CPU, resume=resume)
 
     whole = run("whole")["pretext"]
     assert whole["held_back"] == "2 volumes" and set(whole) == {
@@ -259,6 +259,6 @@ def test_voxels_are_the_same_for_every_method(tmp_path: Path) -> None:
     seen = {}
     for name in ("rotation", "simclr", "deepcluster", "gvsl"):
         spec = resolve_method(name, {"deepcluster": {"clusters": 4}})
-        record = pretrain(spec, noise_cohort(8), settings(steps=1), 0, tmp_path / name, CPU)  # type: ignore[arg-type]
+        record = pretrain(spec, noise_cohort(8), settings(steps=1), 0, tmp_path / name, CPU)
         seen[name] = record["voxels_seen"]
     assert set(seen.values()) == {2 * 8**3}
