@@ -8,7 +8,7 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: check-results bench bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: check-results bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -17,10 +17,15 @@ ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_wit
 	$(BIN)/python -m pip install --quiet -e ".[dev,realdata]"
 	touch $@
 
+# A first table: phantoms, pretraining, evaluation; under five minutes on two cores.
 bench: .venv/.installed
+	$(BIN)/ssl3d bench --preset demo --methods scratch,gvsl --tasks shc,sac,ccc,sbm --store $(STORE)/demo
+
+# The same at the preset that a laptop has time for: half an hour.
+quick: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods scratch,gvsl --tasks shc,sac,ccc,sbm --store $(STORE)
 
-# Every row of table 1 but the ablations; goes on with the cells that `make bench` finished.
+# Every row of table 1 but the ablations; goes on with the cells that `make quick` finished.
 bench-all: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods all --tasks shc,sac,ccc,sbm --store $(STORE)
 	mkdir -p benchmarks/studies/results

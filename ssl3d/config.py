@@ -373,7 +373,7 @@ def load_settings(
     """Load a preset and apply ``key=value`` overrides.
 
     Args:
-        preset: a name (``smoke``, ``quick``, ``study``, ``paper``) or the path of a YAML file.
+        preset: a name (``demo``, ``smoke``, ``quick``, ``study``, ``paper``) or the path of a YAML file.
         overrides: ``section.option=value`` or ``method.option=value``; values are YAML. ``pretrain.lr`` takes the
             place of the preset's ``method_lr`` too, ``downstream.crop`` that of its crops of single modes.
         methods: names that may stand in the place of a section, and that options of single methods may be

@@ -163,7 +163,7 @@ def set_option(command: Any) -> Any:
 def preset_option(command: Any) -> Any:
     command = set_option(command)
     return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
-                        help="smoke, quick, study, paper, or a YAML file.")(command)  # fmt: skip
+                        help="demo, smoke, quick, study, paper, or a YAML file.")(command)  # fmt: skip
 
 
 def cache_option(command: Any) -> Any:
