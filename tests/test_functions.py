@@ -7,7 +7,6 @@ from pathlib import Path
 from functions import MOST_ARGUMENTS, MOST_LINES, Size, sizes, too_long, too_wide
 
 LONG = {
-    "ssl3d/commands/bench.py:_bench_of": "to be shortened",
     "ssl3d/bench/represent.py:represent": "to be shortened",
     "ssl3d/results/table/build.py:_table": "to be shortened",
     "ssl3d/data/phantoms/subjects.py:_cardiac": "the steps of one draw share their random streams, whose order decides "
@@ -20,7 +19,6 @@ LONG = {
 }
 
 WIDE = {
-    "ssl3d/commands/bench.py:_bench_of": "to be bundled",
     "ssl3d/pretrain/loop.py:pretrain": "six that say what is run where, and two switches by name for going on",
     "ssl3d/data/prepared/build.py:prepare": "four that say what is prepared, and by name what a caller may leave out",
     "ssl3d/data/prepared/case.py:_build_case": "called by one function only, in another process",

@@ -33,7 +33,7 @@ def features_of(bench: Bench, record: Record) -> Tensor:
         raise SSL3DError(
             f"The run of {record['identity']['method']} is not in {bench.store.root}; its weights are needed."
         )
-    data = next(data for data in bench.tasks if data.task.name == record["identity"]["task"])
+    data = next(data for data in bench.grid.tasks if data.task.name == record["identity"]["task"])
     split = next(split for split in data.splits if split.name == record["identity"]["split"])
     backbone = load_backbone(folder, expected=bench.settings.backbone)
     features = local_features(backbone, data.task, data.cohort, bench.settings.downstream, bench.device)

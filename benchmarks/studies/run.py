@@ -22,7 +22,7 @@ from figure import draw
 from pydantic import Field
 
 from ssl3d.bench.cell import TaskData
-from ssl3d.bench.run import Bench
+from ssl3d.bench.run import Bench, Grid, Pretraining
 from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
 from ssl3d.config import Model, Settings, load_settings, validate
 from ssl3d.device import select_device
@@ -104,16 +104,14 @@ def bench_of(
         columns.append(TaskData(task, cohort, task_splits(task, cohort, settings)))
     needs_data = any(spec.cls.trains != "none" for spec in specs)
     unlabelled = pretraining_cohort("phantoms", settings, cache) if needs_data else None
-    return Bench(
-        specs, columns, list(modes), list(seeds), settings, unlabelled, {}, ResultStore(store), select_device("auto"),
-        at_steps=tuple(study.at_steps) or (None,), label_fractions=(fraction,),
-    )  # fmt: skip
+    grid = Grid(specs, columns, list(modes), list(seeds), (fraction,), tuple(study.at_steps) or (None,))
+    return Bench(grid, Pretraining(unlabelled), settings, ResultStore(store), select_device("auto"))
 
 
 def correspondence_of(bench: Bench, record: Record) -> float:
     """Return the balanced correspondence accuracy (%) of the weights behind ``record`` on its test cases."""
     identity = record["identity"]
-    data = next(data for data in bench.tasks if data.task.name == identity["task"])
+    data = next(data for data in bench.grid.tasks if data.task.name == identity["task"])
     split = next(split for split in data.splits if split.name == identity["split"])
     folder = bench.store.run_folder(record)
     if folder is None:

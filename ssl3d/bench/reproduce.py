@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.bench.cell import TaskData
-from ssl3d.bench.run import RELATIVE_COST, Bench, check_match
+from ssl3d.bench.run import RELATIVE_COST, Bench, Grid, Pretraining, check_match
 from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
 from ssl3d.bench.stale import stale
 from ssl3d.config import Settings, validate
@@ -109,12 +109,15 @@ def _again(
     if match["by"] == "time":  # the cost that was measured then; another measurement gives other steps
         per_step = match["steps"] / identity["pretrain"]["budget"]["steps"]
         write_json(out / RELATIVE_COST, {spec.name: per_step})
-    bench = Bench(
+    grid = Grid(
         [spec], [TaskData(task, cohort, splits, place)], [check_mode(identity["mode"])], [identity["seed"]],
-        settings, unlabelled, {spec.name: given} if given else {}, ResultStore(out), device,
-        at_steps=(identity.get("pretrain_step"),), label_fractions=(identity["label_fraction"],),
-        match=check_match(match["by"]), data=run["data"], seen=(identity["pretrain"] or {}).get("data", ""),
+        label_fractions=(identity["label_fraction"],), at_steps=(identity.get("pretrain_step"),),
     )  # fmt: skip
+    pretraining = Pretraining(
+        unlabelled, {spec.name: given} if given else {}, check_match(match["by"]), run["data"],
+        seen=(identity["pretrain"] or {}).get("data", ""),
+    )  # fmt: skip
+    bench = Bench(grid, pretraining, settings, ResultStore(out), device)
     cell = bench.cell_like(identity)
     _check_same(identity, cell.identity)
     if ready is not None:

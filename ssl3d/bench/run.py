@@ -51,50 +51,83 @@ _FAILURES = (SSL3DError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Everything that a bench runs over.
+class Grid:
+    """Which cells there are.
 
     Attributes:
         methods: the rows.
         tasks: the columns, prepared.
         modes: linear, finetune, or both.
         seeds: one seed covers initialisation, pretraining and probe; splits stay fixed.
-        settings: the preset.
-        pretraining: unlabelled volumes; None when no method needs any.
-        checkpoints: run folders to evaluate instead of pretraining, by method name.
-        store: where records and runs go.
-        device: where to compute.
         label_fractions: shares of the training subjects whose labels are used; nested, and the same for
             every method and seed.
-        match: what the methods' pretrainings have in common: ``steps``, ``voxels`` seen, or ``time``.
-        data: place of the pretraining volumes as the user named it, for :mod:`ssl3d.bench.stale`.
-        recompute: compute finished cells again whose code or preset has changed, or is not known.
         at_steps: pretraining steps whose weights are evaluated too, for curves; they need
             ``pretrain.keep_checkpoints``. None stands for the end.
-        keep_predictions: segmentations of how many test cases to keep beside each record.
-        allow_code_change: go on with an interrupted pretraining under other code; both hashes are recorded.
-        session: the same for all processes of one call. What failed in it is not tried again.
-        seen: fingerprint of the pretraining volumes, where runs are there and the volumes are not at hand.
     """
 
     methods: list[MethodSpec]
     tasks: list[TaskData]
     modes: list[Mode]
     seeds: list[int]
-    settings: Settings
-    pretraining: PreparedCohort | None
-    checkpoints: dict[str, Path]
-    store: ResultStore
-    device: torch.device
-    at_steps: tuple[int | None, ...] = (None,)
     label_fractions: tuple[float, ...] = (1.0,)
+    at_steps: tuple[int | None, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Where the weights come from.
+
+    Attributes:
+        volumes: unlabelled volumes; None when no method needs any.
+        checkpoints: run folders to evaluate instead of pretraining, by method name.
+        match: what the methods' pretrainings have in common: ``steps``, ``voxels`` seen, or ``time``.
+        data: place of the volumes as the user named it, for :mod:`ssl3d.bench.stale`.
+        seen: fingerprint of the volumes, where runs are there and the volumes are not at hand.
+    """
+
+    volumes: PreparedCohort | None
+    checkpoints: dict[str, Path] = field(default_factory=dict)
     match: Match = "steps"
     data: str = "phantoms"
+    seen: str = ""
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a call goes about it; changes no number.
+
+    Attributes:
+        recompute: compute finished cells again whose code or preset has changed, or is not known.
+        keep_predictions: segmentations of how many test cases to keep beside each record.
+        allow_code_change: go on with an interrupted pretraining under other code; both hashes are recorded.
+        session: the same for all processes of one call. What failed in it is not tried again.
+    """
+
     recompute: bool = False
     keep_predictions: int = 0
     allow_code_change: bool = False
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    seen: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that a bench runs over.
+
+    Attributes:
+        grid: which cells there are.
+        pretraining: where the weights come from.
+        settings: the preset.
+        store: where records and runs go.
+        device: where to compute.
+        conduct: what changes no number.
+    """
+
+    grid: Grid
+    pretraining: Pretraining
+    settings: Settings
+    store: ResultStore
+    device: torch.device
+    conduct: Conduct = field(default_factory=Conduct)
 
     def run(self) -> Iterator[tuple[Record, bool]]:
         """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
@@ -131,18 +164,25 @@ class Bench:
 
     def cells(self) -> Iterator[Cell]:
         """Yield every cell, finished or not."""
-        rows = itertools.product(self.seeds, self.methods, self.tasks, self.modes)
+        grid = self.grid
+        rows = itertools.product(grid.seeds, grid.methods, grid.tasks, grid.modes)
         for seed, spec, data, mode in rows:
-            for whole, fraction in itertools.product(data.splits, self.label_fractions):
-                for step in self.at_steps if spec.cls.trains != "none" else (None,):
+            for whole, fraction in itertools.product(data.splits, grid.label_fractions):
+                for step in grid.at_steps if spec.cls.trains != "none" else (None,):
                     yield self._cell(spec, data, whole, mode, seed, fraction, step)
 
     def cell_like(self, identity: Mapping[str, Any]) -> Cell:
         """Return the cell of the first row, task and split that has mode, seed, labels and step of ``identity``."""
-        data, step = self.tasks[0], identity.get("pretrain_step")
+        data, step = self.grid.tasks[0], identity.get("pretrain_step")
         mode: Mode = identity["mode"]
         return self._cell(
-            self.methods[0], data, data.splits[0], mode, identity["seed"], identity["label_fraction"], step
+            self.grid.methods[0],
+            data,
+            data.splits[0],
+            mode,
+            identity["seed"],
+            identity["label_fraction"],
+            step,
         )
 
     def _cell(
@@ -150,7 +190,7 @@ class Bench:
     ) -> Cell:  # fmt: skip
         split = data.split_for(whole, fraction, self.settings)
         weights = self.weights(spec, seed, step)
-        return Cell(weights, data, split, mode, seed, fraction, step, self.settings, self.data)
+        return Cell(weights, data, split, mode, seed, fraction, step, self.settings, self.pretraining.data)
 
     # --- One cell ---
 
@@ -166,7 +206,7 @@ class Bench:
             again = False
             if self.store.has(cell.identity):
                 record = self.store.read(self.store.path_for(cell.identity))
-                again = self.recompute and stale(record) != []
+                again = self.conduct.recompute and stale(record) != []
                 if not again:
                     return record, False
             try:
@@ -194,7 +234,7 @@ class Bench:
         kept: list[Kept] = []
 
         def keep(index: int, prediction: torch.Tensor, truth: torch.Tensor) -> None:
-            if len(kept) < self.keep_predictions:
+            if len(kept) < self.conduct.keep_predictions:
                 case = cohort.cases[index]
                 arrays = {
                     "prediction": prediction.numpy(),
@@ -215,18 +255,18 @@ class Bench:
 
     def weights(self, spec: MethodSpec, seed: int, step: int | None = None) -> Weights:
         """Return what is known of the weights that the row of ``spec`` scores."""
-        if spec.name in self.checkpoints:
+        volumes, checkpoints = self.pretraining.volumes, self.pretraining.checkpoints
+        if spec.name in checkpoints:
             key = (spec.name, step)
             if key not in self._given:
-                self._given[key] = given_weights(
-                    spec, self.checkpoints[spec.name], self.settings.backbone, step
-                )
+                self._given[key] = given_weights(spec, checkpoints[spec.name], self.settings.backbone, step)
             return self._given[key]
-        match = None if self.match == "steps" else {"by": self.match, "steps": self.settings.pretrain.steps}
-        fingerprint = self.pretraining.fingerprint if self.pretraining else self.seen
+        by = self.pretraining.match
+        match = None if by == "steps" else {"by": by, "steps": self.settings.pretrain.steps}
+        fingerprint = volumes.fingerprint if volumes else self.pretraining.seen
         planned = planned_weights(spec, self.settings_for(spec), fingerprint, seed, match)
-        if planned.identity["pretrain"] and self.pretraining is not None:
-            return replace(planned, left_out=tuple(self.pretraining.skipped))
+        if planned.identity["pretrain"] and volumes is not None:
+            return replace(planned, left_out=tuple(volumes.skipped))
         return planned
 
     @cached_property
@@ -256,14 +296,14 @@ class Bench:
                 return None
             if (before := self._failed_before(folder.name)) is not None:
                 raise self._failure(cell, before, folder.name)
-            if self.recompute and (folder / RUN).is_file():
+            if self.conduct.recompute and (folder / RUN).is_file():
                 self._set_stale_aside(weights, folder)
             if (folder / RUN).is_file() and read_run(folder).get("status") == "finished":
                 return folder
             try:
                 pretrain(
-                    weights.spec, self.pretraining, self.settings_for(weights.spec), weights.identity["seed"], folder,
-                    self.device, resume=(folder / RUN).is_file(), allow_code_change=self.allow_code_change,
+                    weights.spec, self.pretraining.volumes, self.settings_for(weights.spec), weights.identity["seed"],
+                    folder, self.device, resume=(folder / RUN).is_file(), allow_code_change=self.conduct.allow_code_change,
                 )  # fmt: skip
             except WriteError:
                 raise
@@ -282,7 +322,7 @@ class Bench:
 
     def _failed_before(self, run: str) -> dict[str, Any] | None:
         """Return why the pretraining ``run`` has failed in this call already, if it has."""
-        mine = (f for f in self.store.failures() if f["session"] == self.session and f["run"] == run)
+        mine = (f for f in self.store.failures() if f["session"] == self.conduct.session and f["run"] == run)
         return next((failure["error"] for failure in mine), None)
 
     def _failure(self, cell: Cell, error: BaseException | dict[str, Any], run: str | None = None) -> _Failed:
@@ -295,7 +335,7 @@ class Bench:
         """
         if isinstance(error, _Failed):
             return error
-        failure = failure_of(cell.head, error, self.session, run)
+        failure = failure_of(cell.head, error, self.conduct.session, run)
         self.store.write_failure(failure)
         return _Failed(f"{cell.label}: {failure['error']['type']}: {failure['error']['message']}")
 
@@ -304,10 +344,10 @@ class Bench:
     def settings_for(self, spec: MethodSpec) -> Settings:
         """Return the settings with the method's learning rate and the pretraining steps that ``match`` gives it."""
         settings = self.settings.for_method(spec.name)
-        if self.match == "steps" or spec.cls.trains == "none":
+        if self.pretraining.match == "steps" or spec.cls.trains == "none":
             return settings
         # A step has the same voxels for every method, so matching these needs no other number of steps.
-        cost = self._relative_cost(spec) if self.match == "time" else 1.0
+        cost = self._relative_cost(spec) if self.pretraining.match == "time" else 1.0
         steps = max(1, round(settings.pretrain.steps / cost))
         pretraining = settings.pretrain.model_copy(update={"steps": steps})
         return settings.model_copy(update={"pretrain": pretraining})

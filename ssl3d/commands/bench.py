@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,16 @@ from ssl3d.commands.common import (
 from ssl3d.errors import ConfigError, SSL3DError
 
 if TYPE_CHECKING:
-    from ssl3d.bench.run import Bench
+    import torch
+
+    from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.run import Bench, Match
+    from ssl3d.config import Settings
     from ssl3d.data.prepared.build import Policy
     from ssl3d.data.prepared.cohort import PreparedCohort
+    from ssl3d.downstream.problems.problem import Mode
+    from ssl3d.downstream.tasks import Task
+    from ssl3d.pretrain.spec import MethodSpec
 
 
 @resumable()
@@ -123,7 +131,7 @@ if TYPE_CHECKING:
 )
 @device_option
 @cache_option
-def bench(jobs: int | None, threads: int, **options: Any) -> None:
+def bench(jobs: int | None, threads: int, **given: Any) -> None:
     """Pretrain methods, evaluate them on tasks and print the table.
 
     The same command, started again in the same store (also on another machine that sees it), shares the cells
@@ -138,8 +146,8 @@ def bench(jobs: int | None, threads: int, **options: Any) -> None:
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
-    options["session"] = uuid.uuid4().hex
-    job = _bench_of(**options)  # prepares the data, so that the other processes find them
+    options = _Options(**given, session=uuid.uuid4().hex)
+    job = _bench_of(options)  # prepares the data, so that the other processes find them
     cells = [cell.identity for cell in job.cells()]
     jobs = min(jobs or _cores(job.device.type, threads), len(cells)) or 1
     records, failed = [], None
@@ -177,7 +185,7 @@ def _line(record: dict[str, Any], computed: bool = True) -> str:
 
 
 @contextmanager
-def _others(count: int, threads: int, options: dict[str, Any]) -> Iterator[None]:
+def _others(count: int, threads: int, options: _Options) -> Iterator[None]:
     """Run ``count`` more processes of this bench while the block runs, and show the progress of all in one place.
 
     One that dies leaves its cell to the others.
@@ -204,7 +212,7 @@ def _others(count: int, threads: int, options: dict[str, Any]) -> Iterator[None]
             process.join()
 
 
-def _work(options: dict[str, Any], threads: int, sender: Connection) -> None:
+def _work(options: _Options, threads: int, sender: Connection) -> None:
     """Compute cells of the bench with ``options`` until there are none left, or the process that started this one is."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     quiet_libraries()
@@ -216,7 +224,7 @@ def _work(options: dict[str, Any], threads: int, sender: Connection) -> None:
     with sending(sender.send):
         try:
             with redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
-                job = _bench_of(**options)
+                job = _bench_of(options)
             for record, computed in job.run():
                 if computed:
                     say(_line(record))
@@ -237,116 +245,181 @@ def _leave_with_parent() -> None:
     os._exit(1)  # at once: cells, checkpoints and locks are made for that
 
 
-def _bench_of(
-    method_names: str, task_names: str, modes: str, seeds: str | None, preset: str, overrides: tuple[str, ...], data: str,
-    task_data: tuple[str, ...], checkpoint: tuple[str, ...], label_fractions: str, match: str, recompute: bool,
-    store: Path, allow_overlap: tuple[str, ...], exclude_test: bool, splits_file: tuple[str, ...],
-    subject_patterns: tuple[str, ...], policy: Policy, device: str, cache: Path | None,
-    keep_predictions: int, allow_code_change: bool, session: str,
-) -> Bench:  # fmt: skip
+@dataclass(frozen=True)
+class _Options:
+    """The options of ``ssl3d bench`` as they were given, but for those of the processes.
+
+    ``session`` is the same for all processes of one call.
+    """
+
+    method_names: str
+    task_names: str
+    modes: str
+    seeds: str | None
+    preset: str
+    overrides: tuple[str, ...]
+    data: str
+    task_data: tuple[str, ...]
+    checkpoint: tuple[str, ...]
+    label_fractions: str
+    match: str
+    recompute: bool
+    store: Path
+    allow_overlap: tuple[str, ...]
+    exclude_test: bool
+    splits_file: tuple[str, ...]
+    subject_patterns: tuple[str, ...]
+    policy: Policy
+    device: str
+    cache: Path | None
+    keep_predictions: int
+    allow_code_change: bool
+    session: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the options ask for, before any data are read.
+
+    Attributes:
+        methods, tasks, modes, seeds, fractions: what is run over.
+        settings: the preset with all that was given.
+        places: where the data of tasks are, by name.
+        checkpoints: runs to evaluate, by method.
+        match: what pretrainings have in common.
+        device: where to compute.
+    """
+
+    methods: list[MethodSpec]
+    tasks: list[Task]
+    modes: list[Mode]
+    seeds: list[int]
+    fractions: tuple[float, ...]
+    settings: Settings
+    places: dict[str, Path]
+    checkpoints: dict[str, Path]
+    match: Match
+    device: torch.device
+
+
+def _bench_of(options: _Options) -> Bench:
     """Return what the options ask for, all of them checked and all data prepared.
 
     Raises:
         SSL3DError: something cannot be done; nothing has been trained then.
     """
+    from ssl3d.bench.run import Bench, Conduct, Grid, Pretraining
+    from ssl3d.results.store.store import ResultStore
+
+    plan = _plan(options)
+    settings, columns, unlabelled = _prepared(plan, options)
+    grid = Grid(plan.methods, columns, plan.modes, plan.seeds, plan.fractions)
+    pretraining = Pretraining(unlabelled, plan.checkpoints, plan.match, options.data)
+    conduct = Conduct(options.recompute, options.keep_predictions, options.allow_code_change, options.session)
+    return Bench(grid, pretraining, settings, ResultStore(options.store), plan.device, conduct)
+
+
+def _plan(options: _Options) -> _Plan:
+    """Return what the options ask for; everything that can be known to be wrong without data is said here."""
     from ssl3d.registry.registry import registry
 
     found = registry()
-    chosen_tasks = found.tasks.names() if task_names == "all" else split_names(task_names)
+    chosen_tasks = found.tasks.names() if options.task_names == "all" else split_names(options.task_names)
     chosen_methods = (
-        [e.name for e in found.methods if not e.base] if method_names == "all" else split_names(method_names)
+        [e.name for e in found.methods if not e.base]
+        if options.method_names == "all"
+        else split_names(options.method_names)
     )
     for name in chosen_methods:
         found.methods.get(name)
     tasks = load_tasks(chosen_tasks)
-    settings = settings_of(preset, overrides, tasks)
-    chosen_tasks = [task.name for task in tasks]
-    chosen_seeds = list(settings.seeds) if seeds is None else [_seed(text) for text in split_names(seeds)]
-    fractions = tuple(_fraction(text) for text in split_names(label_fractions))
-    places = split_pairs(task_data, "--task-data")
-    checkpoints = split_pairs(checkpoint, "--checkpoint")
-    files = split_pairs(splits_file, "--splits-file")
-    settings = with_splits_files(with_subject_patterns(settings, subject_patterns), tasks, files)
-    for name in files.keys() - set(chosen_tasks):
-        raise ConfigError(f'--splits-file names the task "{name}", which --tasks does not.')
-    for name in places.keys() - set(chosen_tasks):
-        raise ConfigError(f'--task-data names the task "{name}", which --tasks does not.')
-    for name in set(allow_overlap) - set(chosen_tasks):
-        raise ConfigError(f'--allow-overlap names the task "{name}", which --tasks does not.')
+    settings = settings_of(options.preset, options.overrides, tasks)
+    seeds = list(settings.seeds) if options.seeds is None else [_seed(s) for s in split_names(options.seeds)]
+    fractions = tuple(_fraction(text) for text in split_names(options.label_fractions))
+    places = split_pairs(options.task_data, "--task-data")
+    checkpoints = split_pairs(options.checkpoint, "--checkpoint")
+    files = split_pairs(options.splits_file, "--splits-file")
+    settings = with_splits_files(with_subject_patterns(settings, options.subject_patterns), tasks, files)
+    for option, names in (
+        ("--splits-file", files), ("--task-data", places), ("--allow-overlap", options.allow_overlap),
+    ):  # fmt: skip
+        for name in set(names) - {task.name for task in tasks}:
+            raise ConfigError(f'{option} names the task "{name}", which --tasks does not.')
     for name in checkpoints.keys() - set(chosen_methods):
         raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
 
-    from ssl3d.bench.cell import TaskData
-    from ssl3d.bench.leakage import check_overlap, check_within
-    from ssl3d.bench.run import Bench, check_checkpoints, check_match
-    from ssl3d.bench.sources import cache_folder, pretraining_cohort, task_cohort, task_splits
-    from ssl3d.data.prepared.cohort import find_prepared
+    from ssl3d.bench.run import check_checkpoints, check_match
     from ssl3d.device import select_device
     from ssl3d.downstream.problems.kinds import check_mode, check_modes
-    from ssl3d.models.weights.checkpoint import read_run
     from ssl3d.pretrain.loop import check_run
     from ssl3d.pretrain.spec import resolve_method
-    from ssl3d.progress import Tracker
-    from ssl3d.results.store.store import ResultStore
 
-    matched = check_match(match)
-    chosen_modes = [check_mode(mode) for mode in split_names(modes)]
+    match = check_match(options.match)
+    modes = [check_mode(mode) for mode in split_names(options.modes)]
     for task in tasks:
-        check_modes(task, chosen_modes)
+        check_modes(task, modes)
     specs = [resolve_method(name, settings.methods) for name in chosen_methods]
-    where = select_device(device)
+    device = select_device(options.device)
     for spec in specs:
         if spec.name not in checkpoints:
-            check_run(spec, settings, chosen_seeds[0])
+            check_run(spec, settings, seeds[0])
     check_checkpoints(specs, checkpoints, settings)
-    # All data are prepared, and everything wrong with them said, before any training starts.
-    needs_data = any(s.cls.trains != "none" and s.name not in checkpoints for s in specs)
-    unlabelled = pretraining_cohort(data, settings, cache, policy) if needs_data else None
+    return _Plan(specs, tasks, modes, seeds, fractions, settings, places, checkpoints, match, device)
+
+
+def _prepared(plan: _Plan, options: _Options) -> tuple[Settings, list[TaskData], PreparedCohort | None]:
+    """Return settings, tasks with their data, and volumes for pretraining (None: no method needs any).
+
+    All data are prepared, and everything wrong with them said, before any training starts.
+    """
+    from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.leakage import check_overlap, check_within
+    from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
+    from ssl3d.progress import Tracker
+
+    settings, cache, policy = plan.settings, options.cache, options.policy
+    needs_data = any(s.cls.trains != "none" and s.name not in plan.checkpoints for s in plan.methods)
+    unlabelled = pretraining_cohort(options.data, settings, cache, policy) if needs_data else None
     columns = []
-    for task in tasks:
-        cohort = task_cohort(task, places.get(task.name), settings, cache, policy)
+    for task in plan.tasks:
+        place = plan.places.get(task.name)
+        cohort = task_cohort(task, place, settings, cache, policy)
         print_skipped(cohort.skipped)
-        splits = task_splits(task, cohort, settings, store / "splits" / f"{task.name}.json")
-        columns.append(TaskData(task, cohort, splits, places.get(task.name) or task.place))
+        splits = task_splits(task, cohort, settings, options.store / "splits" / f"{task.name}.json")
+        columns.append(TaskData(task, cohort, splits, place or task.place))
         for split in splits:
-            for fraction in fractions:
+            for fraction in plan.fractions:
                 columns[-1].split_for(split, fraction, settings)
-    if unlabelled is not None and exclude_test:
+    if unlabelled is not None and options.exclude_test:
         settings, unlabelled = without_tested(
             columns, unlabelled, settings,
-            lambda settings, built: pretraining_cohort(data, settings, cache, policy, built),
+            lambda settings, built: pretraining_cohort(options.data, settings, cache, policy, built),
         )  # fmt: skip
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
+    seen, allowed = _pretrained_on(plan.checkpoints, unlabelled, cache), set(options.allow_overlap)
+    with Tracker() as progress:
+        columns = check_within(columns, allowed, progress)
+        columns = check_overlap(columns, seen, allowed, progress)
+    return settings, columns, unlabelled
+
+
+def _pretrained_on(
+    checkpoints: dict[str, Path], unlabelled: PreparedCohort | None, cache: Path | None
+) -> dict[str, PreparedCohort | None]:
+    """Return the volumes that the weights have seen or will see, by fingerprint; None: they are not at hand."""
+    from ssl3d.bench.sources import cache_folder
+    from ssl3d.data.prepared.cohort import find_prepared
+    from ssl3d.models.weights.checkpoint import read_run
+
     seen: dict[str, PreparedCohort | None] = {}
     for folder in checkpoints.values():
-        pretrained_on = ((read_run(folder).get("identity") or {}).get("pretrain") or {}).get("data")
-        if pretrained_on:
-            seen[pretrained_on] = find_prepared(pretrained_on, cache_folder(cache) / "prepared")
+        fingerprint = ((read_run(folder).get("identity") or {}).get("pretrain") or {}).get("data")
+        if fingerprint:
+            seen[fingerprint] = find_prepared(fingerprint, cache_folder(cache) / "prepared")
     if unlabelled is not None:
         seen[unlabelled.fingerprint] = unlabelled
-    with Tracker() as progress:
-        columns = check_within(columns, set(allow_overlap), progress)
-        columns = check_overlap(columns, seen, set(allow_overlap), progress)
-
-    return Bench(
-        specs,
-        columns,
-        chosen_modes,
-        chosen_seeds,
-        settings,
-        unlabelled,
-        checkpoints,
-        ResultStore(store),
-        where,
-        label_fractions=fractions,
-        match=matched,
-        data=data,
-        recompute=recompute,
-        keep_predictions=keep_predictions,
-        allow_code_change=allow_code_change,
-        session=session,
-    )
+    return seen
 
 
 def _seed(text: str) -> int:
