@@ -21,7 +21,6 @@ LONG = {
 WIDE = {
     "ssl3d/pretrain/loop.py:pretrain": "six that say what is run where, and two switches by name for going on",
     "ssl3d/data/prepared/build.py:prepare": "four that say what is prepared, and by name what a caller may leave out",
-    "ssl3d/data/prepared/case.py:_build_case": "called by one function only, in another process",
     "ssl3d/data/phantoms/geometry.py:SpatialMap.draw": "one range each of an affine map and its waves, by name, all "
     "with a default",
     "ssl3d/data/phantoms/subjects.py:_degrade": "one range each of what a scanner does, by name",

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ssl3d.data.checks.file import check_file
+from ssl3d.data.checks.file import read_checked
 from ssl3d.data.checks.intensity import Verdict, check_not_hu, check_offset, judge, judge_cohort, subsample
 from ssl3d.data.checks.voxels import check_grids, check_labels, check_voxels, voxel_digest
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.findings import MAX_BYTES, Finding
+from ssl3d.data.files.volume_file import VolumeFiles
 from ssl3d.data.people import may_be_one_person
 from ssl3d.parallel import Progress, run_parallel
 from ssl3d.remedies import (
@@ -44,7 +45,12 @@ M = TypeVar("M")
 
 
 def inspect_case(
-    case: Case, dataset: Dataset, *, offset: float | None = None, max_bytes: int = MAX_BYTES
+    case: Case,
+    dataset: Dataset,
+    *,
+    offset: float | None = None,
+    max_bytes: int = MAX_BYTES,
+    files: VolumeFiles | None = None,
 ) -> tuple[list[Finding], Volume | None, Volume | None]:
     """Read one case and check everything about it.
 
@@ -53,38 +59,29 @@ def inspect_case(
         dataset: its data set.
         offset: check that it fits the values of a CT; None: do not.
         max_bytes: largest volume allowed, in bytes as float32.
+        files: what is known of the files already.
 
     Returns:
         The findings, the image and the label. Image and label are usable only without findings;
         one that could not be read, or does not exist, is None.
     """
-    from ssl3d.data.files import volume
-
-    image: Volume | None = None
+    files = VolumeFiles() if files is None else files
     label: Volume | None = None
     reading = dataset.reading()
     of_label = replace(reading, channel=None)
-    findings = check_file(case.image, max_bytes=max_bytes, reading=reading)
-    if not findings:
-        try:
-            image = volume.read_unchecked(case.image, reading=reading)
-            findings += check_voxels(image)
-        except volume.UnreadableError as error:
-            findings.append(error.finding)
+    findings, image = read_checked(files[case.image], max_bytes=max_bytes, reading=reading)
+    if image is not None:
+        findings += check_voxels(image)
     if image is not None and not findings:
         if offset is not None:
             findings += check_offset(image, dataset, offset)
         elif dataset.modality == "mr":
             findings += check_not_hu(image, dataset)
     if case.label is not None:
-        bad_label = check_file(case.label, max_bytes=max_bytes, reading=of_label)
-        if not bad_label:
-            try:
-                label = volume.read_unchecked(case.label, integers=True, reading=of_label)
-                bad_label = check_labels(label, dataset)
-            except volume.UnreadableError as error:
-                bad_label = [error.finding]
-        findings += bad_label
+        bad_label, label = read_checked(
+            files[case.label], integers=True, max_bytes=max_bytes, reading=of_label
+        )
+        findings += bad_label if label is None else check_labels(label, dataset)
     if image is not None and label is not None:
         findings += check_grids(image, label)
     return findings, image, label

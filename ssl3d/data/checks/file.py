@@ -7,10 +7,12 @@ from pathlib import Path
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.files.findings import MAX_BYTES, Finding, raise_findings
-from ssl3d.data.files.headers import Header, HeaderError, read_header
+from ssl3d.data.files.headers import Header, HeaderError
+from ssl3d.data.files.opened import OpenedFile
 from ssl3d.data.files.payload import _check_header, _check_payload, check_place
-from ssl3d.data.files.suffixes import IMAGE_SUFFIXES, image_suffix
+from ssl3d.data.files.suffixes import IMAGE_SUFFIXES
 from ssl3d.data.files.volume import UnreadableError, Volume, read_unchecked
+from ssl3d.data.files.volume_file import VolumeFile
 from ssl3d.remedies import CONVERT, COPY_AGAIN, EXPORT
 
 
@@ -24,30 +26,67 @@ def check_file(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY
         max_bytes: largest volume allowed, in bytes as float32.
         reading: what to take of a file that leaves a choice.
     """
+    with OpenedFile(path) as opened:
+        return _check(VolumeFile(path), opened, max_bytes, reading)
+
+
+def read_checked(
+    file: VolumeFile, *, integers: bool = False, max_bytes: int = MAX_BYTES, reading: Reading = ANY_READING
+) -> tuple[list[Finding], Volume | None]:
+    """Check a file as :func:`check_file` does and read it, in one opening.
+
+    A file that was checked before, and has not changed since, is not checked again.
+
+    Args:
+        file: the file.
+        integers: return int32 and refuse fractions, instead of float32.
+        max_bytes: largest volume allowed, in bytes as float32.
+        reading: what to take of a file that leaves a choice.
+
+    Returns:
+        What is wrong with it, and the volume; None with findings.
+    """
+    with OpenedFile(file.path) as opened:
+        if findings := _check(file, opened, max_bytes, reading):
+            return findings, None
+        try:
+            return [], read_unchecked(file, opened, integers=integers, reading=reading)
+        except UnreadableError as error:
+            return [error.finding], None
+
+
+def _check(file: VolumeFile, opened: OpenedFile, max_bytes: int, reading: Reading) -> list[Finding]:
+    path = file.path
     if findings := check_place(path):
         return findings
-    if path.is_dir() or (image_suffix(path) is None and is_dicom(path)):
-        return _check_series(path, max_bytes, reading)
+    if path.is_dir() or (file.suffix is None and is_dicom(path)):
+        return _check_series(file, max_bytes, reading)
     if path.stat().st_size == 0:
         return [Finding(path, "is empty (0 bytes)", COPY_AGAIN())]
-    if image_suffix(path) is None:
+    if file.suffix is None:
         endings = ", ".join(IMAGE_SUFFIXES)
         return [Finding(path, "is not of a format that is read", CONVERT(endings=endings))]
+    if file.has_passed(max_bytes, reading):
+        return []
+    state = file.state()
     try:
-        header = read_header(path, reading.affine)
+        header = file.header(reading.affine, opened)
     except (HeaderError, OSError) as error:
         return [Finding(path, f"is not a readable image: {error}", EXPORT())]
-    findings = _check_header(path, header, max_bytes, reading)
-    return findings or _check_payload(path, header)
+    findings = _check_header(file, header, max_bytes, reading) or _check_payload(opened, header)
+    if not findings:
+        file.pass_as(state, max_bytes, reading)
+    return findings
 
 
-def _check_series(path: Path, max_bytes: int, reading: Reading) -> list[Finding]:
+def _check_series(file: VolumeFile, max_bytes: int, reading: Reading) -> list[Finding]:
+    path = file.path
     try:
         series = open_series(path)
     except SeriesError as error:
         return [Finding(path, error.problem, error.fix)]
     header = Header(series.shape, 1, 4, series.affine[:3, :3], path, 0, "raw", origin_mm=series.affine[:3, 3])
-    return _check_header(path, header, max_bytes, reading)
+    return _check_header(file, header, max_bytes, reading)
 
 
 def read_volume(path: Path, *, max_bytes: int = MAX_BYTES, reading: Reading = ANY_READING) -> Volume:
@@ -75,9 +114,7 @@ def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Volume:
 
 
 def _read(path: Path, integers: bool, max_bytes: int, reading: Reading) -> Volume:
-    raise_findings(check_file(path, max_bytes=max_bytes, reading=reading))
-    try:
-        return read_unchecked(path, integers=integers, reading=reading)
-    except UnreadableError as error:
-        raise_findings([error.finding])
-        raise  # never reached: there is a finding
+    findings, volume = read_checked(VolumeFile(path), integers=integers, max_bytes=max_bytes, reading=reading)
+    raise_findings(findings)
+    assert volume is not None  # there is no finding
+    return volume

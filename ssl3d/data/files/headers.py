@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ssl3d.data.files.opened import OpenedFile, opening
 from ssl3d.data.files.suffixes import image_suffix
 
 Affine = Literal["sform", "qform"]
@@ -26,6 +27,7 @@ Encoding = Literal["raw", "deflate", "text"]
 _MAX_HEADER_BYTES = 4 * 2**20
 _MAX_LEAD_BYTES = 64 * 2**20  # header and extensions before the voxels
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_SNIFFED_BYTES = 1024  # by which nibabel knows a file's class
 
 
 class HeaderError(ValueError):
@@ -93,26 +95,57 @@ def read_header(path: Path, affine: Affine | None = None) -> Header:
         HeaderError: not such a file, or a header that makes no sense.
         OSError: the file cannot be opened.
     """
-    suffix = image_suffix(path)
+    return read_header_of(path, image_suffix(path), affine)
+
+
+def read_header_of(
+    path: Path, suffix: str | None, affine: Affine | None, opened: OpenedFile | None = None
+) -> Header:
+    """Do what :func:`read_header` does, where the ending is known and the file may be open."""
     if suffix is None:
         raise HeaderError("its ending is not one of a volume")
     if suffix in {".nii", ".nii.gz"}:
-        return _read_nifti(path, suffix == ".nii.gz", affine)
+        with opening(path, opened) as file:
+            return _read_nifti(file, suffix == ".nii.gz", affine)
     return _read_nrrd(path) if suffix in {".nrrd", ".nhdr"} else _read_metaimage(path)
 
 
-def _read_nifti(path: Path, compressed: bool, choice: Affine | None) -> Header:
+def open_nifti(opened: OpenedFile, compressed: bool) -> tuple[bytes, Any]:
+    """Return the first 348 bytes of a NIfTI file and its nibabel image, whose voxels are read from ``opened``.
+
+    nibabel itself opens a file to know its class, for its header and for its voxels.
+
+    Raises:
+        HeaderError: too short, or not of a class that nibabel knows.
+        OSError, EOFError: it cannot be opened, or read so far.
+        Exception: whatever nibabel's class says of its header.
+    """
+    from nibabel.imageclasses import all_image_classes
+
+    raw = opened.rewound()
+    stream = gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw
+    start = stream.read(_NIFTI1_BYTES)
+    if len(start) < _NIFTI1_BYTES:
+        raise HeaderError("it ends within its header")
+    if (lead := _voxel_offset(start)) > _MAX_LEAD_BYTES:
+        raise HeaderError(f"its header says that its voxels start at byte {lead:.4g}")
+    try:
+        sniffed = start + stream.read(_SNIFFED_BYTES - _NIFTI1_BYTES)
+    except (OSError, EOFError) as error:
+        raise HeaderError("it is not NIfTI") from error
+    name = str(opened.path)
+    for kind in all_image_classes:
+        if kind.path_maybe_image(name, (sniffed, name))[0]:
+            return start, kind.from_file_map(kind.make_file_map({"image": stream}))
+    raise HeaderError("it is not NIfTI")
+
+
+def _read_nifti(opened: OpenedFile, compressed: bool, choice: Affine | None) -> Header:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            start = file.read(_NIFTI1_BYTES)
-        if len(start) < _NIFTI1_BYTES:
-            raise HeaderError("it ends within its header")
-        if (lead := _voxel_offset(start)) > _MAX_LEAD_BYTES:
-            raise HeaderError(f"its header says that its voxels start at byte {lead:.4g}")
-        image = nibabel.load(path)
+        start, image = open_nifti(opened, compressed)
         if not isinstance(image, nibabel.Nifti1Image):  # of which NIfTI-2 is a subclass, CIFTI is not
             raise HeaderError(f"it is {type(image).__name__}, not NIfTI in one file")
         affine = nifti_affine(image, choice)
@@ -139,7 +172,7 @@ def _read_nifti(path: Path, compressed: bool, choice: Affine | None) -> Header:
         axes = axes * (_pixdim(start, image.header) != 0)  # nibabel has replaced zero spacings by 1
     solid = len(shape) >= 3
     return Header(
-        shape, 1, dtype.itemsize, axes if solid else None, path,
+        shape, 1, dtype.itemsize, axes if solid else None, opened.path,
         offset=0 if compressed else int(image.dataobj.offset),
         encoding="deflate" if compressed else "raw",
         lead_bytes=int(image.dataobj.offset) if compressed else 0,
@@ -409,16 +442,6 @@ def _floats(text: str, count: int = 3) -> list[float]:
     if len(numbers) != count:
         raise HeaderError(f'"{text}" in its header is not {count} numbers')
     return numbers
-
-
-def payload_of(path: Path) -> Path:
-    """Return the file that holds the voxels: another than ``path`` for detached headers."""
-    if image_suffix(path) not in {".mhd", ".nhdr"}:
-        return path
-    try:
-        return read_header(path).payload
-    except (HeaderError, OSError):
-        return path  # the checks say what is wrong with it
 
 
 def reason(error: BaseException) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.entries import leads_nowhere, not_a_file
 from ssl3d.data.files.findings import Finding
-from ssl3d.data.files.headers import Header, read_header
-from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.files.headers import Header
+from ssl3d.data.files.opened import OpenedFile, opening
+from ssl3d.data.files.volume_file import VolumeFile
 from ssl3d.remedies import (
     AFFINE,
     CHANNEL,
@@ -63,13 +64,14 @@ def check_place(path: Path) -> list[Finding]:
 
 
 def _check_header(
-    path: Path, header: Header, max_bytes: int, reading: Reading = ANY_READING
+    file: VolumeFile, header: Header, max_bytes: int, reading: Reading = ANY_READING
 ) -> list[Finding]:
+    path = file.path
     size = " x ".join(map(str, header.shape))
     if min(header.shape, default=0) < 1:
         return [Finding(path, f"has a header that says its size is {size or 'nothing'}", COPY_AGAIN())]
     # Of a NIfTI one frame can be read without the others.
-    alone = header.frames > 1 and image_suffix(path) in {".nii", ".nii.gz"}
+    alone = header.frames > 1 and file.is_nifti
     promised = header.voxels * 4 // (header.frames if alone else 1)
     if promised > max_bytes:
         problem = f"promises {size} voxels, {promised / 2**30:.3g} GiB (limit {max_bytes / 2**30:.3g} GiB)"
@@ -133,11 +135,13 @@ def check_payload(path: Path) -> list[Finding]:
     Raises:
         HeaderError: it has no header that can be read.
     """
-    return _check_payload(path, read_header(path))
+    with OpenedFile(path) as opened:
+        return _check_payload(opened, VolumeFile(path).header(opened=opened))
 
 
-def _check_payload(path: Path, header: Header) -> list[Finding]:
+def _check_payload(opened: OpenedFile, header: Header) -> list[Finding]:
     """Compare what is there with what the header promises."""
+    path = opened.path
     promised = header.payload_bytes
     if (at_payload := check_place(header.payload)) and header.payload.is_symlink():
         return at_payload
@@ -155,7 +159,7 @@ def _check_payload(path: Path, header: Header) -> list[Finding]:
     # Some slack, for a file may carry data behind its voxels. Much more is not what the header describes.
     limit = 2 * promised + 64 * 2**20
     try:
-        there, complete = _drain(header, limit)
+        there, complete = _drain(opened, header, limit)
     except (zlib.error, OSError) as error:
         return [Finding(path, f"is damaged: its compressed data cannot be read ({error})", COPY_AGAIN())]
     if there > limit:
@@ -170,7 +174,7 @@ def _truncated(path: Path, there: int, promised: int, unit: str) -> Finding:
     return Finding(path, f"is truncated: {there} of {promised} {unit} are there", COPY_AGAIN())
 
 
-def _drain(header: Header, limit: int) -> tuple[int, bool]:
+def _drain(opened: OpenedFile, header: Header, limit: int) -> tuple[int, bool]:
     """Decompress a gzip or zlib stream to its end, or past ``limit``.
 
     Returns:
@@ -180,7 +184,8 @@ def _drain(header: Header, limit: int) -> tuple[int, bool]:
         zlib.error: it is damaged (checksum or length do not fit), or not such a stream.
     """
     total = 0
-    with header.payload.open("rb") as file:
+    with opening(header.payload, opened) as payload:
+        file = payload.rewound()
         file.seek(header.offset)
         data = file.read(_CHUNK)
         while True:  # one turn a member: gzip files may be concatenated

@@ -18,9 +18,11 @@ import numpy as np
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files import dicom
 from ssl3d.data.files.findings import Finding
-from ssl3d.data.files.headers import AFFINES, HeaderError, nifti_affine, reason
+from ssl3d.data.files.headers import AFFINES, HeaderError, nifti_affine, open_nifti, reason
+from ssl3d.data.files.opened import OpenedFile
 from ssl3d.data.files.payload import check_payload
 from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.files.volume_file import VolumeFile
 from ssl3d.errors import DataError, WriteError
 from ssl3d.files import staged
 from ssl3d.remedies import EXPORT, INTEGERS
@@ -59,11 +61,14 @@ class Volume:
         return float(d), float(h), float(w)
 
 
-def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY_READING) -> Volume:
-    """Read a file that ``integrity.check_file`` has passed.
+def read_unchecked(
+    file: VolumeFile, opened: OpenedFile, *, integers: bool = False, reading: Reading = ANY_READING
+) -> Volume:
+    """Read a file that the checks have passed (:mod:`ssl3d.data.checks.file`).
 
     Args:
-        path: the file.
+        file: the file.
+        opened: an opening of it.
         integers: return int32 and refuse fractions, instead of float32.
         reading: what to take of a file that leaves a choice.
 
@@ -72,14 +77,15 @@ def read_unchecked(path: Path, *, integers: bool = False, reading: Reading = ANY
     """
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+    path = file.path
     try:
-        suffix = image_suffix(path)
-        if suffix is None:  # the checks have seen that it is DICOM
+        if file.suffix is None:  # the checks have seen that it is DICOM
             series = dicom.open_series(path)
             data, affine = dicom.read_voxels(series), series.affine
+        elif file.is_nifti:
+            data, affine = _read_nifti(opened, file.suffix == ".nii.gz", integers, reading)
         else:
-            nifti = suffix in {".nii", ".nii.gz"}
-            data, affine = _read_nifti(path, integers, reading) if nifti else _read_itk(path, reading)
+            data, affine = _read_itk(path, reading)
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         finding = Finding(path, f"is not a readable image: {reason(error)}", EXPORT())
         raise UnreadableError(finding) from error
@@ -123,11 +129,11 @@ def _to_integers(data: np.ndarray, path: Path) -> np.ndarray:
     return nearest.astype(np.int32)
 
 
-def _read_nifti(path: Path, exact: bool, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(
+    opened: OpenedFile, compressed: bool, exact: bool, reading: Reading
+) -> tuple[np.ndarray, np.ndarray]:
     """Return voxels and affine (RAS+) as stored; ``exact``: scale in float64, if there is a scale."""
-    import nibabel
-
-    image = nibabel.load(path)
+    _, image = open_nifti(opened, compressed)
     dtype = None if exact else np.float32
     if math.prod(image.shape[3:]) > 1:  # (x, y, z, frames), or (x, y, z, 1, frames)
         chosen = tuple(reading.channel if edge > 1 else 0 for edge in image.shape[3:])

@@ -108,8 +108,8 @@ def _prepare(
         donors: case id -> folder and record of a case that is built already; filled for the next turn.
     """
     dataset, preparation = job.dataset, job.preparation
-    workers, progress, max_bytes = job.workers, job.progress, job.max_bytes
-    sources = _identify(cases, job.cache_dir, workers, progress)
+    workers, progress = job.workers, job.progress
+    sources = _identify(cases, job.cache_dir, workers, progress, job.files)
     fingerprint = _fingerprint(cases, sources, dataset, preparation)
     folder = job.cache_dir / f"{dataset.name}-{fingerprint[:16]}"
     manifest = _read_manifest(folder)
@@ -125,7 +125,7 @@ def _prepare(
                 return odd[case]
             stem = f"{position:05d}-{re.sub('[^A-Za-z0-9._-]', '_', case.id)[:80]}"
             _adopt(donors.get(case.id), source, intensity, folder, stem)
-            return _build_case(case, source, dataset, preparation, intensity, folder, stem, max_bytes)
+            return _build_case(case, source, job, intensity, folder, stem)
 
         built = run_parallel(build, range(len(cases)), workers, progress, f"preparing {dataset.name}")
         bad = _bad_cases(cases, built)

@@ -6,22 +6,22 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssl3d.data.checks.case import inspect_case
-from ssl3d.data.checks.file import check_file
+from ssl3d.data.checks.file import read_checked
 from ssl3d.data.checks.intensity import HU_OFFSET, Verdict, judge, judge_cohort, subsample
 from ssl3d.data.checks.voxels import check_grids, voxel_digest
 from ssl3d.data.cohort import ANY_READING, Case, Dataset, Reading
 from ssl3d.data.files.findings import MAX_BYTES, Finding, raise_findings
-from ssl3d.data.files.volume import UnreadableError, Volume, read_unchecked
+from ssl3d.data.files.volume import Volume
+from ssl3d.data.files.volume_file import VolumeFiles
 from ssl3d.data.prepared.arrays import SUFFIX, save_array
 from ssl3d.data.prepared.cohort import _arrays_exist
-from ssl3d.data.prepared.identity import _stat
 from ssl3d.data.prepared.steps import CaseError, Intensity, Preparation, prepare_arrays
 from ssl3d.errors import count
 from ssl3d.files import write_json
@@ -31,7 +31,7 @@ from ssl3d.remedies import GIVE_MASK, RUN_AGAIN
 
 @dataclass(frozen=True)
 class _Job:
-    """The arguments of :func:`prepare` that stay the same while cases are left out."""
+    """The arguments of :func:`prepare` that stay the same while cases are left out, and the files as far as known."""
 
     dataset: Dataset
     preparation: Preparation
@@ -39,6 +39,7 @@ class _Job:
     workers: int | None
     progress: Progress | None
     max_bytes: int
+    files: VolumeFiles = field(default_factory=VolumeFiles)
 
 
 def _adopt(
@@ -101,7 +102,7 @@ def _found_intensity(
     """Look at the values of every volume; see :func:`_resolve_intensity`."""
 
     def judge_case(case: Case) -> Verdict | list[Finding]:
-        findings, image, _ = inspect_case(case, job.dataset, max_bytes=job.max_bytes)
+        findings, image, _ = inspect_case(case, job.dataset, max_bytes=job.max_bytes, files=job.files)
         return findings if findings or image is None else judge(subsample(image.data), is_ct)
 
     found = run_parallel(judge_case, cases, job.workers, job.progress, "measuring intensities")
@@ -121,12 +122,10 @@ def _found_intensity(
 def _build_case(
     case: Case,
     source: dict[str, Any],
-    dataset: Dataset,
-    preparation: Preparation,
+    job: _Job,
     intensity: Intensity,
     folder: Path,
     stem: str,
-    max_bytes: int,
 ) -> dict[str, Any] | list[Finding]:
     """Store one case, unless an earlier build did; return its record, or what is wrong with it."""
     note = folder / f"{stem}.json"
@@ -135,10 +134,11 @@ def _build_case(
         if "voxels" in record and _arrays_exist(folder, record):
             return record | {"sources": source}
     offset = intensity.offset if intensity.scaling == "ct" else None
-    findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
+    dataset, preparation, max_bytes, files = job.dataset, job.preparation, job.max_bytes, job.files
+    findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes, files=files)
     mask: np.ndarray | None = None
     if image is not None and preparation.crop == "mask":
-        mask_findings, mask = _read_mask(case, image, replace(dataset.reading(), channel=None), max_bytes)
+        mask_findings, mask = _read_mask(case, image, job)
         findings += mask_findings
     if findings or image is None:
         return findings
@@ -148,7 +148,7 @@ def _build_case(
     except CaseError as error:
         return [Finding(case.image, error.problem, error.fix)]
     for file in filter(None, source.values()):
-        if _stat(Path(file["path"])) != (file["size"], file["mtime_ns"]):
+        if files[Path(file["path"])].stat() != (file["size"], file["mtime_ns"]):
             return [Finding(Path(file["path"]), "changed while it was being prepared", RUN_AGAIN())]
     has_structure = label is not None and bool(label.data.any())
     voxels = {
@@ -170,19 +170,16 @@ def _build_case(
     return record
 
 
-def _read_mask(
-    case: Case, image: Volume, reading: Reading, max_bytes: int
-) -> tuple[list[Finding], np.ndarray | None]:
+def _read_mask(case: Case, image: Volume, job: _Job) -> tuple[list[Finding], np.ndarray | None]:
     """Return what is wrong with the mask of a case, and the mask (D, H, W) bool on the image's grid."""
     if case.mask is None:
         return [Finding(case.image, 'has no mask, which crop "mask" needs', GIVE_MASK())], None
-    findings = check_file(case.mask, max_bytes=max_bytes, reading=reading)
-    if findings:
+    reading = replace(job.dataset.reading(), channel=None)
+    findings, mask = read_checked(
+        job.files[case.mask], integers=True, max_bytes=job.max_bytes, reading=reading
+    )
+    if mask is None:
         return findings, None
-    try:
-        mask = read_unchecked(case.mask, integers=True, reading=reading)
-    except UnreadableError as error:
-        return [error.finding], None
     return check_grids(image, mask), mask.data != 0
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl3d.data.cohort import ANY_READING, Case, Dataset
-from ssl3d.data.files.dicom import SeriesError, series_files
-from ssl3d.data.files.headers import payload_of
-from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.files.volume_file import VolumeFile, VolumeFiles
 from ssl3d.data.prepared.cohort import PREPARATION_VERSION, logger
 from ssl3d.data.prepared.lungs import weights_digest
 from ssl3d.data.prepared.steps import Preparation
@@ -20,7 +18,11 @@ from ssl3d.parallel import Progress, run_parallel
 
 
 def _identify(
-    cases: Sequence[Case], cache_dir: Path, workers: int | None, progress: Progress | None
+    cases: Sequence[Case],
+    cache_dir: Path,
+    workers: int | None,
+    progress: Progress | None,
+    files: VolumeFiles,
 ) -> list[dict[str, Any]]:
     """Return path, size, time and SHA-256 of the image and label of every case.
 
@@ -30,45 +32,29 @@ def _identify(
     for path in cache_dir.glob("*/manifest.json"):
         try:
             records = json.loads(path.read_text(encoding="utf-8"))["cases"]
-            files = [file for record in records for file in record["sources"].values() if file]
-            known |= {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
+            sources = [source for record in records for source in record["sources"].values() if source]
+            known |= {(one["path"], one["size"], one["mtime_ns"]): one["sha256"] for one in sources}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s cannot be read (%s); its cohort is not reused", path, error)
 
     def identify(path: Path | None) -> dict[str, Any] | None:
         if path is None:
             return None
-        size, mtime_ns = _stat(path)
-        digest = known.get((str(path), size, mtime_ns)) or _digest(path)
+        size, mtime_ns = files[path].stat()
+        digest = known.get((str(path), size, mtime_ns)) or _digest(files[path])
         return {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": digest}
 
     def identify_case(case: Case) -> dict[str, Any]:
-        files = {"image": identify(case.image), "label": identify(case.label)}
-        return files if case.mask is None else {**files, "mask": identify(case.mask)}
+        source = {"image": identify(case.image), "label": identify(case.label)}
+        return source if case.mask is None else {**source, "mask": identify(case.mask)}
 
     return run_parallel(identify_case, cases, workers, progress, "hashing")
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    """Return every file that a volume is made of: the slices of a series, a header and its voxels."""
-    if path.is_dir() or image_suffix(path) is None:
-        try:
-            return series_files(path)
-        except SeriesError:
-            return (path,)  # the checks say what is wrong with it
-    return tuple(dict.fromkeys((path, payload_of(path))))
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    """Return bytes and time of the last change of all files of a volume."""
-    status = [file.stat() for file in _files(path) if file.exists()]
-    return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
-
-
-def _digest(path: Path) -> str:
+def _digest(volume: VolumeFile) -> str:
     """Return the SHA-256 of a file, or of the SHA-256 of all files of a volume."""
     digests = []
-    for part in _files(path):
+    for part in volume.parts:
         if part.is_file():
             with part.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
