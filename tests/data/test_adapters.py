@@ -139,6 +139,21 @@ def test_folder_takes_volumes_and_reports_the_rest(tmp_path: Path, caplog: pytes
     assert "3 entries left out: is named as a segmentation" in caplog.text
 
 
+@pytest.mark.parametrize("folder", ["labelsTr", "a/LabelsTs", "labelsTr/deeper"])
+def test_folder_takes_no_masks_of_other_layouts(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An nnU-Net folder without --as would pretrain on its masks."""
+    root = tmp_path / "labelsTr"  # the name of what the user gave says nothing
+    touch(root, "imagesTr/x_0000.nii.gz", f"{folder}/x.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert [case.id for case in list_cases(Folder(), root).cases] == ["imagesTr/x_0000"]
+    assert (
+        "1 entry left out: lies in a folder of segmentations; nnunet and msd read such layouts (x.nii.gz)"
+        in (caplog.text)
+    )
+
+
 def test_folder_without_volumes(tmp_path: Path) -> None:
     touch(tmp_path, "IM0001.dcm", "readme.txt")
     with pytest.raises(DataError, match=r"holds no volume: found 2 entries ending in \.dcm, \.txt.*dcm2niix"):

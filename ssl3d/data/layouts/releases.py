@@ -30,7 +30,13 @@ from ssl3d.remedies import FETCH
 logger = logging.getLogger(__name__)
 
 _DETACHED_SUFFIXES = (".raw", ".zraw", ".raw.gz")  # voxels that an .mhd or .nhdr header points to
+_LABEL_FOLDERS = {"labelstr", "labelsts", "labelsva"}  # of nnU-Net and the Decathlon, in lower case
 _LABEL_NAME = re.compile(r"(^|[_.-])(d?seg|segmentation|labels?|masks?)$", re.IGNORECASE)
+
+
+def _folders(path: Path, root: Path) -> list[str]:
+    """Return the names of the folders of a file below ``root``, in lower case."""
+    return [part.lower() for part in path.relative_to(root).parts[:-1]]
 
 
 def _by_id(cases: list[Case]) -> list[Case]:
@@ -285,7 +291,9 @@ class Folder(Dataset):
         ]
         hint = " The .dcm files have no DICOM header: convert them with dcm2niix." * bool(headless)
         if any(image_suffix(path) for path in paths):
-            hint += " Hidden files are left out, and ..._seg, ..._label, ..._mask as segmentations."
+            hint += (
+                " Hidden files are left out, and ..._seg, ..._label, ..._mask and labelsTr as segmentations."
+            )
         reasons = list(dict.fromkeys(f"{entry.path.name} {entry.reason}" for entry in left_out))
         hint += f" ({'; '.join(reasons[:5])}{'; ...' * (len(reasons) > 5)})" * bool(reasons)
         return DataError(
@@ -308,6 +316,10 @@ class Folder(Dataset):
                 others.append(LeftOut(path, "is a hidden file"))
             elif suffix is not None and _LABEL_NAME.search(path.name[: -len(suffix)]):
                 others.append(LeftOut(path, "is named as a segmentation"))
+            elif suffix is not None and not lost and _LABEL_FOLDERS & set(_folders(path, root)):
+                others.append(
+                    LeftOut(path, "lies in a folder of segmentations; nnunet and msd read such layouts")
+                )
             elif suffix is not None:
                 images.append(path)
             elif lost:
