@@ -7,8 +7,6 @@ from pathlib import Path
 from functions import MOST_ARGUMENTS, MOST_LINES, Size, sizes, too_long, too_wide
 
 LONG = {
-    "ssl3d/bench/represent.py:represent": "to be shortened",
-    "ssl3d/results/table/build.py:_table": "to be shortened",
     "ssl3d/data/phantoms/subjects.py:_cardiac": "the steps of one draw share their random streams, whose order decides "
     "every voxel",
     "ssl3d/data/phantoms/anatomy_heart.py:chambers": "one list of structures, each cut by others of it",

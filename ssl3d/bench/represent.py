@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from ssl3d.data.prepared.build import Policy
     from ssl3d.data.prepared.cohort import PreparedCohort
+    from ssl3d.data.splits import Split
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,8 @@ def represent(
     """
     extent = extent or Extent()
     task, settings = job.task, job.settings
-    cohort = task_cohort(task, job.place, settings, cache, policy)
-    if job.task_data not in (None, cohort.fingerprint):
-        raise DataError(
-            f"The data of task {task.name} are not those of the records (fingerprint {cohort.fingerprint[:12]}, in "
-            f"the records {str(job.task_data)[:12]}): they changed, or the code that prepares them did."
-        )
-    splits = [s for s in task_splits(task, cohort, settings) if job.split in (None, s.name)]
-    if not splits:
-        raise DataError(f"Task {task.name} has no split {job.split} any more: the data changed.")
-    cases = [cohort.index(case) for case in splits[0].test][: extent.cases]
+    cohort, split = _data(job, cache, policy)
+    cases = [cohort.index(case) for case in split.test][: extent.cases]
     plan = make_plan(cohort, cases, extent.pairs, extent.voxels, seed)
     methods: list[dict[str, Any]] = []
     clouds = []
@@ -197,13 +190,12 @@ def represent(
                 **numbers, "matching": matching, "not_matched": why_not,
             })  # fmt: skip
             track.update(done, note=entry.title)
-    pictures = {}
+    pictures = {how: f"{task.name}-{how}.png" for how in PROJECTIONS}
     for how, name in PROJECTIONS.items():
         panels = [(title, embed(points, how, seed), labels) for title, points, labels in clouds]
         heading = (
             f"{name} of the local feature, {task.title}: {len(clouds[0][1])} voxels of {len(cases)} cases"
         )
-        pictures[how] = f"{task.name}-{how}.png"
         write_bytes(out / pictures[how], draw(panels, cohort.label_names, heading))
     result = {
         "schema": SCHEMA,
@@ -211,7 +203,7 @@ def represent(
         "title": task.title,
         "preset": settings.title,
         "task_data": cohort.fingerprint,
-        "split": splits[0].name,
+        "split": split.name,
         "seed": seed,
         "cases": [cohort.cases[c].id for c in cases],
         "pairs": [[cohort.cases[a].id, cohort.cases[b].id] for a, b in plan.pairs],
@@ -226,6 +218,24 @@ def represent(
     }
     write_json(out / f"{task.name}.json", result)
     return result
+
+
+def _data(job: Job, cache: Path | None, policy: Policy) -> tuple[PreparedCohort, Split]:
+    """Return the cases of ``job`` and the split whose test cases are used.
+
+    Raises:
+        DataError: the data are not those of the records.
+    """
+    cohort = task_cohort(job.task, job.place, job.settings, cache, policy)
+    if job.task_data not in (None, cohort.fingerprint):
+        raise DataError(
+            f"The data of task {job.task.name} are not those of the records (fingerprint {cohort.fingerprint[:12]}, in "
+            f"the records {str(job.task_data)[:12]}): they changed, or the code that prepares them did."
+        )
+    splits = [s for s in task_splits(job.task, cohort, job.settings) if job.split in (None, s.name)]
+    if not splits:
+        raise DataError(f"Task {job.task.name} has no split {job.split} any more: the data changed.")
+    return cohort, splits[0]
 
 
 def _matching(

@@ -8,11 +8,11 @@ or data fingerprint is another table, whose caption says what differs.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssl3d.errors import DataError
 from ssl3d.results import scores
@@ -23,10 +23,6 @@ from ssl3d.results.table.cost import cost_of, mixed_budgets
 from ssl3d.results.table.grouping import _assemble, _Canonical, _Draft, _parts
 from ssl3d.results.table.model import BASELINE, MODES, TASKS, Cell, Column, Row, Seed, Table, TableModel
 from ssl3d.results.table.published import _published
-
-if TYPE_CHECKING:
-    pass
-
 
 _MARKS = "†‡§¶‖#"
 _NOTES = {"decoder random": "decoder random, frozen in the linear evaluation"}
@@ -83,9 +79,6 @@ def _tables(
     return tuple(tables)
 
 
-# --- Which records belong together ---------------------------------------------------------------
-
-
 # --- One table -----------------------------------------------------------------------------------
 
 
@@ -104,24 +97,14 @@ def _table(
     canonical = _Canonical()
     apart = _weights_apart(draft, canonical)
     for key in sorted(draft.columns, key=_column_order):
-        by_row: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in draft.columns[key]:
-            identity = record["identity"]
-            row = (identity["method"], canonical(identity["method_config"]))
-            if row in apart:
-                row = (row[0], row[1] + str(identity.get("weights", "")))
-            by_row[row].append(record)
-            heads.setdefault(row, record)
-        metrics = {record["metric"] for record in draft.columns[key]}
-        if len(metrics) > 1:
-            raise DataError(
-                f"Records of {' '.join(key)} disagree about the metric: {', '.join(sorted(metrics))}."
-            )
+        by_row = _by_row(draft.columns[key], canonical, apart)
+        for row, found in by_row.items():
+            heads.setdefault(row, found[0])
+        metric = _one_metric(key, draft.columns[key])
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: cell for row, found in by_row.items() if (cell := _cell(found, folds, marks))}
         for row in by_row.keys() - cells.keys():
             failed[row].add(key)
-        metric = metrics.pop()
         for row in by_row:
             rows[row]  # one whose cells have all failed is a row, too
         column = _column(key, metric, cells.values(), flat["preset"])
@@ -156,6 +139,34 @@ def _table(
     }
     caption = " ".join(filter(None, (_caption(flat, draft), mixed_budgets(costs))))
     return Table(caption, differs, tuple(columns), tuple(finished), marks.footnotes(), flat)
+
+
+def _by_row(
+    records: Iterable[Record], canonical: _Canonical, apart: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], list[Record]]:
+    """Return the records of a column by row: (method, configuration), with the weights where these are ``apart``."""
+    by_row: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        identity = record["identity"]
+        row = (identity["method"], canonical(identity["method_config"]))
+        if row in apart:
+            row = (row[0], row[1] + str(identity.get("weights", "")))
+        by_row[row].append(record)
+    return by_row
+
+
+def _one_metric(key: tuple[str, str], records: Iterable[Record]) -> str:
+    """Return the metric of a column.
+
+    Raises:
+        DataError: its records disagree.
+    """
+    metrics = {record["metric"] for record in records}
+    if len(metrics) > 1:
+        raise DataError(
+            f"Records of {' '.join(key)} disagree about the metric: {', '.join(sorted(metrics))}."
+        )
+    return str(metrics.pop())
 
 
 def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: str) -> Column:
@@ -326,9 +337,3 @@ def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tup
             second=second and len(cells) > 2 and all(clear[:2]),
         )
     return compared
-
-
-# --- Captions ------------------------------------------------------------------------------------
-
-
-# --- Published figures ---------------------------------------------------------------------------
