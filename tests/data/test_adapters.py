@@ -216,7 +216,7 @@ def test_names() -> None:
     assert sorted(["b", "a10", "a9", "10", "9"], key=natural_key) == ["9", "10", "a9", "a10", "b"]
 
 
-@pytest.mark.parametrize("module", ["cohort", "adapters", "splits"])
+@pytest.mark.parametrize("module", ["cohort", "layouts.bundled", "layouts.listing", "splits"])
 def test_listing_imports_nothing_heavy(module: str) -> None:
     heavy = ["torch", "monai", "nibabel", "SimpleITK", "scipy", "pandas", "skimage"]
     code = f"import sys, ssl3d.data.{module}; print([m for m in {heavy} if m in sys.modules])"
