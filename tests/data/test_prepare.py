@@ -302,10 +302,11 @@ def test_a_cache_of_an_earlier_version_is_used_as_it_is(hearts: Path, tmp_path: 
     assert not list(first.folder.glob("*.b2nd")), "nothing is built again"
 
 
+TESTS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 BUILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_prepare import Hearts, Preparation, prepare
 root = Path({root!r})
 cohort = prepare(Hearts().cases(root), Hearts(), Preparation(spacing_mm=1.1), Path({cache!r}), workers=1)
@@ -314,7 +315,7 @@ print(cohort.fingerprint)
 
 
 def start_build(root: Path, cache: Path) -> subprocess.Popen[str]:
-    code = BUILD.format(tests=str(Path(__file__).parents[1]), root=str(root), cache=str(cache))
+    code = BUILD.format(tests=TESTS, root=str(root), cache=str(cache))
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -35,7 +35,7 @@ from ssl3d.data.cohort import Case
 from ssl3d.data.files.findings import Finding
 from ssl3d.data.layouts.listing import list_cases
 from ssl3d.data.layouts.releases import Folder
-from ssl3d.data.prepared import build as prepare_module
+from ssl3d.data.prepared import case as prepare_module
 from ssl3d.data.prepared.build import prepare
 from ssl3d.data.prepared.case import prepare_file
 from ssl3d.data.prepared.cohort import PreparedCohort
@@ -827,7 +827,7 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
 def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     """A file that has the preamble of DICOM and is none."""
     series(tmp / "d")
-    from ssl3d.data.checks import case as integrity
+    from ssl3d.data.checks import file as integrity
 
     mp.setattr(integrity, "is_dicom", lambda path: True)  # a race: it was replaced after it was looked at
     (tmp / "other" / "x").parent.mkdir()

@@ -381,6 +381,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size, bright = i % 3, i // 3 % 2
         inside = ((grid - rng.uniform(7, 9, (3, 1, 1, 1))) ** 2).sum(0) < (3 + 2 * size) ** 2
         image = np.where(inside, 900 if bright else 100, 500) + rng.normal(0, 20, inside.shape)
+        image += np.kron(rng.normal(0, 60, (4, 4, 4)), np.ones((4, 4, 4)))  # what is this subject's alone
         for name, data in ((f"i{i}", image), (f"m{i}", inside)):
             nibabel.save(
                 nibabel.Nifti1Image(data.astype(np.int16), np.diag([4.0, 4, 4, 1])), root / f"{name}.nii.gz"
