@@ -33,14 +33,14 @@ bench-all: .venv/.installed
 	$(BIN)/ssl3d table --store $(STORE) --format csv --with ci --against paper > benchmarks/studies/results/table1-quick.csv
 	$(BIN)/python benchmarks/studies/order.py benchmarks/studies/results/table1-quick.csv > benchmarks/studies/results/order-quick.md
 
-# Every row with three seeds: docs/study.md. A night on two cores.
+# Every row with the seeds of the preset; the design is in docs/study.md. A night on two cores.
 study: .venv/.installed
 	$(BIN)/ssl3d bench --preset study --methods all --tasks shc,sac,ccc,sbm --jobs $(JOBS) --store $(STORE)/study
-	mkdir -p benchmarks/studies/results/studies
+	mkdir -p benchmarks/studies/results
 	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,power,rank --against paper > benchmarks/studies/results/table1-study.md
-	$(BIN)/python benchmarks/studies/separation.py $(STORE)/study > benchmarks/studies/results/studies/separation.md
-	$(BIN)/python benchmarks/studies/losses.py $(STORE)/study > benchmarks/studies/results/studies/losses.md
-	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out benchmarks/studies/results/studies/comparison.png
+	$(BIN)/python benchmarks/studies/separation.py $(STORE)/study > benchmarks/studies/results/separation.md
+	$(BIN)/python benchmarks/studies/losses.py $(STORE)/study > benchmarks/studies/results/losses.md
+	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out benchmarks/studies/results/comparison.png
 
 # The luck of rounding, for each column and mode; goes on where it stopped.
 floor: .venv/.installed
@@ -48,12 +48,12 @@ floor: .venv/.installed
 
 # One figure a lever, on the development cohort.
 levers: .venv/.installed
-	$(BIN)/python benchmarks/studies/run.py $(STUDIES) --store $(STORE)/levers --out benchmarks/studies/results/studies
+	$(BIN)/python benchmarks/studies/run.py $(STUDIES) --store $(STORE)/levers --out benchmarks/studies/results
 
 # What differences in appearance do, on the benchmark cohort.
 appearance: .venv/.installed
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/study \
-		--out benchmarks/studies/results/studies
+		--out benchmarks/studies/results
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)

@@ -268,7 +268,7 @@ def pretrain(
     """Pretrain a backbone with one method."""
     quiet_libraries()
     keep_freed_memory()
-    settings = settings_of(preset, overrides).for_method(method_name)
+    settings = settings_of(preset, overrides, tasks=()).for_method(method_name)
     settings = with_subject_patterns(settings, subject_patterns)
     from ssl3d.registry.registry import registry
 

@@ -5,7 +5,7 @@
 - stages: the share of the variance of f^l that changes when one stage's features, finest first, are replaced by those of
   another patient.
 
-Usage: ``python benchmarks/studies/inside.py STORE > benchmarks/studies/results/studies/inside.md``
+Usage: ``python benchmarks/studies/inside.py STORE > benchmarks/studies/results/inside.md``
 """
 
 from __future__ import annotations

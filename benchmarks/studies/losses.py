@@ -3,7 +3,7 @@ runs with another learning rate or batch stand apart.
 
 Beside it, where there is one, the value that a network reaches which ignores its input.
 
-Usage: ``python benchmarks/studies/losses.py STORE > benchmarks/studies/results/studies/losses.md``
+Usage: ``python benchmarks/studies/losses.py STORE > benchmarks/studies/results/losses.md``
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every seed of every row: a panel a column of the table, a dot a seed, a mark at the mean; the two baselines run through.
 
-Usage: ``python benchmarks/studies/seeds.py STORE --out benchmarks/studies/results/studies/comparison.png``
+Usage: ``python benchmarks/studies/seeds.py STORE --out benchmarks/studies/results/comparison.png``
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ column of it:
   it, the p without the two baselines, and the p of the analysis that does not take the seeds out. Rows that lack a
   seed of scratch are left out.
 
-Usage: ``python benchmarks/studies/separation.py STORE [--seeds 0 1] > benchmarks/studies/results/studies/separation.md``
+Usage: ``python benchmarks/studies/separation.py STORE [--seeds 0 1] > benchmarks/studies/results/separation.md``
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ put into the other. Linear scores of
 - the first with one stage, or all, of the second.
 
 Usage: ``python benchmarks/studies/transplant.py STORE --first scratch --second random_labels
---set phantoms.placement=1 > benchmarks/studies/results/studies/transplant.md``
+--set phantoms.placement=1 > benchmarks/studies/results/transplant.md``
 """
 
 from __future__ import annotations

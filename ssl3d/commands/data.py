@@ -45,7 +45,7 @@ def data() -> None:
 def phantoms(out: Path, preset: str, overrides: tuple[str, ...]) -> None:
     """Write the phantom cohorts in the layouts of MM-WHS, ASOCA, CANDI and STOIC."""
     quiet_libraries()
-    settings = settings_of(preset, overrides)
+    settings = settings_of(preset, overrides, tasks=())
     from ssl3d.bench.sources import make_phantoms
 
     make_phantoms(out, settings.phantoms)

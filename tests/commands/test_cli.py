@@ -355,3 +355,21 @@ def test_a_cell_that_another_process_holds_is_passed_over(store: tuple[Path, Res
     assert result.exit_code == 0 and result.output.count("already in the store") == 6, result.output
     assert held.is_file() and other.is_file()
     assert result.output.index("gvsl  ccc finetune") < result.output.index("scratch  shc linear   seed")
+
+
+@pytest.mark.parametrize("option", ["data.counts.shx=[1,1,1]", "data.task_spacing_mm.shx=3.0"])
+def test_pretraining_refuses_options_of_tasks_that_do_not_exist(option: str, tmp_path: Path) -> None:
+    arguments = [
+        "pretrain",
+        "--method",
+        "denoising",
+        "--preset",
+        "smoke",
+        "--set",
+        option,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and 'unknown task "shx". Did you mean "shc"?' in result.output
+    assert not (tmp_path / "run").exists()
