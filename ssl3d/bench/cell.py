@@ -158,7 +158,8 @@ def given_weights(
     config = spec.identity()["config"]
     differing = sorted(key for key in config.keys() | own.keys() if own and own.get(key) != config.get(key))
     notes = [f"weights of a run with {', '.join(f'{k} = {own.get(k)}' for k in differing)}"] * bool(differing)
-    notes += [_EXCLUDED.format(len(run["excluded"]))] * bool(run.get("excluded"))
+    if run.get("excluded"):  # an imported run says nothing of it
+        notes.append(_EXCLUDED.format(len(run["excluded"])))
     return Weights(
         spec, run["identity"], own, run.get("trains") or spec.cls.trains,
         folder=folder, digest=digest, notes=tuple(notes),

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from ssl3d.bench import leakage
 from ssl3d.bench.cell import TaskData
 from ssl3d.bench.leakage import check_overlap, check_within
 from ssl3d.data.checks import overlap
@@ -215,11 +216,11 @@ def test_whoever_is_tested_is_found_among_the_volumes_for_pretraining(
         test.preparation,
         test.folder.parent,
     )
-    found = overlap.tested_volumes([TaskData(task, labelled, folds)], pretraining)
+    found = leakage.tested_volumes([TaskData(task, labelled, folds)], pretraining)
     assert found == {"p0": "copy of mine: same file", "p2": found["p2"]} and "same scan" in found["p2"]
     # One folder for both: by subject, also another image of a person who is tested.
     one = Split("random", ("n1",), ("n2",), ("n6",))
-    by_subject = overlap.tested_volumes([TaskData(task, twins, [one])], twins)
+    by_subject = leakage.tested_volumes([TaskData(task, twins, [one])], twins)
     assert set(by_subject) == {"n6", "again"}
 
 

@@ -74,7 +74,7 @@ def test_bench_goes_on_with_the_same_command(tmp_path: Path, monkeypatch: pytest
         "bench", "--preset", "smoke", "--methods", "scratch", "--seeds", "0,1", "--tasks", "ccc", "--modes", "linear",
         "--store", tmp_path / "store",
     ]  # fmt: skip
-    interrupt(monkeypatch, bench, "_say", 1)  # the first cell is done
+    interrupt(monkeypatch, bench, "_line", 1)  # the first cell is done
     words = printed(run(*command))
     assert words == list(map(str, command))
     again = run(*words)
@@ -86,7 +86,7 @@ def test_preparation_goes_on_and_verification_says_that_it_does_not(
     volume_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssl3d.data.checks import verify
-    from ssl3d.data.prepared import build as prepare
+    from ssl3d.data.prepared import case as prepare
 
     interrupt(monkeypatch, prepare, "save_array", 3)
     words = printed(

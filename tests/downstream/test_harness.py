@@ -103,7 +103,7 @@ def test_feature_store_computes_once_unless_over_both_budgets() -> None:
 @pytest.mark.parametrize(("weights", "step"), [("best", 10), ("last", 40)])
 def test_the_chosen_weights_are_tested_once(monkeypatch: pytest.MonkeyPatch, weights: str, step: int) -> None:
     """The first of two best validations wins, or the last weights do, whatever their validation."""
-    from ssl3d.downstream import harness
+    from ssl3d.downstream.problems import segmentation as harness
 
     tests: list[int] = []
     scores = iter([(0.9, 0), (0.1, 0), (0.9, 0), (0.3, 0)])
@@ -145,7 +145,7 @@ def test_how_often_is_validated_changes_nothing_in_training() -> None:
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With plain gradient descent at rate 1, a step is as long as the gradient: never above the bound."""
-    from ssl3d.downstream import harness
+    from ssl3d.downstream.problems import segmentation as harness
 
     net = backbone()
     places: list[torch.Tensor] = []

@@ -41,7 +41,7 @@ def test_all_classes_are_drawn_alike_and_anew_in_every_step() -> None:
 @pytest.mark.parametrize("classes", [2, 10])
 def test_a_network_that_ignores_its_input_has_the_loss_of_chance(classes: int) -> None:
     method = control(classes)
-    torch.nn.init.zeros_(method.classifier.weight)  # type: ignore[union-attr, arg-type]
-    torch.nn.init.zeros_(method.classifier.bias)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.zeros_(method.classifier.linear.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.zeros_(method.classifier.linear.bias)  # type: ignore[union-attr, arg-type]
     views = method.views(torch.rand(3, 1, 8, 8, 8), BatchRng(0, 0, range(3)))  # type: ignore[operator]
     assert float(method.training_step(views)["cross_entropy"].detach()) == pytest.approx(math.log(classes))  # type: ignore[operator]
