@@ -188,7 +188,7 @@ def test_the_documented_plugin_is_pretrained_evaluated_shown_and_exported(
 def _use_the_plugin(livers: Path, tmp_path: Path) -> None:
     assert "broken" not in done("plugins") and "my_liver_task" in done("tasks")
     out, store, cache = tmp_path / "run", tmp_path / "store", ["--cache", tmp_path / "cache"]
-    (selects,) = re.findall(r"`--set 'backbone=(.*)'` selects it", (ROOT / "docs/plugins.md").read_text())
+    (selects,) = re.findall(r"`--set 'backbone=(.*)'`\s+selects\s+it", (ROOT / "docs/plugins.md").read_text())
     options = ["--preset", "smoke", "--set", f"backbone={selects.replace('my_backbone', 'my_tiny')}", *cache]
     pretrain = ["pretrain", "--method", "my_denoise", "--data", f"my_liver={livers}", "--out", out, *options]
     done(*pretrain)
