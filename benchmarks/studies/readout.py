@@ -9,7 +9,8 @@
 Prints the cross-entropy on 64 crops that are never trained on, in eval mode, at the thirds of the run; chance is 2.303.
 Voxels of a step grow with the batch and with the references.
 
-Usage: ``python benchmarks/studies/readout.py --norm pooled --batch 1 [--memory 16] [--references 3] [--steps 360] [--lr 1e-3]``
+Usage: ``python benchmarks/studies/readout.py --norm pooled --batch 1 [--memory 16] [--references 3] [--steps 360]
+[--lr 1e-3]``
 """
 
 from __future__ import annotations
