@@ -133,14 +133,13 @@ def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
 
 def load_tasks(names: list[str]) -> list[Task]:
     """Return the tasks that are named, by registered name or by file; each name once."""
+    from ssl3d.downstream.task_files import is_task_file, load_task
     from ssl3d.registry.registry import registry
 
     found = registry().tasks
     tasks: dict[str, Task] = {}
     for name in names:
-        if name.endswith((".yaml", ".yml")):
-            from ssl3d.downstream.task_files import load_task
-
+        if is_task_file(name):
             task = load_task(Path(name))
             registry().datasets.get(task.dataset)
             if task.name in found:
