@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d.config import Settings, identity_values
+from ssl3d.data.prepared.facts import preparation_facts
 from ssl3d.device import PeakMemory, autocast_dtype, to_device
 from ssl3d.environment import device_name, environment
 from ssl3d.errors import CheckpointError, ConfigError, TrainingError
@@ -151,6 +152,7 @@ def pretrain(
         "code": "+".join(codes.values()),
         **({"code_by_step": codes} if len(codes) > 1 else {}),
         "volumes": None if cohort is None else {"cases": len(cohort), "taken_for": cohort.taken_for},
+        "preparation": preparation_facts(cohort),
         "losses": {},
         "seconds": previous.get("seconds", 0.0),
         "device": device_name(device, cfg.precision),
