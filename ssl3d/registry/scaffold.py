@@ -10,7 +10,7 @@ from ssl3d.errors import ConfigError
 from ssl3d.files import write_bytes
 from ssl3d.registry.registry import registry
 
-MODULE = '''"""{title}: say what it learns and cite the paper it follows."""
+METHOD = '''"""{title}: say what it learns and cite the paper it follows."""
 
 import torch
 from pydantic import Field
@@ -48,11 +48,16 @@ class {cls}(ssl3d.Method):
     def chance(self, views: dict[str, Tensor]) -> float:
         """Score of an output that ignores its input: what tells whether the pretext task is learned."""
         return float(views["clean"].var())  # the error of the best constant
+'''
+
+ANNOUNCEMENT = '''"""{title}, a plugin of ssl3d. Imported by every listing, so keep torch out of this file."""
+
+import ssl3d
 
 
 @ssl3d.hookimpl
-def ssl3d_methods() -> list[type[ssl3d.Method]]:
-    return [{cls}]
+def ssl3d_methods() -> list[str]:
+    return ["{module}.method:{cls}"]  # imported when it is asked for
 '''
 
 PYPROJECT = """[build-system]
@@ -74,7 +79,7 @@ test = ["pytest"]
 {name} = "{module}"
 
 [tool.hatch.build.targets.wheel]
-include = ["{module}.py"]
+packages = ["{module}"]
 """
 
 TEST = """from ssl3d.testing import check_method
@@ -117,7 +122,8 @@ def new_method(name: str, folder: Path) -> list[Path]:
         "title": name.replace("_", " ").capitalize(),
     }
     files = {
-        f"{names['module']}.py": MODULE,
+        f"{names['module']}/__init__.py": ANNOUNCEMENT,
+        f"{names['module']}/method.py": METHOD,
         "pyproject.toml": PYPROJECT,
         f"test_{name}.py": TEST,
         "README.md": README,

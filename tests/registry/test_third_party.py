@@ -42,6 +42,17 @@ def test_it_is_listed_and_described(installed: tuple[Path, dict[str, str]]) -> N
     assert "Standard deviation of the noise" in info and "my_pretext.sigma" in info
 
 
+def test_no_listing_imports_torch_with_it_installed(installed: tuple[Path, dict[str, str]]) -> None:
+    _, env = installed
+    code = (
+        "import sys; from ssl3d.cli import main\n"
+        "for listing in ('methods', 'tasks', 'datasets', 'plugins'): main([listing], standalone_mode=False)\n"
+        "print('heavy:', [name for name in ('torch', 'monai', 'ssl3d_my_pretext.method') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "my_pretext" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+
+
 def test_it_passes_its_own_test(installed: tuple[Path, dict[str, str]]) -> None:
     folder, env = installed
     done = subprocess.run(
