@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone, Features
+from ssl3d.models.conv import Conv3d
 from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 
@@ -42,7 +43,7 @@ class ConvPair(nn.Sequential):
     def __init__(self, c_in: int, c_between: int, c_out: int) -> None:
         layers: list[nn.Module] = []
         for a, b in ((c_in, c_between), (c_between, c_out)):
-            layers += [nn.Conv3d(a, b, kernel_size=3, padding=1), BatchStatisticsNorm(b), nn.ReLU()]
+            layers += [Conv3d(a, b, kernel_size=3, padding=1), BatchStatisticsNorm(b), nn.ReLU()]
         super().__init__(*layers)
 
 

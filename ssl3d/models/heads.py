@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ssl3d.errors import ConfigError
 from ssl3d.geometry import full_precision, no_autocast
+from ssl3d.models.conv import Conv3d
 
 Norm = Literal["batch", "layer"]
 """Normalisation in projectors and predictors: over all views of all crops of a step, or within each
@@ -134,7 +135,7 @@ class RestorationHead(nn.Sequential):
     def __init__(self, channels: int, hidden: int = 16) -> None:
         groups = max(g for g in range(1, max(1, hidden // 4) + 1) if hidden % g == 0)
         super().__init__(
-            nn.Conv3d(channels, hidden, 3, padding=1),
+            Conv3d(channels, hidden, 3, padding=1),
             nn.GroupNorm(groups, hidden),
             nn.LeakyReLU(0.2),
             nn.Conv3d(hidden, 1, 1),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ssl3d.config import Model, PositiveInt
 from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone, Features
+from ssl3d.models.conv import Conv3d
 from ssl3d.models.join import join
 from ssl3d.models.padding import crop_to, pad_to_multiple
 
@@ -23,7 +24,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for c in (c_in, c_out):
             layers += [
-                nn.Conv3d(c, c_out, kernel_size=3, padding=1),
+                Conv3d(c, c_out, kernel_size=3, padding=1),
                 nn.GroupNorm(max(1, c_out // 8), c_out),
                 nn.LeakyReLU(0.2),
             ]
