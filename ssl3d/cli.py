@@ -278,9 +278,11 @@ def pretrain(
     from ssl3d.device import select_device
     from ssl3d.errors import count
     from ssl3d.pretrain.loop import check_run, pretrain
+    from ssl3d.pretrain.run_folder import check_folder
     from ssl3d.pretrain.spec import resolve_method
     from ssl3d.progress import duration
 
+    check_folder(out, resume)
     spec = resolve_method(method_name, settings.methods)
     where = select_device(device)
     check_run(spec, settings, seed)

@@ -171,6 +171,8 @@ class PretrainConfig(Model):
     """`auto` takes bfloat16 autocast where the device computes it natively, else float32."""
     checkpoint_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 1000
     """Steps between two checkpoints."""
+    keep: Annotated[PositiveInt, WITHOUT_EFFECT] = 2
+    """Newest checkpoints that are kept; if one is damaged, the run goes on from the one before."""
     keep_checkpoints: Annotated[bool, WITHOUT_EFFECT] = False
     """Keep the backbone of every checkpoint, for curves over pretraining steps."""
     monitor_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 500

@@ -35,6 +35,14 @@ class WriteError(SSL3DError):
     """A file that cannot be written: the disk is full, the folder is read-only, a quota is used up."""
 
 
+class ReadError(SSL3DError):
+    """A file that cannot be read: it is missing, damaged, no regular file, or larger than anything ssl3d writes there."""
+
+
+class BusyError(SSL3DError):
+    """Another process is at work in the same folder."""
+
+
 class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 

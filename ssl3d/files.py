@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: a temporary name, synced to the disk, renamed.
+"""Files that are either whole or absent: a temporary name, synced to the disk, renamed. And a reader that is never hung.
 
 Everything that ssl3d writes goes through this module. Temporary names are random and created exclusively, so
 that threads, processes and machines that share a disk never meet, and a link in their place is not followed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -19,12 +20,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ssl3d.errors import WriteError
+from ssl3d.errors import ReadError, WriteError
 
 __without_effect__ = "bytes are written as they are"
 
 STALE_S = 24 * 3600.0
 """Age from which a temporary file is taken for that of a process that was killed."""
+
+MOST_JSON_BYTES = 64 * 2**20
+"""Largest JSON file that is read: a record of 100,000 cases has some 20 MiB."""
+
+_MOST_DIGITS = 400  # of a number in JSON; a float64 in full has 309 before its point
 
 _LONGEST_NAME = 50  # characters of a name that go into a temporary one; systems allow 255 bytes in all
 
@@ -91,6 +97,96 @@ def write_json(path: Path, value: Any) -> None:
         WriteError: as :func:`write_bytes`.
     """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """Return the contents of a regular file.
+
+    A pipe, a device or a folder of that name is refused and never waited for; a link counts as what it leads to.
+
+    Args:
+        path: the file.
+        most: the largest size, in bytes.
+
+    Raises:
+        ReadError: there is no such file, it is none, it is too large, or the system refuses. A file that is missing is the
+            error's ``__cause__``, a FileNotFoundError.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for its other end.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ReadError(f"{path} is no regular file. Fix: remove it, or put the file in its place.")
+            if most is not None and status.st_size > most:
+                raise ReadError(
+                    f"{path} has {status.st_size / 2**20:.1f} MiB; nothing that ssl3d writes there is larger than "
+                    f"{most / 2**20:.1f} MiB. Fix: remove it."
+                )
+            return file.read() if most is None else file.read(most)
+    except FileNotFoundError as error:
+        raise ReadError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise ReadError(
+            f"{path} cannot be read: {error.strerror or error}. Fix: look after it and its permissions."
+        ) from error
+
+
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        ReadError: as :func:`read_bytes`; or it is no JSON of finite numbers in UTF-8, or nested too deeply.
+    """
+    data = read_bytes(path, most)
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise ReadError(f"{path} is damaged: {error}.") from error
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return what a JSON text says; stricter than :func:`json.loads`.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, nested too deeply, or holds a number that is not finite.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"it holds the number {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(text[:20])
+
+
+def _integer(text: str) -> int:
+    return int(text) if len(text) <= _MOST_DIGITS else int(_not_finite(f"{text[:20]}..."))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to ``NAME.damaged`` (``NAME.damaged-1`` and so on where that exists) and return its new path.
+
+    Raises:
+        WriteError: the system refuses.
+    """
+    number = 0
+    while True:
+        new = path.with_name(f"{path.name}.damaged{f'-{number}' if number else ''}")
+        if not os.path.lexists(new):
+            break
+        number += 1
+    with explained(new):
+        path.replace(new)
+    return new
 
 
 @contextmanager

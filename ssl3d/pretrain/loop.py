@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ssl3d import signals
 from ssl3d.config import Settings, identity_values
 from ssl3d.data.prepared.facts import preparation_facts
 from ssl3d.device import PeakMemory, autocast_dtype, to_device
 from ssl3d.environment import device_name, environment
-from ssl3d.errors import CheckpointError, ConfigError, TrainingError
-from ssl3d.files import is_temporary, write_json
+from ssl3d.errors import ConfigError, TrainingError
 from ssl3d.marks import without_effect
 from ssl3d.models.factory import build_backbone
-from ssl3d.models.weights.checkpoint import (
-    BACKBONE,
-    BACKBONE_AT,
-    RUN,
-    load_state,
-    read_run,
-    save_state,
-    save_tensors,
-    weights_fingerprint,
-)
+from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.method import Method, Progress
 from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
+from ssl3d.pretrain.run_folder import RunFolder, opened
 from ssl3d.pretrain.run_log import Log
 from ssl3d.pretrain.source import CropSource, training_source
 from ssl3d.pretrain.spec import MethodSpec
@@ -126,21 +117,35 @@ def pretrain(
 
     Raises:
         CheckpointError: ``out`` holds a run and ``resume`` is off, or it is another run, or one of other code.
+        BusyError: another process is pretraining in ``out``.
+        WriteError: ``out`` cannot be written to, or its disk is full.
+        Stopped: the process was asked to stop (:mod:`ssl3d.signals`); a state was saved.
         TrainingError: a loss is not finite.
         DataError: there are fewer volumes than the method needs at once.
     """
-    cfg = settings.pretrain
     identity = pretrain_identity(spec, settings, cohort.fingerprint if cohort else "", seed)
+    code = pretraining_code(spec.cls, settings.backbone.name)
+    with opened(out, identity, code, resume=resume, allow_code_change=allow_code_change) as folder:
+        if folder.finished:
+            return folder.previous
+        return _pretrain(spec, cohort, settings, seed, folder, device, identity)
+
+
+def _pretrain(
+    spec: MethodSpec,
+    cohort: Volumes | None,
+    settings: Settings,
+    seed: int,
+    folder: RunFolder,
+    device: torch.device,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    cfg = settings.pretrain
     steps = cfg.steps if spec.cls.trains != "none" else 0
-    previous = _previous_run(out, identity, resume)
-    if previous.get("status") == "finished":
-        return previous
-    codes = _codes(out, previous, pretraining_code(spec.cls, settings.backbone.name), allow_code_change)
     memory = PeakMemory(device)
     method = build_method(spec, settings, seed, device)
     run: dict[str, Any] = {
         "status": "running",
-        "step": 0,
         "steps": steps,
         "method_name": spec.name,
         "title": spec.title,
@@ -149,33 +154,29 @@ def pretrain(
         "backbone": settings.backbone.model_dump(mode="json"),
         "identity": identity,
         "environment": environment(),
-        "code": "+".join(codes.values()),
-        **({"code_by_step": codes} if len(codes) > 1 else {}),
+        "code": "+".join(folder.codes.values()),
+        **({"code_by_step": folder.codes} if len(folder.codes) > 1 else {}),
         "volumes": None if cohort is None else {"cases": len(cohort), "taken_for": cohort.taken_for},
         "preparation": preparation_facts(cohort),
-        "losses": {},
-        "seconds": previous.get("seconds", 0.0),
         "device": device_name(device, cfg.precision),
+        **folder.progress(),
     }
+    folder.begin(run)
     if steps:
         assert cohort is not None
         items = method.items_per_step(cfg.crop, cfg.batch_size)
         held_back = max(1, HELD_BACK_CROPS // cfg.batch_size)
         source = training_source(cohort, cfg.crop, items, method.volumes_per_item, seed, held_back)
         run |= {"padded": source.padded, "excluded": list(settings.data.exclude)}
-        _train(method, source, settings, seed, out, device, run)
-    save_tensors(out / BACKBONE, method.backbone.state_dict())
+        _train(method, source, settings, seed, folder, device, run)
     run |= {
-        "status": "finished",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": steps,
         "voxels_seen": steps and steps * source.batch_size * method.voxels_per_item(cfg.crop),
         "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "peak_memory_mib": memory.mib(),
         "weights_sha256": weights_fingerprint(method.backbone),
     }
-    write_json(out / RUN, run)
-    return run
+    return folder.finish(run, method.backbone)
 
 
 def _train(
@@ -183,7 +184,7 @@ def _train(
     source: CropSource,
     settings: Settings,
     seed: int,
-    out: Path,
+    folder: RunFolder,
     device: torch.device,
     run: dict[str, Any],
 ) -> None:
@@ -193,12 +194,13 @@ def _train(
     dtype = autocast_dtype(cfg.precision, device)
     method.setup(source)
     to_device(method, device)  # the buffers that setup made
-    start = load_state(out, method, optimizer)
+    start = folder.load(method, optimizer)
     probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
     began, before = time.monotonic(), run["seconds"]
     method.train()
     score: Score | None = None
-    with Log(out, start) as log, Track(f"Pretraining {name}, seed {seed}", cfg.steps) as track:
+    title = f"Pretraining {name}, seed {seed}"
+    with Log(folder.path, start) as log, Track(title, cfg.steps) as track, signals.listening():
         for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers), start):
             if source.starts_epoch(step):
                 method.on_epoch_start(source, source.epoch_of(step))
@@ -227,17 +229,16 @@ def _train(
             if done % cfg.log_every == 0 or done == cfg.steps:
                 log.write(done, {**values, "lr": optimizer.param_groups[0]["lr"]})
             track.update(done, values)
-            if done % cfg.checkpoint_every == 0 or done == cfg.steps:
+            if done % cfg.checkpoint_every == 0 or done == cfg.steps or signals.asked():
                 run |= {
                     "step": done,
                     "losses": values,
                     "seconds": round(before + time.monotonic() - began, 2),
                 }
                 log.flush()
-                save_state(out, done, method, optimizer)
-                if cfg.keep_checkpoints:
-                    save_tensors(out / BACKBONE_AT.format(step=done), method.backbone.state_dict())
-                write_json(out / RUN, run)
+                folder.save(run, method, optimizer, cfg)
+                if done < cfg.steps:
+                    signals.check()
         # Without a step to do (killed after the last state was saved), the score has to be taken anew.
         end = score or held_back_score(method, source.held_back, device, dtype)
         run["pretext"] = summary(method, log.before_training(HELD_BACK_SCORE), end, source.held_back_is)
@@ -275,57 +276,3 @@ def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str,
             "the last checkpoint is untouched."
         )
     return values
-
-
-@without_effect
-def _previous_run(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Return the provenance of the run that ``out`` holds; {} when there is none."""
-    if not (out / RUN).is_file():
-        if out.is_dir() and not (out / "log.jsonl").exists() and not all(map(_is_of_a_run, out.iterdir())):
-            raise CheckpointError(f"{out} is not empty and holds no run: give another --out.")
-        return {}
-    previous = read_run(out)
-    if not resume:
-        raise CheckpointError(
-            f"{out} already holds a run at step {previous['step']}: add --resume or give another --out."
-        )
-    if previous["identity"] != identity:
-        raise CheckpointError(
-            f"{out} holds another run; --resume needs the same settings. Different: "
-            + "; ".join(_differences(previous["identity"], identity))
-        )
-    return previous
-
-
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a run that was interrupted before its first checkpoint may have left this file or folder."""
-    names = ("tensorboard", BACKBONE)
-    return is_temporary(path) or path.name in names
-
-
-@without_effect
-def _codes(out: Path, previous: dict[str, Any], code: str, allow_change: bool) -> dict[str, str]:
-    """Return the hashes of the code of a run by the step from which each was used.
-
-    Raises:
-        CheckpointError: the run ``previous`` was begun with other code, and that is not allowed.
-    """
-    if not previous:
-        return {"0": code}
-    codes: dict[str, str] = previous.get("code_by_step") or {"0": str(previous.get("code"))}
-    if list(codes.values())[-1] == code:
-        return codes
-    if not allow_change:
-        raise CheckpointError(
-            f"{out} is at step {previous['step']} of a run with other code (hash {list(codes.values())[-1]}, now {code}): "
-            "its weights would be of neither. Start anew (pretrain: another --out; bench: --recompute), or go on with "
-            "--allow-code-change, which records both hashes."
-        )
-    return {**codes, str(previous["step"]): code}
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    return [] if old == new else [f"{path} was {old!r}, is {new!r}"]

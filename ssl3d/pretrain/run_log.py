@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssl3d.files import write_bytes
+from ssl3d.errors import ReadError
+from ssl3d.files import explained, read_bytes, write_bytes
 from ssl3d.marks import without_effect
 
 
@@ -22,17 +24,27 @@ class Log:
 
         self.path = out / "log.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        for line in self.path.read_text().splitlines() if start and self.path.is_file() else []:
+        kept = [(line, values) for line, values in self._lines() if values["step"] <= start] if start else []
+        write_bytes(self.path, "".join(f"{line}\n" for line, _ in kept).encode())
+        self._before_training = [values for _, values in kept if values["step"] == 0]
+        with explained(out):
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the lines up to the first that is damaged: the one that was being written when the run was killed."""
+        try:
+            data = read_bytes(self.path)
+        except ReadError:
+            return
+        for line in data.decode(errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
-                break
-        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self._before_training = [json.loads(line) for line in kept if json.loads(line)["step"] == 0]
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                return
+            if not isinstance(values, dict) or type(values.get("step")) is not int:
+                return
+            yield line, values
 
     def __enter__(self) -> Log:
         return self
@@ -44,14 +56,17 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         if step == 0:
             self._before_training.append(values)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with explained(self.path):
+            self._file.write(json.dumps({**values, "step": step}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        self._file.flush()
-        self._board.flush()
+        with explained(self.path):
+            self._file.flush()
+            self._board.flush()
 
     def __exit__(self, *exc: Any) -> None:
-        self._file.close()
-        self._board.close()
+        with explained(self.path):
+            self._file.close()
+            self._board.close()

@@ -139,7 +139,8 @@ def test_provenance_and_log(tmp_path: Path) -> None:
     assert [entry["step"] for entry in log if "mse" in entry] == list(range(1, 8))
     assert [entry["step"] for entry in log if "feature_std" in entry] == [2, 4, 6, 7]
     assert list((tmp_path / "r" / "tensorboard").iterdir())
-    assert len(list((tmp_path / "r").glob("state-*"))) == 1, "only the newest state is kept"
+    kept = [path.name for path in sorted((tmp_path / "r").glob("state-*.safetensors"))]
+    assert kept == ["state-00000006.safetensors", "state-00000007.safetensors"], "the newest two are kept"
 
 
 def test_a_loss_that_is_not_finite_names_method_and_loss_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_loss_that_is_not_finite_names_method_and_loss_and_keeps_the_checkpoin
 
     with pytest.raises(TrainingError, match=r"restore: loss mse = nan, zero = nan at step 4.*pretrain.lr"):
         run(tmp_path / "r", Explodes)
-    assert [p.name for p in (tmp_path / "r").glob("state-*")] == ["state-00000003.safetensors"]
+    assert [p.name for p in (tmp_path / "r").glob("state-*.safetensors")] == ["state-00000003.safetensors"]
     run(tmp_path / "r", resume=True)
 
 
@@ -176,6 +177,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     ):
         load_weights(build_backbone(wider, 0), load_tensors(file), file)
     file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="backbone.safetensors is damaged: its SHA-256"):
+        load_backbone(tmp_path / "r")
+    (tmp_path / "r" / "backbone.safetensors.sha256").unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_backbone(tmp_path / "r")
     with pytest.raises(CheckpointError, match="holds no run.json"):

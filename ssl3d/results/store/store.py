@@ -22,7 +22,7 @@ from typing import Any
 
 from ssl3d.errors import DataError
 from ssl3d.files import write_bytes, write_json
-from ssl3d.results.store.lock import _Held
+from ssl3d.locks import Held
 from ssl3d.results.store.record import (
     Record,
     _decode_without_cases,
@@ -244,5 +244,5 @@ class ResultStore:
             RuntimeError: this thread holds it already.
         """
         path = self.root / "locks" / f"{identity_hash(identity)}.lock"
-        with _Held(path, wait) as held:
+        with Held(path, wait) as held:
             yield held

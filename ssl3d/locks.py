@@ -1,36 +1,56 @@
-"""Locks between processes that share a store."""
+"""Locks between processes that share a store, or the folder of a run."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
 
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, ReadError
+from ssl3d.files import explained, read_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__without_effect__ = "who waits for whom"
 
 _POLL_SECONDS = 0.2
-
-
 _SAY_AFTER_SECONDS = 2.0
-
+_MOST_BYTES = 4096  # of a lock's file, which names its owner
 
 _log = logging.getLogger(__name__)
 
 
-class _Held:
-    """The lock behind :meth:`ResultStore.claim`."""
+class Held:
+    """A lock of this thread, by a file: ``with Held(path, wait=False) as mine: ...`` yields whether it is held.
+
+    The lock is a POSIX record lock, so the kernel frees it at the moment its owner dies, however it dies, and a worker
+    process forked by the owner does not keep it (as it would a ``flock``). It also works between machines over NFS.
+
+    Args:
+        path: of the lock's file, which exists only while somebody holds it.
+        wait: wait for another owner; otherwise yield False at once when there is one.
+        what: what is held, for the line that says who is waited for.
+
+    Raises:
+        DataError: the file system has no locks.
+        WriteError: the file cannot be made.
+        RuntimeError: this thread holds it already.
+    """
 
     # POSIX locks do not exclude threads of one process, so those are kept apart here. The process
     # is part of the key because a forked child copies this table but none of the locks.
     _mine: dict[tuple[int, str], int] = {}  # noqa: RUF012
     _guard = threading.Lock()
 
-    def __init__(self, path: Path, wait: bool) -> None:
-        self.path, self.wait = path, wait
+    def __init__(self, path: Path, wait: bool, what: str = "this cell") -> None:
+        self.path, self.wait, self.what = path, wait, what
         self.key = (os.getpid(), str(path.resolve()))
         self.descriptor: int | None = None
 
@@ -40,7 +60,7 @@ class _Held:
             if not self.wait:
                 return False
             if not said and time.monotonic() - began > _SAY_AFTER_SECONDS:
-                _log.warning("Waiting for another process, which holds this cell: %s", self._owner())
+                _log.warning("Waiting for another process, which holds %s: %s", self.what, self.owner())
                 said = True
             time.sleep(_POLL_SECONDS)
         return True
@@ -69,8 +89,21 @@ class _Held:
         return True
 
     def _lock(self) -> int | None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            raise DataError(
+                "This system has no POSIX file locks, which keep two processes from computing one thing. "
+                "Fix: use Linux, macOS, or Windows with WSL."
+            )
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                # Never through a link, whose target would be overwritten by the owner's name.
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            except FileNotFoundError:  # the folder was removed just now
+                return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DataError(f"{self.path} is no regular file, so it cannot be a lock. Fix: remove it.")
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The owner before deleted the file; whoever opened it before that locked nothing.
@@ -87,12 +120,13 @@ class _Held:
         os.close(descriptor)
         return None
 
-    def _owner(self) -> str:
+    def owner(self) -> str:
+        """Return who holds it, as far as is known."""
         with self._guard:
             # Not to be opened then: closing any descriptor of a file frees the process's lock on it.
             if self.key in self._mine:
                 return f"another thread of process {os.getpid()}"
             try:
-                return self.path.read_text().strip() or "unknown"
-            except OSError:
+                return read_bytes(self.path, _MOST_BYTES).decode(errors="replace").strip() or "unknown"
+            except ReadError:
                 return "unknown"

@@ -1,0 +1,108 @@
+"""Being asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C: after a checkpoint where there is one to save, else at once.
+
+Schedulers send SIGTERM, or SIGUSR1 some time before it, when the time of a job is over. The command line handles them
+(:func:`handled`); a loop that can save what it has done listens (:func:`listening`). A second signal, or the end of the
+grace, stops it at once: what was saved before is whole, and the command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+__without_effect__ = "a run that was stopped ends with the same numbers"
+
+GRACE_S = 25.0
+"""Longest time from a signal to the end: Slurm and Kubernetes kill 30 s after theirs."""
+
+RESUMABLE = 75
+"""Exit status of a command that was stopped and goes on when it is started again; EX_TEMPFAIL of sysexits.h."""
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+_asked: int | None = None
+_listeners = 0
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to stop.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Handle the signals inside; in threads other than the main one, or where it is done already, change nothing."""
+    global _asked
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _stop:
+        yield
+        return
+    before: dict[int, Any] = {number: signal.signal(number, _stop) for number in STOPPING}
+    _asked = None
+    try:
+        yield
+    finally:
+        _disarm()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked = None
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Leave it to the block to look at :func:`asked` in time, and to end when it has saved what it has done."""
+    global _listeners
+    _listeners += 1
+    try:
+        yield
+    finally:
+        _listeners -= 1
+        _disarm()
+
+
+def asked() -> bool:
+    """Return whether the process was asked to stop."""
+    return _asked is not None
+
+
+def check() -> None:
+    """Stop, if that was asked for.
+
+    Raises:
+        Stopped: it was.
+    """
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    global _asked
+    first, _asked = _asked is None, _asked or number
+    if not first or not _listeners:
+        raise Stopped(_asked)
+    # Not print(): the main thread may be inside of one, and cannot be entered twice.
+    with suppress(OSError):
+        os.write(2, f"\nStopping after this step, in {GRACE_S:.0f} s at most; once more: at once.\n".encode())
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _too_late)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+
+def _too_late(number: int, _: FrameType | None) -> None:
+    raise Stopped(_asked or number)
+
+
+def _disarm() -> None:
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
