@@ -20,6 +20,7 @@ from ssl3d.marks import without_effect
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
+from ssl3d.pretrain.contract import check_losses
 from ssl3d.pretrain.method import Method, Progress
 from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
@@ -214,6 +215,7 @@ def _train(
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 losses = method.training_step(views)
+            check_losses(losses, method)
             values = check_finite(losses, name, step)
             torch.stack([loss.float() for loss in losses.values()]).sum().backward()
             if cfg.clip_grad is not None:
@@ -262,12 +264,10 @@ def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str,
     """Return the losses as numbers.
 
     Raises:
-        TrainingError: a loss is not finite or not a scalar; names the method and the loss.
+        TrainingError: a loss is not finite; names the method and the loss.
     """
     values = {}
     for name, loss in losses.items():
-        if loss.dim():
-            raise TrainingError(f"{method}: loss {name} has shape {tuple(loss.shape)}; return scalars.")
         values[name] = float(loss.detach())
     if bad := {k: v for k, v in values.items() if not math.isfinite(v)}:
         raise TrainingError(

@@ -1,0 +1,69 @@
+"""What a method's training step must return; said with the place in the plugin's own file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ssl3d.errors import TrainingError
+from ssl3d.pretrain.method import Method
+from ssl3d.pretrain.pretext import HELD_BACK_SCORE
+
+__without_effect__ = "it refuses, or changes nothing"
+
+RESERVED = ("step", "lr", HELD_BACK_SCORE)
+"""Names that a line of the log has already."""
+
+
+def check_losses(losses: object, method: Method) -> None:
+    """Refuse what is no dictionary of named scalar losses with a gradient.
+
+    Args:
+        losses: what ``training_step`` has returned.
+        method: whose it is.
+
+    Raises:
+        TrainingError: it is something else; names the method, what it returned, and file and line of its function.
+    """
+    problem = _problem(losses)
+    if problem:
+        raise TrainingError(
+            f"{method.name}: {problem} ({place(type(method).training_step)}). "
+            'Fix: return named scalar losses, {"loss": tensor}, computed from the parameters.'
+        )
+
+
+def _problem(losses: object) -> str | None:
+    if not isinstance(losses, Mapping):
+        return f"training_step returned {_shown(losses)}, which is no dictionary"
+    if not losses:
+        return "training_step returned no loss"
+    for name, loss in losses.items():
+        if not isinstance(name, str):
+            return f"a loss is called {name!r}, which is no text"
+        if name in RESERVED:
+            return f'a loss is called "{name}", which the log calls something else: give it another name'
+        if not isinstance(loss, Tensor):
+            return f"loss {name} is {_shown(loss)}, no tensor"
+        if loss.dim():
+            return f"loss {name} has shape {tuple(loss.shape)}; return scalars"
+    if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
+        return f"{', '.join(losses)} has no gradient: it does not depend on any parameter that is trained"
+    return None
+
+
+def place(function: Callable[..., object]) -> str:
+    """Return file and line of a function."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else "no Python source"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"an object of {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..., an object of {type(value).__name__}"
