@@ -32,6 +32,7 @@ _LAZY = {
     "TableFormat": "ssl3d.results.formats.format",
     "Task": "ssl3d.downstream.tasks",
     "create_model": "ssl3d.models.weights.create",
+    "load": "ssl3d.downstream.model",
 }
 
 __all__ = ["__version__", "hookimpl", *sorted(_LAZY)]
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ssl3d.config import MethodConfig as MethodConfig
     from ssl3d.data.cohort import Case as Case
     from ssl3d.data.cohort import Dataset as Dataset
+    from ssl3d.downstream.model import load as load
     from ssl3d.downstream.tasks import Task as Task
     from ssl3d.models.backbone import Backbone as Backbone
     from ssl3d.models.weights.create import create_model as create_model

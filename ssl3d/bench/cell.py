@@ -19,6 +19,7 @@ import torch
 
 from ssl3d.bench.stale import run_of
 from ssl3d.config import BackboneConfig, Settings, identity_values
+from ssl3d.data.prepared.facts import preparation_differences, preparation_facts
 from ssl3d.data.splits import nested_fraction
 from ssl3d.downstream.harness import Outcome
 from ssl3d.downstream.problems.kinds import problem_class
@@ -276,6 +277,7 @@ class Cell:
             "left_out": {"task": self.data.cohort.skipped, "pretraining": list(self.weights.left_out)},
             "overlap": [asdict(overlap) for overlap in self.overlap() or ()],
             "twins": [asdict(twin) for twin in self.data.twins],
+            "preparation": self._preparation(run),
             "validation": outcome.validation,
             "best_step": outcome.best_step,
             "cost": {**self._cost(run, outcome), "device": device_name(device, precision)},
@@ -289,6 +291,11 @@ class Cell:
             "fingerprint_of_weights": fingerprint,
             **({"pretext": run["pretext"]} if "pretext" in run else {}),
         }
+
+    def _preparation(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how the volumes of the task and of the pretraining were prepared, and in what that differs."""
+        seen, own = run.get("preparation"), preparation_facts(self.data.cohort)
+        return {"task": own, "pretraining": seen, "differences": preparation_differences(seen, own)}
 
     def _code(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """Return the code of the pretraining as the run has it, and of the evaluation as it is now."""

@@ -23,6 +23,7 @@ from ssl3d.commands.common import (
     load_tasks,
     policy_option,
     preset_option,
+    print_differences,
     print_skipped,
     quiet_libraries,
     resumable,
@@ -397,11 +398,24 @@ def _prepared(plan: _Plan, options: _Options) -> tuple[Settings, list[TaskData],
         )  # fmt: skip
     if unlabelled is not None:
         print_skipped(unlabelled.skipped)
+    _say_differences(columns, unlabelled, plan.checkpoints)
     seen, allowed = _pretrained_on(plan.checkpoints, unlabelled, cache), set(options.allow_overlap)
     with Tracker() as progress:
         columns = check_within(columns, allowed, progress)
         columns = check_overlap(columns, seen, allowed, progress)
     return settings, columns, unlabelled
+
+
+def _say_differences(
+    columns: Sequence[TaskData], unlabelled: PreparedCohort | None, checkpoints: dict[str, Path]
+) -> None:
+    from ssl3d.data.prepared.facts import preparation_facts
+    from ssl3d.models.weights.checkpoint import read_run
+
+    weights = {str(folder): read_run(folder).get("preparation") for folder in checkpoints.values()}
+    if unlabelled is not None:
+        weights["the volumes for pretraining"] = preparation_facts(unlabelled)
+    print_differences([column.task.name for column in columns], [c.cohort for c in columns], weights)
 
 
 def _pretrained_on(

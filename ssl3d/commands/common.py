@@ -131,6 +131,25 @@ def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
         click.echo(printable(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}."), err=True)
 
 
+def print_differences(
+    tasks: Sequence[str], cohorts: Sequence[PreparedCohort], weights: Mapping[str, dict[str, Any] | None]
+) -> None:
+    """Say in what the volumes of tasks are prepared otherwise than those that weights saw; records keep it.
+
+    Args:
+        tasks: names.
+        cohorts: their volumes.
+        weights: how the volumes of each pretraining were prepared, by what is said of it; None: not known.
+    """
+    from ssl3d.data.prepared.facts import preparation_differences, preparation_facts
+    from ssl3d.progress import say
+
+    for name, cohort in zip(tasks, cohorts, strict=True):
+        for place, facts in weights.items():
+            if found := preparation_differences(facts, preparation_facts(cohort)):
+                say(f"Task {name}: {'; '.join(found)} ({place}). Its records say so.")
+
+
 def load_tasks(names: list[str]) -> list[Task]:
     """Return the tasks that are named, by registered name or by file; each name once."""
     from ssl3d.downstream.task_files import is_task_file, load_task

@@ -17,6 +17,7 @@ from ssl3d.commands.common import (
     offset_option,
     policy_option,
     preset_option,
+    print_differences,
     print_skipped,
     quiet_libraries,
     settings_of,
@@ -24,7 +25,7 @@ from ssl3d.commands.common import (
     with_splits_files,
     with_subject_patterns,
 )
-from ssl3d.errors import ConfigError
+from ssl3d.errors import ConfigError, count, printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +94,8 @@ def finetune(
     with Tracker() as progress:
         check_within([TaskData(task, cohort, [splits[split]])], set(allow_overlap), progress)
     downstream = settings.downstream.for_mode(chosen_mode)
-    source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity")}
+    print_differences([task.name], [cohort], {str(checkpoint): run.get("preparation")})
+    source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity", "preparation")}
     evaluation = Evaluation(task, cohort, splits[split], chosen_mode, downstream, seed, where)
     backbone_config = BackboneConfig.model_validate(run["backbone"])
 
@@ -131,7 +133,7 @@ def predict(
     quiet_libraries()
     from ssl3d.data.cohort import Reading
     from ssl3d.device import select_device
-    from ssl3d.downstream.predictor import expand_inputs, load_predictor
+    from ssl3d.downstream.predictor import NOTES, expand_inputs, load_predictor
     from ssl3d.progress import Track
 
     predictor = load_predictor(checkpoint)
@@ -141,9 +143,23 @@ def predict(
         findings = predictor.predict_files(files, out, select_device(device), track.update, reading, offset)
     bad = {finding.path for finding in findings}
     click.echo(f"{len(files) - len(bad)} of {len(files)} files predicted: {out}")
+    _print_notes(out / NOTES)
     if findings:
         click.echo("Not predicted:\n" + "\n".join(f"  {finding}" for finding in findings), err=True)
         sys.exit(1)
+
+
+def _print_notes(path: Path) -> None:
+    """Say what is different about the images from those of the training: how many are, and the first of them."""
+    if not path.is_file():
+        return
+    import json
+
+    notes: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    click.echo(f"Other than the images of the training: {count(len(notes), 'file')}, see {path}", err=True)
+    for file, lines in list(notes.items())[:3]:
+        for line in lines:
+            click.echo(printable(f"  {file}: {line}"), err=True)
 
 
 @click.command()

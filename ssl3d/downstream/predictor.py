@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,13 +23,14 @@ from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import is_dicom, series_of
 from ssl3d.data.files.findings import Finding
 from ssl3d.data.files.suffixes import image_suffix
-from ssl3d.data.files.volume import Volume, write_like, write_volume
 from ssl3d.data.prepared.arrays import Where
 from ssl3d.data.prepared.case import prepare_file
 from ssl3d.data.prepared.cohort import PreparedCohort
+from ssl3d.data.prepared.facts import ORIENTATION, preparation_differences, preparation_facts
 from ssl3d.data.prepared.grids import logits_to_native_grid
 from ssl3d.data.prepared.steps import Intensity, Preparation
 from ssl3d.device import to_device
+from ssl3d.downstream.prediction import Prediction, input_notes, with_offset
 from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
@@ -42,7 +43,7 @@ from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_ten
 if TYPE_CHECKING:
     from ssl3d.downstream.harness import Evaluation
 
-FACTS, MODEL, TABLE = "predictor.json", "model.safetensors", "predictions.csv"
+FACTS, MODEL, TABLE, NOTES = "predictor.json", "model.safetensors", "predictions.csv", "notes.json"
 FORMAT = 2
 
 
@@ -71,6 +72,8 @@ class Predictor:
         downstream: window, overlap, precision.
         backbone, head: the networks, in evaluation mode.
         target_names: the classes in order, where there are any and they have names.
+        source: where the pretrained weights come from.
+        native_mm: smallest and largest edge of a voxel in the files of the training; None: not known.
     """
 
     task: Task
@@ -84,6 +87,18 @@ class Predictor:
     backbone: Backbone
     head: nn.Module
     target_names: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    native_mm: list[float] | None = None
+
+    @property
+    def preparation_facts(self) -> dict[str, Any]:
+        """How images are prepared, as runs have it (:func:`ssl3d.data.prepared.facts.preparation_facts`)."""
+        return {
+            "orientation": ORIENTATION,
+            "parameters": self.preparation.model_dump(mode="json"),
+            "intensity": asdict(self.intensity),
+            "native_mm": self.native_mm,
+        }
 
     def predict(self, data: np.ndarray, device: torch.device) -> np.ndarray:
         """Return what the network says of a prepared image (D, H, W), see :meth:`Problem.predict`.
@@ -96,6 +111,53 @@ class Predictor:
         cohort = _one_case(data, self.label_names, self.target_names)
         problem = make_problem(self.backbone, self.task, cohort, self.mode, self.downstream, device)
         return problem.predict(self.head, 0).float().numpy()
+
+    def predict_file(
+        self,
+        file: Path,
+        device: torch.device,
+        reading: Reading = ANY_READING,
+        intensity: Intensity | None = None,
+    ) -> Prediction | list[Finding]:
+        """Return what the network says of an image file, or what is wrong with the file.
+
+        Args:
+            file: the file, or a DICOM series.
+            device: where backbone and head are.
+            reading: what to take of a file that leaves a choice.
+            intensity: scaling and offset of this file, in the place of the training's.
+        """
+        prepared = prepare_file(file, self.preparation, intensity or self.intensity, reading=reading)
+        if isinstance(prepared, list):
+            return prepared
+        image, data, affine = prepared
+        predicted = self.predict(data, device)
+        notes = tuple(input_notes(image, data.shape, self.native_mm, self.downstream.crop))
+        if self.task.kind != "segmentation":
+            probabilities, chosen = self._said(predicted)
+            return Prediction(
+                file, image.native_affine, probabilities=probabilities, prediction=chosen, notes=notes
+            )
+        native = logits_to_native_grid(predicted, affine, image.native_affine, image.native_shape)
+        values = np.array([0, *self.label_values])
+        kind = np.min_scalar_type(values.max()) if values.min() >= 0 else np.dtype(np.int32)
+        named = dict(zip(self.label_values, self.label_names, strict=True))
+        return Prediction(
+            file, image.native_affine, values.astype(kind)[native], named, notes=notes,
+            said_affine=reading.affine is not None,
+        )  # fmt: skip
+
+    def _said(self, predicted: np.ndarray) -> tuple[dict[str, float], str | float | tuple[str, ...]]:
+        """Return the probabilities by class and what they amount to, or a number."""
+        if self.task.kind == "regression":
+            return {}, float(predicted)
+        if predicted.ndim == 0:  # two classes
+            names, p = self.target_names or ("0", "1"), float(predicted)
+            return {names[0]: 1 - p, names[1]: p}, names[int(p >= 0.5)]
+        named = dict(zip(self.target_names, predicted.tolist(), strict=True))
+        if self.task.kind == "multilabel":
+            return named, tuple(name for name, p in named.items() if p >= 0.5)
+        return named, max(named, key=named.__getitem__)
 
     def predict_files(
         self,
@@ -110,7 +172,8 @@ class Predictor:
 
         A segmentation is written under the name and in the format of its image, on the image's grid;
         that of a DICOM series as NIfTI under the name of its folder. Classes and numbers go to
-        ``predictions.csv``, one row a file.
+        ``predictions.csv``, one row a file. What is different about an image from those of the training goes to
+        ``notes.json``, where there is anything.
 
         Args:
             files: the files.
@@ -124,81 +187,68 @@ class Predictor:
             ConfigError: an offset for volumes without a unit, two outputs of one name, or an output that would
                 replace its input.
         """
-        self._check_names(files, out)
-        intensity = self.intensity
-        if offset is not None:
-            if intensity.scaling != "ct":
-                raise ConfigError(
-                    f"--offset {offset:g}: this predictor was trained on volumes without a unit "
-                    f"({intensity.scaling}), to which nothing is added. Leave the option out."
-                )
-            intensity = replace(intensity, offset=offset)
+        outputs = self._outputs(files, out)
+        intensity = with_offset(self.intensity, offset)
         to_device(self.backbone, device)
         to_device(self.head, device)
         findings: list[Finding] = []
         rows: list[dict[str, Any]] = []
+        notes: dict[str, list[str]] = {}
         out.mkdir(parents=True, exist_ok=True)
         for number, file in enumerate(files):
-            prepared = prepare_file(file, self.preparation, intensity, reading=reading)
-            if isinstance(prepared, list):
-                findings += prepared
+            found = self.predict_file(file, device, reading, intensity)
+            if isinstance(found, list):
+                findings += found
             else:
-                image, data, affine = prepared
-                predicted = self.predict(data, device)
-                if self.task.kind == "segmentation":
-                    native = logits_to_native_grid(predicted, affine, image.native_affine, image.native_shape)
-                    self._write(native, image, file, out, reading)
+                if found.labels is None:
+                    rows.append({"file": str(file), **self._row(found)})
                 else:
-                    rows.append({"file": str(file), **self._row(predicted)})
+                    found.save(outputs[file])
+                if found.notes:
+                    notes[str(file)] = list(found.notes)
             if progress is not None:
                 progress(number + 1)
         if self.task.kind != "segmentation":
             _write_table(out / TABLE, rows)
+        (out / NOTES).unlink(missing_ok=True)  # of an earlier call
+        if notes:
+            write_json(out / NOTES, notes)
         return findings
 
-    def _write(self, native: np.ndarray, image: Volume, file: Path, out: Path, reading: Reading) -> None:
-        """Write a segmentation 0..K on the grid of its file, with the label values of the training data."""
-        values = np.array([0, *self.label_values])
-        kind = np.min_scalar_type(values.max()) if values.min() >= 0 else np.dtype(np.int32)
-        labels = values.astype(kind)[native]
-        if image_suffix(file) is None:  # a DICOM series
-            write_volume(out / _output_name(file), labels, image.native_affine)
-        else:
-            chosen = image.native_affine if reading.affine is not None else None
-            write_like(out / file.name, labels, file, chosen)
-
-    def _row(self, predicted: np.ndarray) -> dict[str, Any]:
+    def _row(self, found: Prediction) -> dict[str, Any]:
         """Return the columns of one file: probabilities and what they amount to, or a number."""
         if self.task.kind == "regression":
-            return {"prediction": f"{float(predicted):.6g}"}
-        if predicted.ndim == 0:  # two classes
-            positive = int(predicted >= 0.5)
-            row = {"probability": f"{float(predicted):.6f}", "prediction": positive}
-            return {**row, "class": self.target_names[positive]} if self.target_names else row
-        named = dict(zip(self.target_names, predicted.tolist(), strict=True))
-        probabilities = {f"probability_{name}": f"{p:.6f}" for name, p in named.items()}
-        if self.task.kind == "multilabel":  # as the column class of a CSV cohort has it
-            chosen = ";".join(name for name, p in named.items() if p >= 0.5) or "none"
-        else:
-            chosen = max(named, key=named.__getitem__)
-        return {**probabilities, "prediction": chosen}
+            return {"prediction": f"{found.prediction:.6g}"}
+        if self.task.kind == "classification" and len(found.probabilities) == 2:
+            _, probability = found.probabilities.values()
+            positive = list(found.probabilities).index(str(found.prediction))
+            row = {"probability": f"{probability:.6f}", "prediction": positive}
+            return {**row, "class": found.prediction} if self.target_names else row
+        chosen = found.prediction
+        if isinstance(chosen, tuple):  # as the column class of a CSV cohort has it
+            chosen = ";".join(chosen) or "none"
+        columns = {f"probability_{name}": f"{p:.6f}" for name, p in found.probabilities.items()}
+        return {**columns, "prediction": chosen}
 
-    def _check_names(self, files: Sequence[Path], out: Path) -> None:
+    def _outputs(self, files: Sequence[Path], out: Path) -> dict[Path, Path]:
+        """Return where the segmentation of each file goes; refuse what would be written over."""
         if self.task.kind != "segmentation":
-            return
-        seen: dict[str, Path] = {}
+            return {}
+        outputs: dict[Path, Path] = {}
+        seen: dict[Path, Path] = {}
         for file in files:
-            name = _output_name(file)
-            if name in seen:
+            target = outputs[file] = out / _output_name(file)
+            if target in seen:
                 raise ConfigError(
-                    f"{seen[name]} and {file} would both be written to {out / name}: "
+                    f"{seen[target]} and {file} would both be written to {target}: "
                     "predict them into two folders."
                 )
-            seen[name] = file
-            if (out / name).resolve() == file.resolve():
+            seen[target] = file
+            if target.resolve() == file.resolve():
                 raise ConfigError(
                     f"--out {out} would replace {file} by its segmentation: choose another folder."
                 )
+        return outputs
 
 
 def _one_case(data: np.ndarray, label_names: Sequence[str], target_names: Sequence[str]) -> PreparedCohort:
@@ -240,10 +290,12 @@ def save_predictor(
         backbone, head: the trained networks.
         evaluation: what they were evaluated on and how (:func:`harness.evaluate`).
         backbone_config: architecture of the backbone.
-        source: provenance of the pretrained weights, kept as it is.
+        source: provenance of the pretrained weights, kept as it is, with what their preparation has other than
+            this task's (``differences``).
     """
     task, cohort = evaluation.task, evaluation.cohort
     check_keepable(task, cohort)
+    prepared = preparation_facts(cohort)
     weights = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     weights |= {f"head.{k}": v for k, v in head.state_dict().items()}
     save_tensors(folder / MODEL, weights)
@@ -256,11 +308,15 @@ def save_predictor(
         "target_names": [cohort.target_names[k] for k in sorted(cohort.target_names)],
         "preparation": cohort.preparation.model_dump(mode="json"),
         "intensity": asdict(cohort.intensity),
+        "native_mm": prepared and prepared["native_mm"],
         "backbone": backbone_config.model_dump(mode="json"),
         "downstream": evaluation.config.model_dump(mode="json"),
         "data": cohort.fingerprint,
         "split": asdict(evaluation.split),
-        "source": source,
+        "source": {
+            **source,
+            "differences": preparation_differences(source.get("preparation"), prepared),
+        },
     }
     write_json(folder / FACTS, facts)
 
@@ -312,6 +368,8 @@ def load_predictor(folder: Path) -> Predictor:
         backbone,
         head,
         targets,
+        facts.get("source") or {},
+        facts.get("native_mm"),
     )
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from ssl3d.config import Model
@@ -53,6 +54,21 @@ class Backbone(nn.Module, ABC):
     def minimum_edge(self) -> int:
         """Return the smallest edge, in voxels, of a volume that ``encode`` accepts."""
         return 1
+
+    def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+        """Return where f^g lies in a volume: (4, 4), voxel index of f^g -> voxel index of the volume.
+
+        As it stands, the voxels of f^g share the volume evenly; a backbone that pads the volume says otherwise.
+
+        Args:
+            size: grid (D, H, W) of the volume.
+            grid: grid (d, h, w) of its f^g.
+        """
+        matrix = np.eye(4)
+        for axis, (edge, cells) in enumerate(zip(size, grid, strict=True)):
+            matrix[axis, axis] = edge / cells
+            matrix[axis, 3] = (edge / cells - 1) / 2
+        return matrix
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (f^g, f^l)."""

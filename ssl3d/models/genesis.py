@@ -7,6 +7,9 @@ up-sampled features. :mod:`ssl3d.models.weights.imports` has the names of the re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +19,7 @@ from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.conv import Conv3d
 from ssl3d.models.join import join
-from ssl3d.models.padding import crop_to, pad_to_multiple
+from ssl3d.models.padding import crop_to, pad_to_multiple, padded_grid
 
 STAGES = 4
 
@@ -99,6 +102,9 @@ class GenesisUNet3D(Backbone):
     def minimum_edge(self) -> int:
         # One voxel a channel has no variance: the last stage needs two along an edge.
         return 2 * self.factor
+
+    def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+        return padded_grid(size, self.factor)
 
     def encode(self, x: Tensor) -> Features:
         if min(x.shape[2:]) < self.minimum_edge():

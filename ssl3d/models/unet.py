@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.conv import Conv3d
 from ssl3d.models.join import join
-from ssl3d.models.padding import crop_to, pad_to_multiple
+from ssl3d.models.padding import crop_to, pad_to_multiple, padded_grid
 
 
 class ConvBlock(nn.Sequential):
@@ -85,6 +88,9 @@ class UNet3D(Backbone):
 
     def minimum_edge(self) -> int:
         return self.factor
+
+    def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+        return padded_grid(size, self.factor)
 
     def encode(self, x: Tensor) -> Features:
         if min(x.shape[2:]) < self.factor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from ssl3d.data.prepared.cohort import PreparedCohort
@@ -30,7 +31,7 @@ def preparation_facts(volumes: Volumes | None) -> dict[str, Any] | None:
     """Return how ``volumes`` were prepared, as JSON values; None for arrays that nobody prepared.
 
     ``parameters`` are those of :class:`Preparation`, ``intensity`` those of :class:`Intensity`: scaling and offset as
-    they were decided for the cohort.
+    they were decided for the cohort. ``native_mm`` are the smallest and the largest edge of a voxel in the files.
     """
     if not isinstance(volumes, PreparedCohort):
         return None
@@ -38,7 +39,15 @@ def preparation_facts(volumes: Volumes | None) -> dict[str, Any] | None:
         "orientation": ORIENTATION,
         "parameters": volumes.preparation.model_dump(mode="json"),
         "intensity": asdict(volumes.intensity),
+        "native_mm": native_mm(volumes),
     }
+
+
+@without_effect
+def native_mm(cohort: PreparedCohort) -> list[float]:
+    """Return the smallest and the largest edge of a voxel in the files of a cohort, in mm."""
+    edges = np.array([np.linalg.norm(case.native_affine[:3, :3], axis=0) for case in cohort.cases])
+    return [round(float(edges.min()), 4), round(float(edges.max()), 4)]
 
 
 def read_preparation(facts: Mapping[str, Any] | None, where: str) -> tuple[Preparation, Intensity]:

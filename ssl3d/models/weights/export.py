@@ -1,6 +1,7 @@
 """Weights out: the backbone of a run in the files that other tools read.
 
-An exported folder for ssl3d holds ``config.json`` (the backbone and where it comes from) and the weights
+An exported folder for ssl3d holds ``config.json`` (the backbone, how its images were prepared, and where it comes
+from) and the weights
 under the names of the backbone's own parameters: ``model.safetensors``, or ``model.pt`` for torch. For
 nnU-Net and MONAI the weights have those tools' names, and ``source.json`` says where they come from.
 """
@@ -19,6 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from ssl3d.config import BackboneConfig
+from ssl3d.data.prepared.facts import preparation_in_words
 from ssl3d.errors import CheckpointError, ConfigError, nearest
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.backbone import Backbone
@@ -37,11 +39,11 @@ class Target:
     """A tool to export to.
 
     Attributes:
-        write: writes the files of a backbone to a folder and returns them.
+        write: writes the files of a backbone to a folder and returns them; is given what ``facts`` will hold.
         facts: name of the JSON with the backbone's configuration, written last.
     """
 
-    write: Callable[[Backbone, Path], list[Path]]
+    write: Callable[[Backbone, Path, dict[str, Any]], list[Path]]
     facts: str = CONFIG
 
 
@@ -66,14 +68,23 @@ def export(run: Path, target: str, out: Path) -> list[Path]:
         if (out / facts).exists():
             raise ConfigError(f"{out} holds a {facts} already: choose another folder.")
     backbone, provenance = load_backbone(run), read_run(run)
-    files = TARGETS[target].write(backbone, out)
     config = {
         "backbone": provenance["backbone"],
+        "preparation": _portable(provenance.get("preparation")),
         "source": {k: provenance.get(k) for k in ("method_name", "steps", "weights_sha256", "identity")},
     }
+    files = TARGETS[target].write(backbone, out, config)
     facts_file = out / TARGETS[target].facts
     write_json(facts_file, config)  # last: without it the folder is not used
     return [*files, facts_file]
+
+
+def _portable(preparation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the facts of a preparation without the place of a file on this machine."""
+    parameters = (preparation or {}).get("parameters", {})
+    if preparation is None or "lungmask" not in parameters:
+        return preparation
+    return {**preparation, "parameters": {**parameters, "lungmask": Path(parameters["lungmask"]).name}}
 
 
 def load_exported(folder: Path) -> Backbone:
@@ -130,12 +141,12 @@ def _why(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def _safetensors(backbone: Backbone, out: Path) -> list[Path]:
+def _safetensors(backbone: Backbone, out: Path, config: dict[str, Any]) -> list[Path]:
     save_tensors(out / SAFETENSORS, backbone.state_dict())
     return [out / SAFETENSORS]
 
 
-def _torch(backbone: Backbone, out: Path) -> list[Path]:
+def _torch(backbone: Backbone, out: Path, config: dict[str, Any]) -> list[Path]:
     return [_pickled(out / TORCH, _plain(backbone.state_dict()))]
 
 
@@ -160,16 +171,25 @@ A 3D backbone, to be loaded offline or from the Hub:
     from ssl3d.models.weights.hub import HubBackbone
     global_feature, local_feature = HubBackbone.from_pretrained("PATH")(volume)  # (B, 1, D, H, W) in [0, 1]
 
-or by `ssl3d.create_model`, of the path of a folder or of "hf-hub:OWNER/NAME". `config.json` says how it was pretrained.
+or by `ssl3d.create_model`, of the path of a folder or of "hf-hub:OWNER/NAME".
+
+How it was pretrained: {method}. `config.json` has all of it.
+
+How an image is prepared for it (`ssl3d.load("PATH").features("scan.nii.gz")` does so):
+
+{preparation}
 """
 
 
-def _huggingface(backbone: Backbone, out: Path) -> list[Path]:
-    write_bytes(out / "README.md", _CARD.encode())
-    return [*_safetensors(backbone, out), out / "README.md"]
+def _huggingface(backbone: Backbone, out: Path, config: dict[str, Any]) -> list[Path]:
+    source = config["source"]
+    method = f"{source['method_name']}, {source['steps'] if source['steps'] is not None else 'an unknown number of'} steps"
+    steps = "\n".join(f"- {line}" for line in preparation_in_words(config["preparation"]))
+    write_bytes(out / "README.md", _CARD.format(method=method, preparation=steps).encode())
+    return [*_safetensors(backbone, out, config), out / "README.md"]
 
 
-def _nnunet(backbone: Backbone, out: Path) -> list[Path]:
+def _nnunet(backbone: Backbone, out: Path, config: dict[str, Any]) -> list[Path]:
     from ssl3d.models.weights.nnunet import architecture_of, weights_of
 
     unet = _unet(backbone, "nnunet")
@@ -178,7 +198,7 @@ def _nnunet(backbone: Backbone, out: Path) -> list[Path]:
     return [out / NNUNET, out / ARCHITECTURE]
 
 
-def _monai(backbone: Backbone, out: Path) -> list[Path]:
+def _monai(backbone: Backbone, out: Path, config: dict[str, Any]) -> list[Path]:
     from ssl3d.models.weights import basic_unet
 
     unet = _unet(backbone, "monai")
