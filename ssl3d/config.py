@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest valid one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -26,6 +26,31 @@ class _WithoutEffect:
 WITHOUT_EFFECT: Final = _WithoutEffect()
 """Marks, in ``Annotated``, an option that changes no number: how fast a run is, what it keeps or says. Such an option
 is in no identity, and another value of it makes nothing stale. An option of a method or a backbone can be marked, too."""
+
+
+@dataclass(frozen=True)
+class CountsFor:
+    """Marks, in ``Annotated``, an option that only some kinds of tasks, or some modes of evaluation, read.
+
+    Elsewhere no number depends on it, so it is in no identity there: another value makes no other cell.
+
+    Attributes:
+        kinds: of tasks (:data:`ssl3d.downstream.tasks.Kind`) that read it; empty: all.
+        modes: of evaluation that read it; empty: all.
+    """
+
+    kinds: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def __call__(self, kind: str, mode: str) -> bool:
+        """Return whether a task of ``kind``, evaluated in ``mode``, reads the option."""
+        return all(
+            not allowed or given in allowed for allowed, given in ((self.kinds, kind), (self.modes, mode))
+        )
+
+
+VOXELS: Final = CountsFor(kinds=("segmentation",))
+"""Marks what only tasks with a label per voxel read: windows over a volume, losses of voxels, surfaces."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +226,14 @@ class LinearConfig(Model):
     of `loss` over the training cases, on whitened features.
     """
 
-    loss: Literal["dice", "dice_ce"] = "dice"
+    loss: Annotated[Literal["dice", "dice_ce"], VOXELS] = "dice"
     """Segmentation loss: soft Dice as in GVSL's released code, or its sum with cross-entropy."""
-    voxels: PositiveInt = 1000
+    voxels: Annotated[PositiveInt, VOXELS] = 1000
     """Voxels of each structure of a training case, and of its background as many as of all structures; each stands
     for as many as its share."""
-    penalty: float = Field(1e-4, gt=0)
+    penalty: Annotated[float, VOXELS] = Field(1e-4, gt=0)
     """Penalty on the weights of a voxel probe: penalty / 2 * |W|^2."""
-    crop: Shape | None = None
+    crop: Annotated[Shape | None, VOXELS] = None
     """Window of this mode in place of `downstream.crop`."""
 
     @model_validator(mode="before")
@@ -244,11 +269,11 @@ class FinetuneConfig(Model):
     weights: Literal["best", "last"] = "best"
     """What is tested: the weights with the best validation, or the last ones, for schedules that end at a rate of 0.
     The best of a few noisy validations is partly luck."""
-    loss: Literal["dice", "dice_ce"] = "dice"
+    loss: Annotated[Literal["dice", "dice_ce"], VOXELS] = "dice"
     """Segmentation loss, as in linear evaluation."""
     augment: bool = False
     """Random deformation and appearance of the training crops, the same for every method."""
-    crop: Shape | None = None
+    crop: Annotated[Shape | None, VOXELS] = None
     """Crop and window of this mode in place of `downstream.crop`."""
 
     @model_validator(mode="before")
@@ -264,7 +289,7 @@ class NeighboursConfig(Model):
     """Neighbours that vote."""
     temperature: float = Field(0.07, gt=0)
     """Temperature of the votes (Wu et al., CVPR 2018)."""
-    voxels: PositiveInt = 100
+    voxels: Annotated[PositiveInt, VOXELS] = 100
     """Voxels of each structure and of the background that one training case gives to the bank."""
     standardize: bool = True
     """Centre and scale each feature over the training set."""
@@ -273,17 +298,17 @@ class NeighboursConfig(Model):
 class DownstreamConfig(Model):
     """The downstream harness; the same for every method."""
 
-    crop: Shape = (128, 128, 128)
+    crop: Annotated[Shape, VOXELS] = (128, 128, 128)
     """Crop for training and window for inference (D, H, W) in voxels; smaller volumes are padded."""
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: Annotated[float, VOXELS] = Field(0.5, ge=0, lt=1)
     """Overlap of the windows at inference."""
-    head_kernel: Literal[1, 3] = 1
+    head_kernel: Annotated[Literal[1, 3], CountsFor(("segmentation",), ("linear", "finetune"))] = 1
     """Kernel of the segmentation head: 1 (linear per voxel) or 3 (the released code's)."""
     feature_budget_mib: Annotated[int, WITHOUT_EFFECT] = Field(4096, ge=0)
     """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
     feature_disk_mib: Annotated[int, WITHOUT_EFFECT] = Field(65536, ge=0)
     """Frozen features above this are computed on the fly, with the same result."""
-    surface_tolerance_mm: float = Field(2.0, gt=0)
+    surface_tolerance_mm: Annotated[float, VOXELS] = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """As in pretraining."""
@@ -583,23 +608,30 @@ def option_paths(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     return paths
 
 
-def identity_values(model: BaseModel) -> dict[str, Any]:
+def identity_values(
+    model: BaseModel, counts: Callable[[CountsFor], bool] = lambda mark: True
+) -> dict[str, Any]:
     """Return the options of ``model`` that decide a number, as JSON values: all but the marked ones.
+
+    Args:
+        model: with the options.
+        counts: says of an option that is marked by :class:`CountsFor` whether it counts here.
 
     >>> "workers" in PretrainConfig().model_dump(), "workers" in identity_values(PretrainConfig())
     (True, False)
     """
-    marked: Any = _exclude(model)
+    marked: Any = _exclude(model, counts)
     return model.model_dump(mode="json", exclude=marked)
 
 
-def _exclude(model: BaseModel) -> dict[str, Any]:
+def _exclude(model: BaseModel, counts: Callable[[CountsFor], bool]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        if WITHOUT_EFFECT in info.metadata:
+        marks = [mark for mark in info.metadata if isinstance(mark, CountsFor)]
+        if WITHOUT_EFFECT in info.metadata or not all(map(counts, marks)):
             found[name] = True
-        elif isinstance(value, BaseModel) and (below := _exclude(value)):
+        elif isinstance(value, BaseModel) and (below := _exclude(value, counts)):
             found[name] = below
     return found
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssl3d.bench.stale import run_of
-from ssl3d.config import BackboneConfig, Settings, identity_values
+from ssl3d.config import BackboneConfig, Model, Settings, identity_values
 from ssl3d.data.prepared.facts import preparation_differences, preparation_facts
 from ssl3d.data.splits import nested_fraction
 from ssl3d.downstream.harness import Outcome
@@ -209,8 +209,8 @@ class Cell:
         """Everything that decides the number; equal identities, equal numbers."""
         weights = self.weights
         downstream = self.settings.downstream.for_mode(self.mode)
-        protocol = {k: v for k, v in identity_values(downstream).items() if k not in MODES}
-        budget = identity_values(getattr(downstream, self.mode))
+        protocol = {k: v for k, v in self._read(downstream).items() if k not in MODES}
+        budget = self._read(getattr(downstream, self.mode))
         budget.pop("crop", None)  # the protocol has it
         identity = {
             "method": weights.spec.name,
@@ -230,6 +230,10 @@ class Cell:
         }
         optional = {"pretrain_step": self.step, "match": weights.match, "weights": weights.digest}
         return identity | {key: value for key, value in optional.items() if value is not None}
+
+    def _read(self, model: Model) -> dict[str, Any]:
+        """Return the options of ``model`` that the cell's kind of task reads in its mode."""
+        return identity_values(model, lambda mark: mark(self.data.task.kind, self.mode))
 
     @property
     def head(self) -> dict[str, Any]:

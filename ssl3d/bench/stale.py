@@ -77,6 +77,7 @@ class _Today:
         identity = record["identity"]
         # All that the answer depends on; equal bytes of marshal (version 2 has no references) mean equal values.
         own = [identity["method"], identity["mode"], identity["task"], identity.get("pretrain") is None]
+        own += sorted(identity.get("budget") or ())
         key = marshal.dumps([run, *own, "weights" in identity], 2)
         if key not in self._changed:
             self._changed[key] = _changed_settings(record, run, self)
@@ -133,7 +134,11 @@ def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> b
     if section == "downstream":
         if rest == f"{name}.crop":
             return False
-        return name not in ("linear", "finetune", "knn") or name == identity["mode"]
+        if name in ("linear", "finetune", "knn") and name != identity["mode"]:
+            return False
+        # What the settings had and the identity has not is an option that this kind of task does not read.
+        had = key in flatten(run.get("settings") or {})
+        return not had or rest.rpartition(".")[2] in (identity.get("budget") or ())
     if section == "methods":
         return name == identity["method"]
     if section == "phantoms":

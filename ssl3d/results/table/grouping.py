@@ -72,11 +72,11 @@ def _parts(records: Iterable[Record]) -> list[_Part]:
             pretraining = _without_rate(pretraining)
         pretrain = canonical(pretraining) if pretraining else ""
         shared = canonical({k: v for k, v in identity.items() if k not in _NOT_SHARED})
-        conditions = _conditions(identity, canonical)
         mode, task, split = identity["mode"], identity["task"], identity["split"]
-        key = (pretrain, shared, mode, task, split, *conditions.values())
+        own = canonical([identity.get(key) for key in ("task_data", "split_cases", "budget")])
+        key = (pretrain, shared, mode, task, split, own)
         if key not in parts:
-            parts[key] = _Part(pretrain, shared, (mode, task), split, conditions)
+            parts[key] = _Part(pretrain, shared, (mode, task), split, _conditions(identity, canonical))
         parts[key].records.append(record)
     return sorted(parts.values(), key=lambda part: (part.created, part.column, part.split))
 
@@ -122,14 +122,14 @@ def _conditions(identity: Mapping[str, Any], canonical: Callable[[Any], str]) ->
     """Return what must be equal wherever two records of one table meet.
 
     The keys say where that is: all records of a task share its data and its kind of split, all of
-    a mode share its budget, all of a fold share its cases.
+    a mode share the options of its budget that both read, all of a fold share its cases.
     """
     task, mode, split = identity["task"], identity["mode"], identity["split"]
-    return {
+    options = {f"{key} of {mode}": canonical(value) for key, value in (identity.get("budget") or {}).items()}
+    return options | {
         f"data of {task}": str(identity.get("task_data")),
         f"splits of {task}": "folds" if _FOLD.match(split) else split,
         f"cases of {task} {split}": str(identity.get("split_cases")),
-        f"budget of {mode}": canonical(identity.get("budget")),
     }
 
 
@@ -164,11 +164,11 @@ class _Draft:
     @property
     def facets(self) -> dict[str, Any]:
         """The conditions as nested data, for captions."""
-        budgets: dict[str, Any] = {}
+        budgets: dict[str, dict[str, Any]] = {}
         data: dict[str, dict[str, Any]] = defaultdict(lambda: {"cases": {}})
         for record in self.records:
             identity = record["identity"]
-            budgets[identity["mode"]] = identity.get("budget")
+            budgets.setdefault(identity["mode"], {}).update(identity.get("budget") or {})
             data[identity["task"]]["fingerprint"] = identity.get("task_data")
             data[identity["task"]]["cases"][identity["split"]] = identity.get("split_cases")
         identity = self.records[0]["identity"]

@@ -1,0 +1,125 @@
+"""An option makes another cell exactly where it makes other numbers: every option of evaluation, kind of task and mode."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cohorts import MemoryCohort, sphere_cohort
+
+from ssl3d.bench.cell import Cell, TaskData, planned_weights
+from ssl3d.bench.stale import _matters
+from ssl3d.config import WITHOUT_EFFECT, BackboneConfig, DownstreamConfig, Settings
+from ssl3d.data.splits import Split
+from ssl3d.downstream.harness import Evaluation, evaluate
+from ssl3d.downstream.problems.kinds import problem_class
+from ssl3d.downstream.problems.problem import MODES
+from ssl3d.downstream.tasks import Task
+from ssl3d.models.factory import build_backbone
+from ssl3d.pretrain.spec import resolve_method
+
+CPU = torch.device("cpu")
+BACKBONE = BackboneConfig(channels=[4, 8])  # type: ignore[call-arg]
+BASE: dict[str, Any] = {
+    "crop": [6, 12, 12], "overlap": 0.5, "surface_tolerance_mm": 2.0,
+    "linear": {"voxels": 40}, "knn": {"voxels": 20, "neighbours": 5},
+    "finetune": {"steps": 3, "validate_every": 1},
+}  # fmt: skip
+OTHER: dict[str, Any] = {
+    "crop": 12, "overlap": 0.0, "head_kernel": 3, "surface_tolerance_mm": 4.0, "precision": "bfloat16",
+    "linear.loss": "dice_ce", "linear.voxels": 20, "linear.penalty": 0.1, "linear.crop": 12,
+    "finetune.steps": 4, "finetune.batch_size": 2, "finetune.optimizer": "sgd", "finetune.lr": 0.003,
+    "finetune.weight_decay": 0.5, "finetune.schedule": "cosine", "finetune.warmup_steps": 3, "finetune.clip_grad": 1e-9,
+    "finetune.validate_every": 2, "finetune.weights": "last", "finetune.loss": "dice_ce", "finetune.augment": True,
+    "finetune.crop": 12,
+    "knn.neighbours": 1, "knn.temperature": 5.0, "knn.voxels": 5, "knn.standardize": False,
+}  # fmt: skip
+"""Another value of each option, which changes a number wherever the option is read."""
+
+
+def cohort(kind: str) -> MemoryCohort:
+    """Twelve cases, of which validation says the opposite of training: so the best weights are not the last."""
+    found = sphere_cohort(12, edge=12)
+    found.targets = [big if i < 6 else 1 - big for i, big in enumerate(found.targets)]
+    if kind == "classes":
+        found.targets, found.target_names = [i % 3 for i in range(12)], {0: "a", 1: "b", 2: "c"}
+    elif kind == "multilabel":
+        found.classes, found.target_names = [(0,), (1,), (0, 1), ()] * 3, {0: "a", 1: "b"}
+    elif kind == "regression":
+        found.values = [40.0 + 20 * target + i / 7 for i, target in enumerate(found.targets)]
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_long_collections() -> Iterator[None]:
+    """Each evaluation collects garbage before it measures memory; what is imported by now is none."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+TASKS = {
+    "segmentation": Task("s", "S", "segmentation", "memory", "dsc", None),
+    "two classes": Task("t", "T", "classification", "memory", "auc", None),
+    "classes": Task("c", "C", "classification", "memory", "macro_auc", None),
+    "multilabel": Task("m", "M", "multilabel", "memory", "macro_auc", None),
+    "regression": Task("r", "R", "regression", "memory", "mae", None),
+}
+CASES = [(name, mode) for name, task in TASKS.items() for mode in problem_class(task).modes]
+
+
+def options(mode: str) -> list[str]:
+    """Every option of evaluation in ``mode`` that is not marked as without effect."""
+    own = type(getattr(DownstreamConfig(), mode)).model_fields
+    shared = {name: info for name, info in DownstreamConfig.model_fields.items() if name not in MODES}
+    fields = shared | {f"{mode}.{name}": info for name, info in own.items()}
+    return [name for name, info in fields.items() if WITHOUT_EFFECT not in info.metadata]
+
+
+def settings(name: str, option: str | None = None) -> Settings:
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in BASE.items()}
+    values["finetune"]["lr"] = 0.5 if name == "regression" else 0.2
+    if option is not None:
+        section, _, key = option.rpartition(".")
+        (values[section] if section else values)[key] = OTHER[option]
+    return Settings(backbone=BACKBONE, downstream=DownstreamConfig.model_validate(values))
+
+
+def cell(name: str, mode: Any, given: Settings) -> Cell:
+    data = cohort(name)
+    ids = [case.id for case in data.cases]
+    split = Split("test", tuple(ids[:6]), tuple(ids[6:9]), tuple(ids[9:]))
+    weights = planned_weights(resolve_method("scratch", {}), given, "", 0)
+    return Cell(weights, TaskData(TASKS[name], data, [split]), split, mode, 0, 1.0, None, given)  # type: ignore[arg-type]
+
+
+def cell_and_numbers(name: str, mode: Any, given: Settings) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    one, config = cell(name, mode, given), given.downstream.for_mode(mode)
+    evaluation = Evaluation(TASKS[name], one.data.cohort, one.split, mode, config, 0, CPU)
+    found = evaluate(build_backbone(BACKBONE, 0), evaluation)
+    return one.identity, (found.score, found.per_case, found.excluded, found.validation, found.best_step)
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_another_cell_where_and_only_where_a_number_is_another(name: str, mode: str) -> None:
+    identity, numbers = cell_and_numbers(name, mode, settings(name))
+    for option in options(mode):
+        given = settings(name, option)
+        there, then = cell_and_numbers(name, mode, given)
+        assert (there == identity) == (then == numbers), option
+        run = {"task_data": None, "data": "phantoms", "settings": given.model_dump(mode="json")}
+        if not option.endswith(".crop"):  # compared as downstream.crop, wherever the value comes from
+            assert _matters(f"downstream.{option}", there, run) == (then != numbers), option
+        for other in MODES:
+            if other != mode:
+                assert not _matters(f"downstream.{other}.loss", there, run)
+
+
+def test_the_options_of_other_modes_make_no_other_cell() -> None:
+    identity = cell("segmentation", "linear", settings("segmentation")).identity
+    for option in (o for o in OTHER if o.startswith(("finetune.", "knn."))):
+        assert cell("segmentation", "linear", settings("segmentation", option)).identity == identity, option
