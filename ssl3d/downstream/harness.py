@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ssl3d.config import DownstreamConfig, FinetuneConfig
 from ssl3d.device import PeakMemory, to_device
+from ssl3d.downstream.metrics import significant
 from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode, OnPrediction, Problem
 from ssl3d.downstream.tasks import Task
@@ -121,7 +122,7 @@ def evaluate(
         keep(fitted.head)
     tested, per_case, excluded = problem.test(fitted.head, test)
     return Outcome(
-        score=round(problem.scale * tested, 6),
+        score=significant(problem.scale * tested),
         per_case=per_case,
         excluded=excluded,
         validation=fitted.validation,
@@ -150,7 +151,7 @@ def _solved(problem: Problem, train: list[int], val: list[int], seed: int, label
         raise TrainingError(f"{label}: {error}") from None
     to_device(head, problem.device)
     head.eval()
-    score = round(problem.scale * problem.validate(head, val)[0], 4)
+    score = significant(problem.scale * problem.validate(head, val)[0])
     point: dict[str, float] = {"step": found.iterations, "score": score}
     strength = {} if found.strength is None else {"strength": found.strength}
     return _Fitted(head, [point | strength], found.iterations)
@@ -202,7 +203,7 @@ def _train(
                 model.eval()
                 problem.settle(head, train)
                 score = problem.validate(head, val)
-                curve.append({"step": done, "score": round(problem.scale * score[0], 4)})
+                curve.append({"step": done, "score": significant(problem.scale * score[0])})
                 if best is None or score > best[0] or budget.weights == "last":
                     best = (score, done, copy.deepcopy(model.state_dict()))
                 head.load_state_dict(running)  # how often is validated changes nothing in training
@@ -210,7 +211,7 @@ def _train(
             track.update(
                 done,
                 {"loss": float(loss.detach())},
-                note=f"validation {problem.scale * best[0][0]:.1f}" if best else "",
+                note=f"validation {problem.scale * best[0][0]:.4g}" if best else "",
             )
 
     assert best is not None

@@ -112,3 +112,12 @@ def auc(targets: list[int], probabilities: list[float]) -> float:
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(targets, probabilities))
+
+
+def significant(value: float, digits: int = 8) -> float:
+    """Return ``value`` with so many significant digits: errors are as small as the unit of what is predicted makes them.
+
+    >>> significant(61.1234567891), significant(0.000000123456789123)
+    (61.123457, 1.2345679e-07)
+    """
+    return float(f"{value:.{digits}g}")

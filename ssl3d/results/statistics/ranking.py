@@ -26,7 +26,8 @@ def ranks(table: Table, column: Column, draws: int = DRAWS, seed: int = 0) -> di
         return {}
     order = -sign(column.metric)  # rank 1 goes to the smallest
     means = np.array([table.rows[i].cells[column.key].mean for i in rows])
-    placed = rankdata(order * np.round(means, 9), method="min").astype(int)
+    size = np.abs(means).max() or 1.0  # equal up to rounding is a tie, in whatever unit
+    placed = rankdata(order * np.round(means / size, 9), method="min").astype(int)
     data = column_data(table, column)
     if data is None or data.rows != rows or len(rows) < 2 or math.isnan(data.of_cases):
         return {i: Rank(int(placed[k])) for k, i in enumerate(rows)}
