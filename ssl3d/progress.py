@@ -27,7 +27,8 @@ _send: Callable[[Message], None] | None = None
 
 
 class Message(NamedTuple):
-    """What a process tells the one that shows the progress of several: a line, or how far its job is."""
+    """What a process tells the one that shows the progress of several: a line, how far its job is, or that it has
+    ended."""
 
     line: str = ""
     title: str = ""
@@ -35,6 +36,7 @@ class Message(NamedTuple):
     total: int = 0
     rate: str = ""
     note: str = ""
+    ended: bool = False
 
 
 @contextmanager
@@ -127,6 +129,8 @@ class Track:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if _send is not None:
+            _send(Message(title=self.title, ended=True))
         elapsed = time.monotonic() - self._start
         if kind is None and elapsed > QUIET_S:
             self._line(f"done in {duration(elapsed)}")
@@ -209,13 +213,18 @@ class Board:
             if message.line:
                 self._print(message.line)
                 return
+            if message.ended:
+                self._last.pop(place, None)
+                if self._bars is not None and place in self._tasks:
+                    self._bars.update(self._tasks[place], visible=False)
+                return
             self._last[place] = message
             if self._bars is not None:
                 if place not in self._tasks:
                     self._tasks[place] = self._bars.add_task("", rate="", note="")
                 self._bars.update(
                     self._tasks[place], description=message.title, completed=message.done, total=message.total,
-                    rate=message.rate, note=Text(message.note),
+                    rate=message.rate, note=Text(message.note), visible=True,
                 )  # fmt: skip
             elif time.monotonic() - self._printed >= LINE_EVERY_S:
                 self._printed = time.monotonic()

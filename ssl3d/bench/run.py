@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from ssl3d.bench.stale import stale
 from ssl3d.config import Settings
 from ssl3d.downstream.harness import Evaluation, evaluate
 from ssl3d.downstream.problems.problem import Mode
-from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, nearest
+from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, count, nearest
 from ssl3d.files import write_json
 from ssl3d.models.weights.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain
@@ -101,12 +102,14 @@ class Conduct:
         keep_predictions: segmentations of how many test cases to keep beside each record.
         allow_code_change: go on with an interrupted pretraining under other code; both hashes are recorded.
         session: the same for all processes of one call. What failed in it is not tried again.
+        jobs: processes of the call.
     """
 
     recompute: bool = False
     keep_predictions: int = 0
     allow_code_change: bool = False
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class Bench:
     conduct: Conduct = field(default_factory=Conduct)
 
     def run(self) -> Iterator[tuple[Record, bool]]:
-        """Yield (record, computed now) for every cell, in the order of seeds, methods, tasks.
+        """Yield (record, computed now) for every cell, in the order of :meth:`cells`; with several processes of
+        :meth:`longest_first`.
 
         A method is pretrained when its first unfinished cell is reached, and only then; an
         interrupted pretraining goes on where it stopped. Several processes can run one bench in one
@@ -140,7 +144,8 @@ class Bench:
         Raises:
             CellsFailed: after all the others, when cells have failed.
         """
-        left, failed, said = list(self.cells()), [], False
+        left = self.longest_first() if self.conduct.jobs > 1 else list(self.cells())
+        failed, said = [], False
         while left:
             busy = []
             for cell in left:
@@ -155,7 +160,7 @@ class Bench:
                     yield outcome
             if len(busy) == len(left):
                 if not said:
-                    say(f"Waiting for other processes, which are at work on the last {len(busy)} cells.")
+                    say(self._waiting(len(busy)))
                     said = True
                 time.sleep(_POLL_SECONDS)
             left = busy
@@ -170,6 +175,54 @@ class Bench:
             for whole, fraction in itertools.product(data.splits, grid.label_fractions):
                 for step in grid.at_steps if spec.cls.trains != "none" else (None,):
                     yield self._cell(spec, data, whole, mode, seed, fraction, step)
+
+    def longest_first(self) -> list[Cell]:
+        """Return every cell, so ordered that processes which share them end together.
+
+        First come the pretrainings that are not finished, each by its first cell: the longest before shorter ones, of
+        equal ones that with the most cells behind it. The other cells follow, fine-tuning before what is solved.
+        """
+        first: dict[str, Cell] = {}
+        behind: Counter[str] = Counter()
+        rest = []
+        for cell in self.cells():
+            run = self.run_folder(cell.weights).name
+            behind[run] += 1
+            if cell.weights.spec.cls.trains == "none" or run in first or self._is_pretrained(cell.weights):
+                rest.append(cell)
+            else:
+                first[run] = cell
+        known = self._known_costs()
+        pretrainings = sorted(
+            first.items(), key=lambda item: (-self._length(item[1].weights, known), -behind[item[0]])
+        )
+        return [cell for _, cell in pretrainings] + sorted(rest, key=lambda cell: cell.mode != "finetune")
+
+    def _is_pretrained(self, weights: Weights) -> bool:
+        folder = self.run_folder(weights)
+        finished = (folder / RUN).is_file() and read_run(folder).get("status") == "finished"
+        return weights.folder is not None or finished
+
+    def _known_costs(self) -> dict[str, float]:
+        """Return what is known of the methods' times a step; see :meth:`_relative_cost`."""
+        path = self.store.root / RELATIVE_COST
+        known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        return known
+
+    def _length(self, weights: Weights, known: Mapping[str, float]) -> float:
+        """Return how long a pretraining takes, roughly, in steps of a supervised training; it decides an order only."""
+        guess = 1.0 if weights.trains == "encoder" else 2.0
+        steps: int = weights.identity["pretrain"]["budget"]["steps"]
+        return steps * known.get(weights.spec.name, guess)
+
+    def _waiting(self, cells: int) -> str:
+        """Return the line about cells that other processes have begun."""
+        who = (
+            "the other processes of this command"
+            if self.conduct.jobs > 1
+            else "another command on the same store"
+        )
+        return f"Waiting for {who}, at work on the last {count(cells, 'cell')}."
 
     def cell_like(self, identity: Mapping[str, Any]) -> Cell:
         """Return the cell of the first row, task and split that has mode, seed, labels and step of ``identity``."""
@@ -359,7 +412,7 @@ class Bench:
         """
         path = self.store.root / RELATIVE_COST
         with self.store.claim({"file": path.name}):
-            known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+            known = self._known_costs()
             if spec.name not in known:
                 from ssl3d.pretrain.describe import step_cost
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,10 +147,11 @@ def bench(jobs: int | None, threads: int, **given: Any) -> None:
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
-    options = _Options(**given, session=uuid.uuid4().hex)
+    options = _Options(**given, session=uuid.uuid4().hex, jobs=1)
     job = _bench_of(options)  # prepares the data, so that the other processes find them
     cells = [cell.identity for cell in job.cells()]
     jobs = min(jobs or _cores(job.device.type, threads), len(cells)) or 1
+    options, job = replace(options, jobs=jobs), replace(job, conduct=replace(job.conduct, jobs=jobs))
     records, failed = [], None
     with _others(jobs - 1, threads, options):
         try:
@@ -250,7 +251,7 @@ def _leave_with_parent() -> None:
 class _Options:
     """The options of ``ssl3d bench`` as they were given, but for those of the processes.
 
-    ``session`` is the same for all processes of one call.
+    ``session`` and ``jobs`` are the same for all processes of one call.
     """
 
     method_names: str
@@ -276,6 +277,7 @@ class _Options:
     keep_predictions: int
     allow_code_change: bool
     session: str
+    jobs: int
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,13 @@ def _bench_of(options: _Options) -> Bench:
     settings, columns, unlabelled = _prepared(plan, options)
     grid = Grid(plan.methods, columns, plan.modes, plan.seeds, plan.fractions)
     pretraining = Pretraining(unlabelled, plan.checkpoints, plan.match, options.data)
-    conduct = Conduct(options.recompute, options.keep_predictions, options.allow_code_change, options.session)
+    conduct = Conduct(
+        options.recompute,
+        options.keep_predictions,
+        options.allow_code_change,
+        options.session,
+        options.jobs,
+    )
     return Bench(grid, pretraining, settings, ResultStore(options.store), plan.device, conduct)
 
 

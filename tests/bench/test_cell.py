@@ -305,8 +305,10 @@ def test_the_progress_of_several_processes_is_told_in_one_place(capsys: pytest.C
         sender.send(Message(line="scratch  shc linear: 40.0"))
         with progress.sending(board.mine):
             progress.say("a line of this process")
+            assert board._last[0].title == "Pretraining byol, seed 0"
             with progress.Track("job", 2) as track:
                 track.update(1)
+            assert 0 not in board._last, "a job that has ended is told no more"
         sender.close()
     shown = capsys.readouterr().err
     assert "Pretraining byol, seed 0: 3/9" in shown

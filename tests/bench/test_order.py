@@ -1,0 +1,62 @@
+"""The order in which processes that share a bench take its cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from cohorts import sphere_cohort
+
+from ssl3d.bench.cell import TaskData
+from ssl3d.bench.run import RELATIVE_COST, Bench, Cell, Conduct, Grid, Pretraining
+from ssl3d.config import Settings
+from ssl3d.data.splits import Split
+from ssl3d.downstream.tasks import Task
+from ssl3d.models.weights.checkpoint import RUN
+from ssl3d.pretrain.spec import resolve_method
+from ssl3d.results.store.store import ResultStore
+
+
+def make_bench(store: Path, settings: Settings, jobs: int = 2) -> Bench:
+    split = Split("test", ("case0", "case1"), ("case2",), ("case3",))
+    task = Task("seg", "SEG", "segmentation", "memory", "dsc", None)
+    columns = [TaskData(task, sphere_cohort(4), [split])]  # type: ignore[arg-type]
+    methods = [resolve_method(name, {}) for name in ("scratch", "byol", "gvsl")]
+    grid = Grid(methods, columns, ["linear", "finetune"], [0, 1])
+    conduct, device = Conduct(jobs=jobs), torch.device("cpu")
+    return Bench(grid, Pretraining(None), settings, ResultStore(store), device, conduct)
+
+
+def names(cells: list[Cell]) -> list[tuple[str, int, str]]:
+    return [(cell.weights.spec.name, cell.seed, cell.mode) for cell in cells]
+
+
+def test_the_longest_pretraining_comes_first_and_no_cell_is_lost(smoke: Settings, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, smoke)
+    found = names(bench.longest_first())
+    assert found[:4] == [
+        ("gvsl", 0, "linear"),
+        ("gvsl", 1, "linear"),
+        ("byol", 0, "linear"),
+        ("byol", 1, "linear"),
+    ]
+    assert sorted(found) == sorted(names(list(bench.cells()))) and len(found) == 12
+    assert [mode for _, _, mode in found[4:]] == ["finetune"] * 6 + ["linear"] * 2
+
+
+def test_a_cost_that_was_measured_decides_and_a_finished_run_is_no_pretraining(
+    smoke: Settings, tmp_path: Path
+) -> None:
+    bench = make_bench(tmp_path, smoke)
+    (tmp_path / RELATIVE_COST).write_text(json.dumps({"gvsl": 1.2, "byol": 3.4}))
+    assert [name for name, _, _ in names(bench.longest_first())[:4]] == ["byol", "byol", "gvsl", "gvsl"]
+    done = next(cell for cell in bench.cells() if cell.weights.spec.name == "byol")
+    folder = bench.run_folder(done.weights)
+    folder.mkdir(parents=True)
+    (folder / RUN).write_text(json.dumps({"status": "finished"}))
+    assert names(bench.longest_first())[:3] == [
+        ("byol", 1, "linear"),
+        ("gvsl", 0, "linear"),
+        ("gvsl", 1, "linear"),
+    ]
