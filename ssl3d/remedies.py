@@ -17,9 +17,15 @@ class Fix(str):
 
     Attributes:
         remedy: the name of the remedy that it came from.
+        values: what was filled in.
     """
 
     remedy: str
+    values: dict[str, Any]
+
+    def of_layout(self, layout: str) -> Fix:
+        """Return the text with the name of the layout that the file was read with, for ``--set data.affine.LAYOUT=...``."""
+        return REMEDIES[self.remedy](**{**self.values, "layout": layout})
 
 
 class Remedy:
@@ -27,7 +33,8 @@ class Remedy:
 
     Args:
         name: unique.
-        template: completes "Fix: "; values in braces, as for ``str.format``.
+        template: completes "Fix: "; values in braces, as for ``str.format``. ``{layout}`` is that of a plain folder
+            until :meth:`Fix.of_layout` says another.
     """
 
     def __init__(self, name: str, template: str) -> None:
@@ -37,18 +44,22 @@ class Remedy:
         REMEDIES[name] = self
 
     def __call__(self, **values: Any) -> Fix:
-        fix = Fix(self.template.format(**values))
-        fix.remedy = self.name
+        fix = Fix(self.template.format(**{"layout": "folder", **values}))
+        fix.remedy, fix.values = self.name, values
         return fix
 
 
-_CHOOSE = (
-    "--{0} {1} for data verify, data prepare and predict, --set data.{0}.LAYOUT={1} for pretrain and bench, "
-    "{0} in a task file"
-)
-CHOOSE_CHANNEL = _CHOOSE.format("channel", "N")
-CHOOSE_AFFINE = _CHOOSE.format("affine", "sform|qform")
-"""How a user says what to take of a file that leaves a choice."""
+def choice(option: str, *values: str) -> str:
+    """Return how a user says what to take of a file that leaves a choice, in every command; ``{layout}`` is left open.
+
+    Args:
+        option: ``affine`` or ``channel``.
+        values: those that work; each is written out.
+    """
+    ways = [f"--{option} {{}}", f"--set data.{option}.{{{{layout}}}}={{}}", f"{option}: {{}}"]
+    line, setting, key = (" or ".join(way.format(value) for value in values) for way in ways)
+    return f"{line} for data verify, data prepare and predict, {setting} for pretrain and bench, {key} in a task file"
+
 
 SAY_SUBJECTS = "--subject-pattern '{0}', or in a task file subject: '{0}'"
 """How a user says which images show one person."""
@@ -79,13 +90,17 @@ SHRINK = Remedy(
 )  # fmt: skip
 SPLIT = Remedy("split", "split it and keep one 3D volume, for example one time point or channel")
 CHANNEL = Remedy(
-    "channel", "choose one of its volumes (channel 0 to {last}: " + CHOOSE_CHANNEL + "), or split it"
+    "channel",
+    "choose one of its volumes, 0 to {last} (the first: " + choice("channel", "0") + "), or split it",
 )
 CHANNEL_RANGE = Remedy("channel range", "choose a channel from 0 to {last}")
 STACK = Remedy("stack", "stack the slices into one volume")
-QFORM = Remedy("qform", f"say that the qform is right ({CHOOSE_AFFINE})")
+SFORM = Remedy("sform", f"say that the sform is right ({choice('affine', 'sform')})")
+QFORM = Remedy("qform", f"say that the qform is right ({choice('affine', 'qform')})")
 AFFINE = Remedy(
-    "affine", f"find out which is right (programs differ in which they take) and say so ({CHOOSE_AFFINE})"
+    "affine",
+    "find out which is right (programs differ in which they take) and say so "
+    f"({choice('affine', 'sform', 'qform')})",
 )
 GEOMETRY = Remedy(
     "geometry", "write the right spacing and orientation into the header (nibabel or SimpleITK)"
@@ -124,7 +139,8 @@ EMPTY_LABEL = Remedy(
 )
 LABEL_VALUES = Remedy(
     "label values",
-    "correct the label file, or name the values (labels or ignore_labels in a task file, label_values in an adapter)",
+    "correct the label file, or name the values (labels or ignore_labels in a task file, --labels {values} for data "
+    "verify and data prepare, label_values in an adapter)",
 )
 LABEL_GRID = Remedy(
     "label grid", "resample the label to the grid of {image} (nearest neighbour), or correct its header"
@@ -135,6 +151,11 @@ KEEP_ONE = Remedy(
 OWN_LABEL = Remedy(
     "own label",
     f"give each image its own label; if both show one person, say so ({SAY_SUBJECTS.format('REGEX')})",
+)
+ONE_SCAN = Remedy(
+    "one scan",
+    f"keep one of the two, or say that both are of one person ({SAY_SUBJECTS.format('REGEX')}, or the column subject of "
+    "a CSV)",
 )
 ONE_PART = Remedy("one part", "keep all images of a person in one part")
 ABSENT = Remedy("absent", "correct the name or its value, add cases that have it, or take it out")

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from ssl3d.data.files.entries import LeftOut
-from ssl3d.errors import ConfigError, DataError
+from ssl3d.errors import ConfigError, DataError, count
 
 Modality = Literal["ct", "mr", "auto"]
 Subset = Literal["train", "val", "test"]
@@ -242,4 +242,7 @@ def incomplete_error(dataset: Dataset, problems: Iterable[str], fix: str) -> Dat
     """Return the error for a release of which files are missing: one line a problem, all of them."""
     problems = list(problems)
     lines = "\n".join(f"  {problem}" for problem in problems)
-    return DataError(f"{dataset.name}: {len(problems)} files do not fit together:\n{lines}\nFix: {fix}")
+    does = "does" if len(problems) == 1 else "do"
+    return DataError(
+        f"{dataset.name}: {count(len(problems), 'file')} {does} not fit together:\n{lines}\nFix: {fix}"
+    )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ssl3d.errors import DataError, count
+from ssl3d.errors import DataError, are, count
 from ssl3d.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def make_splits(
     labelled = [case for case in cases if case.labelled]
     if not labelled:
         raise DataError(
-            f"None of the {len(cases)} cases has a label or a class, so there is nothing to evaluate."
+            f"None of the {count(len(cases), 'case')} has a label or a class, so there is nothing to evaluate."
         )
     test = [case for case in labelled if case.subset == "test"]
     if scheme == "file":
@@ -186,8 +186,8 @@ def _cross_validation(
     counts = counts or (3, 1, 1)  # only the proportion of the first two is used
     if folds < 2 or len(order) < max(folds, 3):
         raise DataError(
-            f"Cross-validation with {folds} folds needs at least {max(folds, 3)} labelled subjects, "
-            f"and 2 folds; there are {len(order)} subjects. Fix: change data.folds, or add cases."
+            f"Cross-validation with {count(folds, 'fold')} needs at least {max(folds, 3)} labelled subjects, "
+            f"and 2 folds; here {are(len(order))} {count(len(order), 'subject')}. Fix: change data.folds, or add cases."
         )
     splits = []
     for fold in range(folds):

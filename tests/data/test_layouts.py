@@ -61,7 +61,9 @@ def test_nnunet_version_1_and_several_channels(tmp_path: Path) -> None:
         {"modality": {"0": "FLAIR", "1": "T1"}, "labels": {"0": "background", "1": "a"}},
     )
     touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz")
-    with pytest.raises(DataError, match=r"2 channels \(0: FLAIR, 1: T1\).*--channel N"):
+    with pytest.raises(
+        DataError, match=r"2 channels \(0: FLAIR, 1: T1\).*--channel 0 for .*--set data.channel.nnunet=0 for"
+    ):
         NNUNet().open(tmp_path)
     with pytest.raises(DataError, match=r"no channel T2. Fix: choose one of 0: FLAIR, 1: T1"):
         NNUNet().with_facts(channel="T2").open(tmp_path)

@@ -258,7 +258,7 @@ WAYS = [
 def test_frames_are_counted_and_chosen_in_every_format(tmp_path: Path, way: str) -> None:
     frames = np.random.default_rng(0).integers(-99, 99, (3, 7, 6, 5)).astype(np.int16)  # x, y, z = 7, 6, 5
     path = write_frames(tmp_path, way, frames)
-    with pytest.raises(DataError, match=r"channel 0 to 2: --channel N"):
+    with pytest.raises(DataError, match=r"its volumes, 0 to 2 \(the first: --channel 0 for"):
         read_volume(path)
     with pytest.raises(DataError, match="has no channel 3. Fix: choose a channel from 0 to 2"):
         read_volume(path, reading=Reading(channel=3))

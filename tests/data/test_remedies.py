@@ -136,25 +136,45 @@ def make_predictor(intensity: Intensity) -> Predictor:
     )  # fmt: skip
 
 
-def every_way(root: Path, fix: str, said: dict[str, str], mp: pytest.MonkeyPatch, ct: bool = False) -> None:
-    """Do what a remedy says, in its own words, in every command that it names.
+def ways(fix: str) -> list[tuple[list[str], str, str]]:
+    """Return what a remedy prints, word for word: (``--option value``, ``key=value`` of ``--set``, line of a task file).
+
+    It says ``--option value for data verify, data prepare and predict, --set key=value for pretrain and bench, key: value
+    in a task file``; where several values work, each with "or".
+    """
+    option = r"--\w+ \S+"
+    found = []
+    for one, where in (
+        (option, "for data verify, data prepare and predict"), (r"--set \S+", "for pretrain and bench"),
+        (r"\w+: \S+", "in a task file"),
+    ):  # fmt: skip
+        said = re.search(rf"({one}(?: or {one})*) {where}", fix.replace("\n", " "))
+        assert said, (where, fix)
+        found.append(said.group(1).split(" or "))
+    return [
+        (words.split(), setting.removeprefix("--set "), line)
+        for words, setting, line in zip(*found, strict=True)
+    ]
+
+
+def every_way(root: Path, fix: str, mp: pytest.MonkeyPatch, ct: bool = False) -> None:
+    """Do what a remedy says, in its own words, in every command that it names, with every value that it names.
 
     Args:
         root: folder of the files.
-        fix: the text; says ``--option value for data verify, data prepare and predict, --set key=value for pretrain and
-            bench, key in a task file``.
-        said: placeholder -> what the user puts there.
+        fix: the text, see :func:`ways`.
         mp: replaces the loading of a predictor.
         ct: whether the predictor was trained on CT.
     """
-    for placeholder, value in said.items():
-        fix = fix.replace(placeholder, value)
-    option = re.search(r"(--\w+) (\S+) for data verify, data prepare and predict", fix.replace("\n", " "))
-    setting = re.search(r"--set (\S+) for pretrain and bench", fix)
-    line = re.search(r"(\w+)(: \S+)? in a task file", fix)
-    assert option and setting and line
-    key, value = line.group(1), line.group(2) or f": {option.group(2)}"
-    words, cache, out = option.groups(), root.parent / "cache", root.parent / "out"
+    for number, (words, setting, line) in enumerate(ways(fix)):
+        one_way(root, words, setting, line, mp, root.parent / f"way{number}", ct)
+
+
+def one_way(
+    root: Path, words: list[str], setting: str, line: str, mp: pytest.MonkeyPatch, scratch: Path, ct: bool
+) -> None:
+    scratch.mkdir(exist_ok=True)
+    cache, out = scratch / "cache", scratch / "out"
     checked = run("data", "verify", root, *words)
     assert checked.exit_code == 0, checked.output
     prepared = run("data", "prepare", root, *words, "--spacing", 4, "--cache", cache)
@@ -164,15 +184,15 @@ def every_way(root: Path, fix: str, said: dict[str, str], mp: pytest.MonkeyPatch
     predicted = run("predict", "--checkpoint", root, "--input", root, "--out", out, "--device", "cpu", *words)
     assert predicted.exit_code == 0, predicted.output
     # pretrain and bench take their volumes from these two.
-    settings = load_settings("smoke", [setting.group(1), "data.spacing_mm=4"])
+    settings = load_settings("smoke", [setting, "data.spacing_mm=4"])
     assert isinstance(pretraining_cohort(str(root), settings, cache), PreparedCohort)
     files = sorted(p for p in root.iterdir())
     rows = "subject,image,value\n" + "".join(f"{i},{p},{i}\n" for i, p in enumerate(files))
-    (root.parent / "t.csv").write_text(rows)
+    (scratch / "t.csv").write_text(rows)
     modality = "modality: ct\n" if ct else ""
-    text = f"name: t\nkind: regression\ndataset: csv\ndata: t.csv\n{modality}{key}{value}\n"
-    (root.parent / "t.yaml").write_text(text)
-    task = load_task(root.parent / "t.yaml")
+    text = f"name: t\nkind: regression\ndataset: csv\ndata: t.csv\n{modality}{line}\n"
+    (scratch / "t.yaml").write_text(text)
+    task = load_task(scratch / "t.yaml")
     assert isinstance(
         task_cohort(task, None, load_settings("smoke", ["data.spacing_mm=4"]), cache), PreparedCohort
     )
@@ -285,7 +305,7 @@ def refused(command: Callable[[], object], printed: list[Remedy]) -> list[Findin
 
 def _nameless(remedy: Remedy) -> remedies.Fix:
     fix = remedies.Fix(remedy.template)
-    fix.remedy = remedy.name
+    fix.remedy, fix.values = remedy.name, {}
     return fix
 
 
@@ -317,8 +337,8 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     found = [finding for path in sorted((tmp / "d").iterdir()) for finding in check_file(path)]
     assert len(found) == 3
     yield found
-    for channel in "02":
-        every_way(tmp / "d", found[0].fix, {"N": channel, "LAYOUT": "folder"}, mp)
+    every_way(tmp / "d", found[0].fix, mp)
+    every_way(tmp / "d", re.sub(r"(channel(?: |: |\S+=))0", r"\g<1>2", found[0].fix), mp)  # the last one
     yield [
         finding for path in sorted((tmp / "d").iterdir()) for finding in one(path, channel=2, modality="mr")
     ]
@@ -350,8 +370,18 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
         patch(save(tmp / "d" / f"a{i}.nii", noise(i)), 280, bytes(48))  # srow_x, srow_y, srow_z
     found = check_file(tmp / "d" / "a0.nii")
     yield found
-    every_way(tmp / "d", found[0].fix, {"sform|qform": "qform", "LAYOUT": "folder"}, mp)
+    every_way(tmp / "d", found[0].fix, mp)
     yield one(tmp / "d" / "a0.nii", affine="qform")
+
+
+@works(remedies.SFORM)
+def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
+    for i in range(2):  # quatern_b, which makes no rotation
+        patch(save(tmp / "d" / f"a{i}.nii", noise(i)), 256, np.float32("nan").tobytes())
+    found = one(tmp / "d" / "a0.nii", affine="qform")
+    yield found
+    every_way(tmp / "d", found[0].fix, mp)
+    yield one(tmp / "d" / "a0.nii", affine="sform")
 
 
 @works(remedies.AFFINE)
@@ -362,9 +392,24 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
         save(tmp / "d" / f"a{i}.nii.gz", noise(i), qform=other)
     found = check_file(tmp / "d" / "a0.nii.gz")
     yield found
+    every_way(tmp / "d", found[0].fix, mp)
+    assert [words[1] for words, _, _ in ways(found[0].fix)] == ["sform", "qform"]
     for choice in ("sform", "qform"):
-        every_way(tmp / "d", found[0].fix, {"sform|qform": choice, "LAYOUT": "folder"}, mp)
         yield one(tmp / "d" / "a0.nii.gz", affine=choice)
+
+
+def test_a_remedy_names_the_layout_that_the_file_was_read_with(tmp_path: Path) -> None:
+    other = GRID.copy()
+    other[0] = [-2, 0, 0, 18]
+    for i in range(2):
+        save(tmp_path / "d" / f"a{i}.nii.gz", noise(i), qform=other)
+    (tmp_path / "t.csv").write_text("image\nd/a0.nii.gz\nd/a1.nii.gz\n")
+    dataset = open_dataset("csv", tmp_path / "t.csv", labels=False)
+    findings = check_cases(list_cases(dataset, tmp_path / "t.csv").cases, dataset)
+    for (_, setting, _), choice in zip(ways(findings[0].fix), ("sform", "qform"), strict=True):
+        assert setting == f"data.affine.csv={choice}"
+        settings = load_settings("smoke", [setting, "data.spacing_mm=4"])
+        assert len(pretraining_cohort(f"csv={tmp_path / 't.csv'}", settings, tmp_path / "cache")) == 2
 
 
 @works(remedies.GEOMETRY)
@@ -431,7 +476,7 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     }
     yield [finding for findings in found.values() for finding in findings]
     for kind, (finding,) in found.items():
-        every_way(tmp / kind / "d", finding.fix, {}, mp, ct=True)
+        every_way(tmp / kind / "d", finding.fix, mp, ct=True)
         right = 0.0 if kind == "zero" else 1024.0
         yield one(tmp / kind / "d" / "a.nii", modality="ct", intensity_offset=right)
 
@@ -553,7 +598,14 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
 def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     label = segmentation()
     label[0] = 7
-    yield labelled(tmp, label)
+    found = labelled(tmp, label)
+    yield found
+    (tmp / "t.csv").write_text("image,label\na.nii,a_label.nii\n")
+    said = re.search(r"(--labels) (\S+) for data verify and data prepare", found[0].fix)
+    assert said and run("data", "verify", tmp / "t.csv", "--as", "csv").exit_code == 1
+    for command in (["verify"], ["prepare", "--spacing", "4", "--cache", tmp / "cache"]):
+        result = run("data", command[0], tmp / "t.csv", "--as", "csv", *said.groups(), *command[1:])
+        assert result.exit_code == 0, result.output
     yield of_task(tmp, "labels: {1: a, 2: b, 7: c}\n")
     yield of_task(tmp, "labels: {1: a, 2: b}\nignore_labels: [7]\n")
     yield labelled(tmp, label, label_values={1: "a", 2: "b", 7: "c"})  # an adapter's own
@@ -580,6 +632,31 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     yield of_cases(cases[:1])
     save(tmp / "b.nii", noise(1))
     yield of_cases(cases)
+
+
+@works(remedies.ONE_SCAN)
+def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
+    from scipy.ndimage import gaussian_filter
+
+    for seed in range(4):
+        blobs = gaussian_filter(np.random.default_rng(seed).normal(size=(30, 30, 30)), 1.5) * 4000
+        save(tmp / "d" / f"{'abcd'[seed]}.nii", blobs.astype(np.int16) + 2500, np.diag([4.0, 4, 4, 1]))
+        if not seed:
+            save(tmp / "d" / "z.nii", (blobs * 0.5).astype(np.int16) + 1090, np.diag([4.0, 4, 4, 1]))
+    mr = Folder().with_facts(modality="mr")
+    cases = mr.cases(tmp / "d")
+    yield list(verify(cases, mr).findings)
+    yield list(verify([case for case in cases if case.id != "a"], mr).findings)
+    yield list(verify([replace(c, subject="one") if c.id in "az" else c for c in cases], mr).findings)
+    # With names that hold the person, the option that it names does the same.
+    (tmp / "d" / "z.nii").rename(tmp / "d" / "a-again.nii")
+    told = run("data", "verify", tmp / "d", "--subject-pattern", "^([a-d])")
+    assert told.exit_code == 0 and run("data", "verify", tmp / "d").exit_code == 1, told.output
+    cases = mr.cases(tmp / "d")
+    rows = [(c.id[0], c.image) for c in cases]
+    (tmp / "t.csv").write_text("subject,image\n" + "".join(f"{who},{path}\n" for who, path in rows))
+    dataset = open_dataset("csv", tmp / "t.csv", labels=False).with_facts(modality="mr")
+    yield list(verify(list_cases(dataset, tmp / "t.csv").cases, dataset).findings)
 
 
 @works(remedies.OWN_LABEL)

@@ -236,7 +236,7 @@ def test_crop_to_masks_of_the_user(tmp_path: Path) -> None:
     save(tmp_path / "masks" / "p1.nii.gz", np.zeros(SHAPE, np.uint8))
     assert "has an empty mask" in run(*arguments, "--masks", tmp_path / "masks").output
     (tmp_path / "masks" / "p0.nii.gz").unlink()
-    assert "1 of 2 masks are missing" in run(*arguments, "--masks", tmp_path / "masks").output
+    assert "1 of 2 masks is missing" in run(*arguments, "--masks", tmp_path / "masks").output
 
 
 def test_z_score_is_that_of_the_foreground(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def inspect_case(
         findings += bad_label if label is None else check_labels(label, dataset)
     if image is not None and label is not None:
         findings += check_grids(image, label)
-    return findings, image, label
+    return [finding.of_layout(dataset.name) for finding in findings], image, label
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.findings import Finding
+from ssl3d.errors import are, count
 from ssl3d.remedies import MODALITY, NO_CT, OFFSET, TWO_CTS, TWO_KINDS
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def judge_cohort(verdicts: Mapping[Case, Verdict], is_ct: bool) -> tuple[Kind, d
             other = verdicts[kinds[kind][0]]
             problem = (
                 f"is {verdict.kind} (first percentile {verdict.darkest:.4g}), but {len(kinds[kind])} of the "
-                f"{len(verdicts)} volumes are {kind} (for example {kinds[kind][0].image}: {other.darkest:.4g})"
+                f"{count(len(verdicts), 'volume')} {are(len(kinds[kind]))} {kind} (for example {kinds[kind][0].image}: "
+                f"{other.darkest:.4g})"
             )
             fix = TWO_CTS() if is_ct else TWO_KINDS()
             if len(kinds) > 1 and not findings:

@@ -16,9 +16,10 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,9 +27,6 @@ from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.data.prepared.grids import resample
 from ssl3d.files import write_bytes, write_json
 from ssl3d.parallel import Progress, run_parallel
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +66,45 @@ _WITHIN = "looking for scans that are there as two subjects"
 _TRIM = 2  # voxels at each border, where the band depends on what lies outside
 
 
+class ScanCase(Protocol):
+    """One volume without its voxels; :class:`~ssl3d.data.prepared.cohort.PreparedCase` is one."""
+
+    @property
+    def subject(self) -> str:
+        """Who is on it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Edges (D, H, W) in voxels."""
+
+    @property
+    def spacing_mm(self) -> float:
+        """Isotropic spacing."""
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), voxel index -> RAS+ mm."""
+
+    @property
+    def native_affine(self) -> np.ndarray:
+        """(4, 4), the same for the file it was made from."""
+
+
+class Scans(Protocol):
+    """Volumes that can be compared; :class:`~ssl3d.data.prepared.cohort.PreparedCohort` is one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where what was found is kept."""
+
+    @property
+    def cases(self) -> Sequence[ScanCase]:
+        """The volumes in order."""
+
+    def image(self, i: int) -> np.ndarray:
+        """Return volume ``i``: (D, H, W) float32 in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Overlap:
     """One test image that was found among the volumes for pretraining.
@@ -103,20 +140,26 @@ def find_twins(cohort: PreparedCohort, progress: Progress | None = None) -> list
                 found.setdefault((other, i), how)
     spacing = max(COARSE_MM, cohort.preparation.spacing_mm)
     if spacing > COARSEST_MM:
-        logger.warning(
-            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
-            cohort.dataset, spacing,
-        )  # fmt: skip
+        _say_too_coarse(cohort.dataset, spacing)
     else:
-        for i, j, score in _same_scans(cohort, cases, spacing, progress):
+        for i, j, score in same_scans(cohort, cases, spacing, progress):
             found.setdefault((i, j), f"same scan (correlation {score:.2f})")
     return [Overlap(cohort.cases[j].id, cohort.cases[i].id, how) for (i, j), how in sorted(found.items())]
 
 
-def _same_scans(
-    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, progress: Progress | None
+def same_scans(
+    cohort: Scans, cases: Sequence[int], spacing_mm: float, progress: Progress | None
 ) -> list[tuple[int, int, float]]:
-    """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``."""
+    """Return pairs of cases of different subjects that are one scan, with their correlation at ``spacing_mm``.
+
+    Args:
+        cohort: the volumes.
+        cases: places of those that are compared.
+        spacing_mm: of the grid, at most :data:`COARSEST_MM`.
+        progress: told about every volume that was compared.
+    """
+    if len(cases) < 2:
+        return []
     store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
     if store.is_file():
         try:
@@ -153,6 +196,15 @@ def _same_scans(
     return same
 
 
+@cache
+def _say_too_coarse(dataset: str, spacing_mm: float) -> None:
+    """Say once, whatever the data set is compared with."""
+    logger.warning(
+        "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
+        dataset, spacing_mm,
+    )  # fmt: skip
+
+
 def _quartile(others: np.ndarray) -> float | None:
     """Return the upper quartile of the correlations with other volumes; None where there are too few to compare with."""
     others = others[others > -1]  # -1: not compared
@@ -164,7 +216,7 @@ def _stands_out(score: float, quartile: float | None) -> bool:
     return quartile is not None and 1 - score <= STANDS_OUT * (1 - quartile)
 
 
-def _same_texture(one: tuple[PreparedCohort, int], other: tuple[PreparedCohort, int]) -> bool:
+def _same_texture(one: tuple[Scans, int], other: tuple[Scans, int]) -> bool:
     """Whether two volumes have the same texture where they are smooth: noise and fine structure, but no edges."""
     cases = [cohort.cases[i] for cohort, i in (one, other)]
     edge = max(edge * case.spacing_mm for case in cases for edge in case.shape)
@@ -225,10 +277,7 @@ def find_overlap(
     spacing = max(COARSE_MM, cohort.preparation.spacing_mm, pretraining.preparation.spacing_mm)
     rest = [i for i in test if i not in found]
     if spacing > COARSEST_MM:
-        logger.warning(
-            "%s at %g mm: too coarse to find scans that were resampled or cropped; files and voxels are compared",
-            cohort.dataset, spacing,
-        )  # fmt: skip
+        _say_too_coarse(cohort.dataset, spacing)
         rest = []
     best = _best_matches(cohort, rest, (pretraining, among), spacing, progress)
     for i, (matches, quartile) in best.items():
@@ -334,7 +383,7 @@ def _correlations(
 
 
 def coarse_volumes(
-    cohort: PreparedCohort, cases: Sequence[int], spacing_mm: float, workers: int | None = None
+    cohort: Scans, cases: Sequence[int], spacing_mm: float, workers: int | None = None
 ) -> list[np.ndarray]:
     """Return band-passed coarse volumes of some cases; kept beside the prepared ones for the next time."""
     folder = cohort.folder / f"coarse-v{_VERSION}-{spacing_mm:g}"

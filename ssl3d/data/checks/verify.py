@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssl3d.data.checks.case import Examined, examine_cases
 from ssl3d.data.checks.intensity import judge_cohort, subsample
+from ssl3d.data.checks.scans import KeptScans
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.findings import MAX_BYTES, Finding
 from ssl3d.errors import count
@@ -154,6 +156,7 @@ def verify(
     progress: Progress | None = None,
     max_bytes: int = MAX_BYTES,
     left_out: Sequence[Finding] = (),
+    twins: bool = True,
 ) -> Report:
     """Read every file once, in parallel, and say everything that is wrong.
 
@@ -164,12 +167,21 @@ def verify(
         progress: told about every case.
         max_bytes: largest volume allowed, in bytes as float32.
         left_out: what is wrong with entries that are no case (:func:`ssl3d.data.layouts.listing.list_cases`).
+        twins: also look for one scan under several subjects, resampled or changed in its values.
     """
+    with TemporaryDirectory(prefix="ssl3d-scans-") as folder:
+        kept = KeptScans(Path(folder))
 
-    def measure(image: Volume, label: Volume | None) -> Facts:
-        return _measure(image, label, dataset)
+        def measure(image: Volume, label: Volume | None) -> Facts:
+            if twins:
+                kept.keep(image)
+            return _measure(image, label, dataset)
 
-    examined = examine_cases(cases, dataset, measure, workers=workers, progress=progress, max_bytes=max_bytes)
+        examined = examine_cases(
+            cases, dataset, measure, workers=workers, progress=progress, max_bytes=max_bytes
+        )
+        found = kept.find([one.case for one in examined if not one.findings], progress)
+    examined = [replace(one, findings=one.findings + tuple(found.get(one.case, ()))) for one in examined]
     absent = (*left_out, *_absent(examined, dataset))
     return Report(dataset.name, examined, absent, dataset.target_names, _taken_for(examined, dataset))
 

@@ -31,6 +31,10 @@ def check_voxels(image: Volume) -> list[Finding]:
     return []
 
 
+_NAMED = 10
+"""Unknown values at most that a remedy names."""
+
+
 def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
     """Check that a label holds no value unknown to ``dataset``, and something besides background."""
     known = dataset.label_index()
@@ -44,7 +48,10 @@ def check_labels(label: Volume, dataset: Dataset) -> list[Finding]:
     names = ", ".join(map(str, unknown[:10])) + ", ..." * (len(unknown) > 10)
     wanted = ", ".join(map(str, sorted({0, *dataset.label_values, *dataset.label_aliases})))
     problem = f"holds label values that {dataset.name} does not know: {names} (known: {wanted})"
-    return [Finding(label.path, problem, LABEL_VALUES())]
+    names_of = dict.fromkeys(dataset.label_aliases, "") | dict(dataset.label_values)
+    names_of |= {value: f"structure{value}" for value in unknown[:_NAMED]}
+    said = ",".join(f"{value}={name or f'structure{value}'}" for value, name in sorted(names_of.items()))
+    return [Finding(label.path, problem, LABEL_VALUES(values=said + ",..." * (len(unknown) > _NAMED)))]
 
 
 def check_grids(image: Volume, label: Volume) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl3d.errors import DataError, count, printable
@@ -26,6 +26,10 @@ class Finding:
     path: Path
     problem: str
     fix: Fix
+
+    def of_layout(self, layout: str) -> Finding:
+        """Return the finding with a remedy for files that are read with ``layout``."""
+        return replace(self, fix=self.fix.of_layout(layout))
 
     def __str__(self) -> str:
         return printable(f"{self.path} {self.problem}. Fix: {self.fix}.")

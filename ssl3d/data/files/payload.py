@@ -27,6 +27,7 @@ from ssl3d.remedies import (
     ORIGIN,
     PUT_FILE,
     QFORM,
+    SFORM,
     SHRINK,
     SPLIT,
     STACK,
@@ -97,11 +98,14 @@ def _check_header(
     assert header.origin_mm is not None
     findings = _check_geometry(path, header.axes_mm, header.origin_mm)
     other = header.other_affine
-    if findings and other is not None and reading.affine is None:
-        # One of two affines is broken and the other one is whole: no need to write a header.
+    if findings and other is not None:
+        # One of two affines is broken and the other one is sound: no need to write a header.
         if not _check_geometry(path, other[:3, :3], other[:3, 3]):
-            problem = f"{findings[0].problem} under its sform, but not under its qform"
-            findings = [Finding(path, problem, QFORM())]
+            broken, sound, fix = (
+                ("qform", "sform", SFORM) if reading.affine == "qform" else ("sform", "qform", QFORM)
+            )
+            problem = f"{findings[0].problem} under its {broken}, but not under its {sound}"
+            findings = [Finding(path, problem, fix())]
     elif not findings and header.xform_gap > XFORM_TOLERANCE and reading.affine is None:
         problem = f"has an sform and a qform that disagree, by up to {header.xform_gap:.3g} voxels"
         findings = [Finding(path, problem, AFFINE())]

@@ -23,8 +23,8 @@ from ssl3d.data.cohort import (
 )
 from ssl3d.data.files.entries import LeftOut
 from ssl3d.data.files.suffixes import image_suffix
-from ssl3d.errors import DataError
-from ssl3d.remedies import CHOOSE_CHANNEL, ENDING, PROMISE
+from ssl3d.errors import DataError, are, count
+from ssl3d.remedies import ENDING, PROMISE, choice
 
 
 def _by_id(cases: Iterable[Case]) -> list[Case]:
@@ -111,9 +111,10 @@ def _channel(dataset: Dataset, channels: Any, path: Path) -> tuple[int, str]:
     names = names or {0: ""}
     there = ", ".join(f"{number}: {name}" for number, name in sorted(names.items()))
     if dataset.channel is None and len(names) > 1:
+        how = choice("channel", str(min(names)))
         raise DataError(
             f"{path} says that images have {len(names)} channels ({there}), and one is read. "
-            f"Fix: choose it by number or name ({CHOOSE_CHANNEL})."
+            f"Fix: choose it by number or name (the first: {how.format(layout=dataset.name)})."
         )
     if dataset.channel is None:
         return min(names.items())
@@ -175,7 +176,7 @@ def _broken_promises(root: Path, facts: Mapping[str, Any], counts: Mapping[str, 
         promised, there = facts.get(key), counts.get(subset, 0)
         if not isinstance(promised, int) or promised == there or (subset == "test" and not there):
             continue
-        problem = f"promises {promised} {what} cases ({key}), and {there} are there"
+        problem = f"promises {count(promised, f'{what} case')} ({key}), and {there} {are(there)} there"
         fix = PROMISE(key=key)
         broken.append(LeftOut(root / "dataset.json", problem, fix))
     return broken

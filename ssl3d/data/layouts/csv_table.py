@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl3d.data.cohort import Case, Dataset, layout_error, natural_key, read_table
 from ssl3d.data.files.suffixes import image_suffix
 from ssl3d.data.layouts.common import _by_id
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, count
 
 
 class Table(Dataset):
@@ -77,7 +77,7 @@ class Table(Dataset):
             ))  # fmt: skip
         if problems:
             raise DataError(
-                f"{table}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n" + "\n".join(f"  {p}" for p in problems)
+                f"{table}: {count(len(problems), 'problem')}:\n" + "\n".join(f"  {p}" for p in problems)
                 + "\nFix: correct these rows, or take them out."
             )  # fmt: skip
         return _by_id(cases)

@@ -119,6 +119,6 @@ def visits_warning(root: Path, listing: Listing) -> str:
     return (
         f"WARNING: {root}: names look like several images of one person ({shown}), and each is taken for a person of "
         f"its own: images of one person may come into training and test. Fix: say who is on which image "
-        f"({SAY_SUBJECTS.format(guess.pattern)}; then {guess.people} people on {cases} images), or, if each is "
-        f"another person, say that (--subject-pattern '.+')."
+        f"({SAY_SUBJECTS.format(guess.pattern)}; then {count(guess.people, 'person', 'people')} on "
+        f"{count(cases, 'image')}), or, if each is another person, say that (--subject-pattern '.+')."
     )
