@@ -70,6 +70,15 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def are(number: int) -> str:
+    """Return the verb that goes with a number of things.
+
+    >>> are(1), are(2)
+    ('is', 'are')
+    """
+    return "is" if number == 1 else "are"
+
+
 def printable(text: str) -> str:
     """Return a text with control characters and bytes that are no UTF-8 escaped, for file names above all.
 

@@ -21,7 +21,7 @@ from ssl3d.downstream.features.measures import make_plan, measure
 from ssl3d.downstream.task_files import task_of_record
 from ssl3d.downstream.tasks import Task
 from ssl3d.environment import environment
-from ssl3d.errors import ConfigError, DataError
+from ssl3d.errors import ConfigError, DataError, count
 from ssl3d.files import write_bytes, write_json
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_backbone, load_method, read_run, weights_fingerprint
@@ -193,9 +193,7 @@ def represent(
     pictures = {how: f"{task.name}-{how}.png" for how in PROJECTIONS}
     for how, name in PROJECTIONS.items():
         panels = [(title, embed(points, how, seed), labels) for title, points, labels in clouds]
-        heading = (
-            f"{name} of the local feature, {task.title}: {len(clouds[0][1])} voxels of {len(cases)} cases"
-        )
+        heading = f"{name} of the local feature, {task.title}: {len(clouds[0][1])} voxels of {count(len(cases), 'case')}"
         write_bytes(out / pictures[how], draw(panels, cohort.label_names, heading))
     result = {
         "schema": SCHEMA,

@@ -17,7 +17,7 @@ from ssl3d.data.prepared.build import Policy, prepare
 from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.data.prepared.steps import Preparation
 from ssl3d.data.splits import SPLITS_FINAL, Split, make_splits, save_splits, splits_of_file
-from ssl3d.errors import DataError, count
+from ssl3d.errors import DataError, are, count
 from ssl3d.progress import Tracker
 from ssl3d.registry.registry import registry
 
@@ -105,7 +105,7 @@ def with_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
         found.append(replace(case, mask=mask))
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(cases)} masks are missing: {', '.join(missing[:10])}"
+            f"{len(missing)} of {count(len(cases), 'mask')} {are(len(missing))} missing: {', '.join(missing[:10])}"
             f"{', ...' * (len(missing) > 10)}. Fix: add them, or choose another crop."
         )
     return found

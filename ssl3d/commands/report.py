@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ssl3d.errors import are, count
+
 
 @click.command()
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
@@ -36,9 +38,11 @@ def report(store: Path, out: Path, title: str, cases: int, viewer_mib: float) ->
     data, problems = report_data(ResultStore(store), registry().methods.names(), cases, viewer_mib)
     page = render(data, title).encode()
     write_bytes(out, page)
-    click.echo(f"{out}: {len(data['records'])} records, {len(page) / 2**20:.1f} MiB")
-    if data["viewer"]["left_out"]:
-        click.echo(f"{data['viewer']['left_out']} cases are not in the viewer: raise --viewer-mib.", err=True)
+    click.echo(f"{out}: {count(len(data['records']), 'record')}, {len(page) / 2**20:.1f} MiB")
+    if left_out := data["viewer"]["left_out"]:
+        click.echo(
+            f"{count(left_out, 'case')} {are(left_out)} not in the viewer: raise --viewer-mib.", err=True
+        )
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -16,6 +16,7 @@ from ssl3d.commands.common import (
     quiet_libraries,
     set_threads,
 )
+from ssl3d.errors import are, count
 
 if TYPE_CHECKING:
     from ssl3d.results.store.record import Record
@@ -72,16 +73,51 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     click.echo(_aligned(lines))
     shown = len(lines) - 1
     counts = [sum(test(r) for r in states.values()) for test in (bool, lambda r: r is None)]
-    click.echo(f"{shown} of {len(records)} records; {counts[0]} stale, {counts[1]} that cannot tell.")
-    if failures := ResultStore(folder).failures():
-        click.echo(f"{len(failures)} cells failed; ssl3d bench tries them again:")
-        for failure in failures:
-            i, error = failure["identity"], failure["error"]
-            name = f"{i['method']} {i['task']} {i['mode']} seed {i['seed']} {i['split']}"
-            click.echo(f"  {name}: {error['type']}: {error['message']}")
+    click.echo(
+        f"{shown} of {count(len(records), 'record')}; {counts[0]} stale, {counts[1]} that cannot tell."
+    )
+    _list_failures(ResultStore(folder).failures(), records, folder)
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
     _name(problems)
+
+
+def _list_failures(failures: Sequence[Record], records: Sequence[Record], folder: Path) -> None:
+    """List the cells that failed, apart those that were computed since with other settings."""
+    from ssl3d.results.store.manage import overtaken
+
+    since = overtaken(failures, records)
+    left = [failure for place, failure in enumerate(failures) if place not in since]
+    if left:
+        click.echo(f"{count(len(left), 'cell')} failed; the same ssl3d bench tries again:")
+        for failure in left:
+            click.echo(f"  {_failure(failure)}")
+    if since:
+        click.echo(
+            f"{count(len(since), 'cell')} failed and {'was' if len(since) == 1 else 'were'} computed since with other "
+            f"settings (ssl3d store prune --store {folder} forgets them):"
+        )
+        for place, changes in since.items():
+            click.echo(f"  {_failure(failures[place])} Since: {', '.join(changes)}.")
+
+
+def _failure(failure: Record) -> str:
+    i, error = failure["identity"], failure["error"]
+    name = f"{i['method']} {i['task']} {i['mode']} seed {i['seed']} {i['split']}"
+    return f"{name}: {error['type']}: {error['message']}"
+
+
+@store.command()
+@store_option
+def prune(folder: Path) -> None:
+    """Forget failures of cells that were computed since with other settings. Records stay."""
+    from ssl3d.results.store.manage import prune as forget
+    from ssl3d.results.store.store import ResultStore
+
+    gone = forget(ResultStore(folder))
+    for failure in gone:
+        click.echo(f"Forgotten: {_failure(failure)}")
+    click.echo(f"{folder}: {count(len(gone), 'failure')} forgotten.")
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -116,7 +152,7 @@ def show(record: str, folder: Path, cases: bool) -> None:
 
     path, found = _found(record, folder)
     if not cases:
-        found = {**found, "per_case": f"{len(found['per_case'])} cases (--cases shows them)"}
+        found = {**found, "per_case": f"{count(len(found['per_case']), 'case')} (--cases shows them)"}
     click.echo(json.dumps(found, indent=2))
     reasons = stale(found)
     state = "unknown, the record does not tell" if reasons is None else "; ".join(reasons) or "none"
@@ -132,7 +168,7 @@ def merge(target: Path, sources: tuple[Path, ...]) -> None:
     from ssl3d.results.store.store import ResultStore
 
     merged = merge_stores(ResultStore(target), [ResultStore(source) for source in sources])
-    click.echo(f"{target}: {merged.copied} records copied, {merged.known} there already.")
+    click.echo(f"{target}: {count(merged.copied, 'record')} copied, {merged.known} there already.")
     for line in merged.conflicts:
         click.echo(f"Conflict: {line}", err=True)
     _name(merged.problems, bad=bool(merged.conflicts))
@@ -146,7 +182,9 @@ def verify(folder: Path) -> None:
 
     opened = ResultStore(folder)
     records, problems = opened.records()
-    click.echo(f"{len(records)} records are sound, {len(problems)} are not.")
+    click.echo(
+        f"{count(len(records), 'record')} {are(len(records))} sound, {len(problems)} {are(len(problems))} not."
+    )
     for path in sorted(opened.folder.glob("*.damaged")):
         click.echo(f"Kept as evidence, not part of the store: {path}", err=True)
     _name(problems)
@@ -165,7 +203,7 @@ def export(folder: Path, out: Path, what: str) -> None:
     from ssl3d.results.store.store import ResultStore
 
     records, problems = ResultStore(folder).records()
-    click.echo(f"{out}: {write(records, out, what)} rows.")
+    click.echo(f"{out}: {count(write(records, out, what), 'row')}.")
     _name(problems)
 
 

@@ -142,7 +142,7 @@ def predict(
         reading = Reading(affine, channel)
         findings = predictor.predict_files(files, out, select_device(device), track.update, reading, offset)
     bad = {finding.path for finding in findings}
-    click.echo(f"{len(files) - len(bad)} of {len(files)} files predicted: {out}")
+    click.echo(f"{len(files) - len(bad)} of {count(len(files), 'file')} predicted: {out}")
     _print_notes(out / NOTES)
     if findings:
         click.echo("Not predicted:\n" + "\n".join(f"  {finding}" for finding in findings), err=True)

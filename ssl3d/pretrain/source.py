@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, are, count
 from ssl3d.rng import derive_seed, numpy_rng, permuted
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class CropSource:
         self.volumes_per_item, self.seed = volumes_per_item, seed
         if len(self) < max(1, volumes_per_item):
             raise DataError(
-                f"Pretraining needs at least {max(1, volumes_per_item)} volumes, but {cohort.dataset} has "
+                f"Pretraining needs at least {count(max(1, volumes_per_item), 'volume')}, but {cohort.dataset} has "
                 f"{len(self)}: add more volumes."
             )
         self.padded = [c.id for c in self._cases() if _smaller(c.shape, crop)]
@@ -128,9 +128,9 @@ class CropSource:
         # The crop must span the shortest edge of the smallest volume, in mm.
         fits = min(s * spacing / e for c in small for s, e in zip(c.shape, self.crop, strict=True))
         return (
-            f"{len(small)} of {len(self)} prepared volumes are smaller than the crop {self.crop} (voxels at "
-            f"{spacing:g} mm) and are padded with zeros (air):\n{listed}{more}\nNone would be with a finer spacing "
-            f"(data.spacing_mm={_rounded_down(fits)}) or a smaller pretrain.crop."
+            f"{len(small)} of {count(len(self), 'prepared volume')} {are(len(small))} smaller than the crop {self.crop} "
+            f"(voxels at {spacing:g} mm) and {are(len(small))} padded with zeros (air):\n{listed}{more}\nNone would be with "
+            f"a finer spacing (data.spacing_mm={_rounded_down(fits)}) or a smaller pretrain.crop."
         )
 
     def _cases(self) -> list[VolumeCase]:
@@ -238,5 +238,5 @@ def training_source(
         other = copy.copy(source)  # of which padded volumes have been named
         other.seed = fixed
     source.held_back = [other.batch(number) for number in range(held_back_batches)]
-    source.held_back_is = f"{len(held)} volumes" if held else "further crops of the training volumes"
+    source.held_back_is = count(len(held), "volume") if held else "further crops of the training volumes"
     return source

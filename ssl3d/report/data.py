@@ -41,13 +41,14 @@ def report_data(
         DataError: there is no store, or no sound record in it.
     """
     records, problems = store.records()
-    model = with_statistics(build_table(records, method_order), _STATISTICS)
+    failures = store.failures()
+    model = with_statistics(build_table(records, method_order, failures=failures), _STATISTICS)
     used: dict[int, int] = {}
     listed: list[dict[str, Any]] = []
     for record in records:
         used[id(record)] = len(listed)
         listed.append(_provenance(record, store))
-    tables = [_table(table, used) for table in model.tables]
+    tables = [_table(table, used, failures) for table in model.tables]
     representation, bad = _representation(store)
     problems = problems + bad
     return {
@@ -71,7 +72,7 @@ def _provenance(record: Record, store: ResultStore) -> dict[str, Any]:
 # --- Tables, curves and cases ---------------------------------------------------------------------
 
 
-def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
+def _table(table: Table, places: dict[int, int], failures: Sequence[Record]) -> dict[str, Any]:
     return {
         "caption": table.caption,
         "units": wording.units([column.metric for column in table.columns]),
@@ -81,10 +82,33 @@ def _table(table: Table, places: dict[int, int]) -> dict[str, Any]:
         "remarks": [
             text for text in (*table.remarks, *wording.floor_remarks(table)) if not text.startswith("#rank")
         ],
-        "rows": [{"method": r.method, "title": wording.row_title(r), "trains": r.trains} for r in table.rows],
+        "rows": [
+            {
+                "method": r.method,
+                "title": wording.row_title(r),
+                "trains": r.trains,
+                "failed": _failed(r, table, failures),
+            }
+            for r in table.rows
+        ],
         "columns": [_column(table, column, places) for column in table.columns],
         "costs": _costs(table),
     }
+
+
+def _failed(row: Row, table: Table, failures: Sequence[Record]) -> dict[int, list[str]]:
+    """Return the reason of each run behind a cell that could not be computed, by the place of its column."""
+    found: dict[int, list[str]] = {}
+    for place, column in enumerate(table.columns):
+        if column.key in row.failed:
+            found[place] = [
+                f"seed {i['seed']}, {i['split']}: {failure['error']['type']}: {failure['error']['message']}"
+                for failure in failures
+                if (i := failure["identity"])["method"] == row.method
+                and i["method_config"] == row.config
+                and (i["mode"], i["task"]) == column.key
+            ]
+    return found
 
 
 def _costs(table: Table) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ function summary() {
   const tile = (value, label) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, label));
   return [
     el("p", { class: "soft" }, t.caption, t.differs ? ` This table: ${t.differs}.` : ""),
-    DATA.problems.length ? el("div", { class: "warn", role: "alert" }, el("p", {}, `${DATA.problems.length} records were left out:`),
+    DATA.problems.length ? el("div", { class: "warn", role: "alert" }, el("p", {}, `${DATA.problems.length === 1 ? "1 record was" : `${DATA.problems.length} records were`} left out:`),
       el("ul", {}, DATA.problems.map((text) => el("li", {}, text)))) : null,
     el("ul", { class: "tiles" },
       tile(`${t.rows.length}`, t.rows.length === 1 ? "method" : "methods"),
@@ -147,7 +147,7 @@ function results() {
     shown.map((column, i) => {
       const cell = column.cells[row.index];
       const kind = [edge(column, i) && "edge", cell?.best && "best", cell?.second && "second"].filter(Boolean).join(" ");
-      return el("td", { class: kind }, cell ? figures(row, column, cell) : "–");
+      return el("td", { class: kind }, cell ? figures(row, column, cell) : row.failed[place(column)] ? failed(row, column, row.failed[place(column)]) : "–");
     })));
   return [
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of results" }, el("table", { id: "results-table" },
@@ -160,6 +160,19 @@ function results() {
       el("li", {}, `Mean ± standard deviation over seeds ${table().units}; brackets: 95 % interval; Δ: difference to scratch, * significant after Holm's correction; highlighted and bold: best of the column, underlined: second. Activate a cell for its records.`),
       table().footnotes.map(([mark, text]) => el("li", {}, `${mark} ${text}`)), table().remarks.map((text) => el("li", {}, text))),
   ];
+}
+
+/** A cell of which nothing could be computed: the word, and the reasons on request. */
+function failed(row, column, reasons) {
+  const dialog = document.getElementById("record");
+  return el("button", { type: "button", "aria-label": `${row.title}, ${column.group} ${column.title}: failed. Show why.`, onclick: () => {
+    dialog.replaceChildren(
+      el("button", { type: "button", class: "close", onclick: () => dialog.close() }, "Close"),
+      el("h2", { id: "record-title" }, `${row.title}: ${column.group.toLowerCase()} ${column.title}`),
+      el("p", {}, "Not computed; the next bench in this store tries again."),
+      el("ul", {}, reasons.map((reason) => el("li", {}, reason))));
+    dialog.showModal();
+  } }, el("span", { class: "mean down" }, "failed"));
 }
 
 function figures(row, column, cell) {

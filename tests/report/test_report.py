@@ -21,11 +21,12 @@ from click.testing import CliRunner
 
 from ssl3d.cli import main
 from ssl3d.downstream.features.maps import draw
+from ssl3d.errors import TrainingError
 from ssl3d.report.data import read_log, report_data, thin
 from ssl3d.report.page import embed_json, render
 from ssl3d.results.store.predictions import keep_prediction, nifti
 from ssl3d.results.store.record import SCHEMA
-from ssl3d.results.store.store import ResultStore
+from ssl3d.results.store.store import ResultStore, failure_of
 
 NASTY = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CASES = 6
@@ -293,6 +294,29 @@ def test_an_empty_store_is_an_error_and_a_damaged_record_is_named(store: ResultS
     assert any("torn.json" in line for line in embedded((tmp_path / "r.html").read_text())["problems"])
 
 
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The data of a store in which both runs of a row failed."""
+    store = ResultStore(tmp_path_factory.mktemp("failing"))
+    made = [record(store, "scratch", "Scratch", seed, 0.5, [10, 30]) for seed in (0, 1)]
+    for one in made:
+        head = {key: one[key] for key in ("schema", "preset", "metric")}
+        head |= {
+            "identity": {**one["identity"], "method": "byol"},
+            "method": {"title": "BYOL", "trains": "encoder"},
+        }
+        store.write_failure(failure_of(head, TrainingError(f"loss = nan {NASTY}"), "s", None))
+    return report_data(store)[0]
+
+
+def test_a_failed_cell_is_there_with_its_reasons(failing: dict[str, Any]) -> None:
+    (table,) = failing["tables"]
+    assert [(row["title"], list(row["failed"])) for row in table["rows"]] == [("Scratch", []), ("BYOL", [0])]
+    assert table["columns"][0]["cells"][1] is None
+    reasons = table["rows"][1]["failed"][0]
+    assert reasons == [f"seed {seed}, test: TrainingError: loss = nan {NASTY}" for seed in (0, 1)]
+
+
 # --- Browser ----------------------------------------------------------------------------------------
 
 PROBE = """<script>
@@ -362,6 +386,23 @@ def test_a_browser_draws_sorts_filters_and_shows_records(page: str, tmp_path: Pa
     assert first == ["Scratch", "GVSL", NASTY] and down == ["GVSL", NASTY, "Scratch"] and up == down[::-1]
     assert said["keyed"] == "features-shc 1", "the focus stays on the heading that sorts"
     assert said["map"] > 100 and said["matched"] == 1
+
+
+@needs_browser
+def test_a_browser_shows_a_failed_cell_and_why(failing: dict[str, Any], tmp_path: Path) -> None:
+    said = browse(render(failing, "Report"), """
+        const buttons = [...document.querySelectorAll("#results-table tbody td button")];
+        const cell = buttons.find((b) => b.textContent === "failed");
+        cell.click();
+        const dialog = document.getElementById("record");
+        return { opened: dialog.open, reasons: [...dialog.querySelectorAll("li")].map((li) => li.textContent) };
+    """, tmp_path)  # fmt: skip
+    assert said["problems"] == [] and said["title"] == "Report"
+    assert (
+        said["opened"]
+        and len(said["reasons"]) == 2
+        and said["reasons"][0].startswith("seed 0, test: TrainingError")
+    )
 
 
 @needs_browser

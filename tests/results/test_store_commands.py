@@ -22,11 +22,11 @@ from ssl3d.bench import stale as provenance
 from ssl3d.bench.stale import run_of, stale, stale_records
 from ssl3d.cli import main
 from ssl3d.config import load_settings
-from ssl3d.errors import ConfigError, DataError
+from ssl3d.errors import ConfigError, DataError, TrainingError
 from ssl3d.registry.registry import registry
 from ssl3d.results.store.manage import export, find, merge
 from ssl3d.results.store.record import identity_hash
-from ssl3d.results.store.store import ResultStore
+from ssl3d.results.store.store import ResultStore, failure_of
 
 
 def run(*arguments: str) -> Result:
@@ -38,6 +38,36 @@ def filled(root: Path, *records: dict[str, Any]) -> ResultStore:
     for record in records:
         store.write(record)
     return store
+
+
+# --- Failures ---------------------------------------------------------------------------------------
+
+
+def failed(record: dict[str, Any], created: str, **identity: Any) -> dict[str, Any]:
+    head = {key: record[key] for key in ("schema", "method", "preset", "metric")}
+    head["identity"] = {**record["identity"], **identity}
+    return {**failure_of(head, TrainingError("loss = nan at step 3"), "s", None), "created": created}
+
+
+def test_failures_of_cells_computed_since_with_other_settings_are_told_apart_and_forgotten(
+    tmp_path: Path,
+) -> None:
+    record = {**made_up_record(), "created": "2026-02-01T00:00:00+00:00"}
+    store = filled(tmp_path, record)
+    store.write_failure(failed(record, "2026-01-01T00:00:00+00:00", budget={"steps": 99}))
+    store.write_failure(failed(record, "2026-03-01T00:00:00+00:00", budget={"steps": 7}))  # fails still
+    store.write_failure(failed(record, "2026-01-01T00:00:00+00:00", seed=5))
+    listed = run("store", "ls", "--store", str(tmp_path)).output
+    assert "2 cells failed; the same ssl3d bench tries again" in listed
+    assert "1 cell failed and was computed since with other settings" in listed
+    assert "budget.steps 99 -> 10" in listed
+    gone = run("store", "prune", "--store", str(tmp_path))
+    assert gone.exit_code == 0 and "1 failure forgotten" in gone.output
+    assert sorted((f["identity"]["seed"], f["identity"]["budget"]["steps"]) for f in store.failures()) == [
+        (0, 7), (5, 10),
+    ]  # fmt: skip
+    assert "0 failures forgotten" in run("store", "prune", "--store", str(tmp_path)).output
+    assert len(store.records()[0]) == 1
 
 
 # --- Merge ------------------------------------------------------------------------------------------
@@ -118,7 +148,7 @@ def test_verify_names_every_bad_record(tmp_path: Path) -> None:
     result = run("store", "verify", "--store", str(tmp_path))
     assert result.exit_code == 1
     for part in (
-        "1 records are sound, 2 are not",
+        "1 record is sound, 2 are not",
         victim.name,
         "altered after it was written",
         "old.json",

@@ -12,6 +12,7 @@ from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_all, write_bytes
 from ssl3d.results.store.record import Record, canonical_json
 from ssl3d.results.store.store import ResultStore
+from ssl3d.results.table.caption import flatten
 
 # What an evaluation found out, against when, where and how fast it did.
 RESULT_FIELDS = ("metric", "score", "per_case", "excluded", "validation", "best_step")
@@ -141,6 +142,49 @@ def find(store: ResultStore, text: str) -> Path:
         )
     names = "\n".join(p.name for p in found[:10])
     raise DataError(f'"{text}" names {len(found)} records; give more of the hash:\n{names}')
+
+
+# --- Failures --------------------------------------------------------------------------------------
+
+_SAME_CELL = ("method", "task", "mode", "seed", "split", "label_fraction", "pretrain_step")
+
+
+def overtaken(failures: Sequence[Record], records: Sequence[Record]) -> dict[int, list[str]]:
+    """Return the failures whose cell was computed since with other settings, by place: what differs in the newest record.
+
+    The cell is the same where method, task, mode, seed, split, share of labels and step of pretraining are.
+
+    Args:
+        failures: of a store.
+        records: of the same store.
+    """
+    newest: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        cell = tuple(record["identity"].get(key) for key in _SAME_CELL)
+        if str(record.get("created", "")) >= str(newest.get(cell, {}).get("created", "")):
+            newest[cell] = record
+    found = {}
+    for place, failure in enumerate(failures):
+        then = newest.get(tuple(failure["identity"].get(key) for key in _SAME_CELL))
+        if then is None or str(then.get("created", "")) < str(failure["created"]):
+            continue
+        old, new = flatten(failure["identity"]), flatten(then["identity"])
+        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        found[place] = [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys]
+    return found
+
+
+def prune(store: ResultStore) -> list[Record]:
+    """Forget the failures whose cell was computed since (:func:`overtaken`), and return them.
+
+    Raises:
+        DataError: there is no store.
+    """
+    failures, (records, _) = store.failures(), store.records(lazy=True)
+    gone = [failures[place] for place in overtaken(failures, records)]
+    for failure in gone:
+        store.forget_failure(failure["identity"])
+    return gone
 
 
 # --- Export ----------------------------------------------------------------------------------------
