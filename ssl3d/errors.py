@@ -43,6 +43,10 @@ class BusyError(SSL3DError):
     """Another process is at work in the same folder."""
 
 
+class MemoryFault(SSL3DError):
+    """Something did not fit into the memory of the machine or the device."""
+
+
 class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: From the ground up: a room may import the rooms of its own floor's number or below, never those above.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("tools", ("errors", "marks", "progress", "parallel", "remedies", "signals")),
+    ("tools", ("errors", "marks", "memory", "progress", "parallel", "remedies", "signals")),
     ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim")),
     ("machine, randomness, geometry", ("environment", "rng", "geometry")),
     ("plugins by name", ("registry", "source_hash")),

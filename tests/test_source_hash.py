@@ -75,7 +75,7 @@ USED_BY_NONE = (
     "ssl3d/progress.py", "ssl3d/errors.py", "ssl3d/files.py", "ssl3d/registry/registry.py", "ssl3d/cli.py",
     "ssl3d/bench/run.py", "ssl3d/results/table/build.py", "ssl3d/results/store/store.py", "ssl3d/report/data.py",
     "ssl3d/bench/represent.py", "ssl3d/models/weights/checkpoint.py", "ssl3d/pretrain/run_folder.py",
-    "ssl3d/locks.py", "ssl3d/signals.py",
+    "ssl3d/locks.py", "ssl3d/signals.py", "ssl3d/data/prepared/arrays.py", "ssl3d/data/prepared/stored.py",
     "ssl3d/commands/bench.py", "ssl3d/data/phantoms/brain.py", "ssl3d/data/checks/verify.py", "ssl3d/registry/scaffold.py",
     "ssl3d/models/weights/export.py", "ssl3d/models/weights/imports.py", "ssl3d/config.py", "plugins/ssl3d_methods/byol.py",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ BOXES = [
 def test_a_box_is_the_slice_of_the_array(tmp_path: Path, dtype: type, box: tuple[slice, ...]) -> None:
     array = (np.random.default_rng(0).random((40, 70, 130)) * 200).astype(dtype)
     path = tmp_path / f"a{SUFFIX}"
-    assert save_array(path, array) == {"name": path.name, "bytes": path.stat().st_size}
+    stored = save_array(path, array)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert stored == {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
     read = read_array(path, box)  # type: ignore[arg-type]
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, array[box])

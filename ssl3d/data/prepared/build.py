@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +25,13 @@ from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.findings import MAX_BYTES, Finding, raise_findings
 from ssl3d.data.files.payload import check_place
 from ssl3d.data.prepared.case import _adopt, _build_case, _Job, _resolve_intensity
-from ssl3d.data.prepared.cohort import PREPARATION_VERSION, PreparedCohort, _read_manifest
+from ssl3d.data.prepared.cohort import PREPARATION_VERSION, PreparedCohort
 from ssl3d.data.prepared.identity import _fingerprint, _identify
 from ssl3d.data.prepared.lungs import load_lungmask
 from ssl3d.data.prepared.steps import Preparation
-from ssl3d.errors import ConfigError, DataError
-from ssl3d.files import remove_leftovers, write_json
+from ssl3d.data.prepared.stored import read_manifest, write_manifest
+from ssl3d.errors import ConfigError, DataError, WriteError
+from ssl3d.files import remove_leftovers
 from ssl3d.parallel import Progress, run_parallel
 
 Policy = Literal["refuse", "skip"]
@@ -112,7 +114,7 @@ def _prepare(
     sources = _identify(cases, job.cache_dir, workers, progress, job.files)
     fingerprint = _fingerprint(cases, sources, dataset, preparation)
     folder = job.cache_dir / f"{dataset.name}-{fingerprint[:16]}"
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, PREPARATION_VERSION)
     if manifest is None:
         intensity, odd = _resolve_intensity(cases, job)
         if preparation.lungmask is not None:
@@ -141,7 +143,7 @@ def _prepare(
             "uses_labels": preparation.uses_labels, "intensity": asdict(intensity), "cases": records,
             "reading": asdict(dataset.reading()),
         }  # fmt: skip
-        write_json(folder / "manifest.json", manifest)
+        write_manifest(folder, manifest)
         remove_leftovers(folder)
     else:
         bad = _bad_cases(cases, manifest["cases"])
@@ -152,7 +154,8 @@ def _prepare(
             # The same contents elsewhere, or touched: note where and when, to spare the next hashing.
             for record, source in zip(manifest["cases"], sources, strict=True):
                 record["sources"] = source
-            write_json(folder / "manifest.json", manifest)
+            with suppress(WriteError):  # a cache that is read-only
+                write_manifest(folder, manifest)
     return folder
 
 
@@ -191,9 +194,9 @@ def _note_skipped(folder: Path, skipped: dict[Case, list[Finding]], left_out: Se
         {"id": name, "path": str(finding.path), "problem": finding.problem, "fix": finding.fix}
         for name, finding in named
     ]
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, PREPARATION_VERSION)
     if manifest is not None and manifest.get("skipped", []) != notes:
-        write_json(folder / "manifest.json", {**manifest, "skipped": notes})
+        write_manifest(folder, {**manifest, "skipped": notes})
 
 
 def _check_cohort(cases: Sequence[Case], dataset: Dataset, preparation: Preparation) -> None:

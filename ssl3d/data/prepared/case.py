@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import secrets
 from collections.abc import Sequence
@@ -21,10 +21,12 @@ from ssl3d.data.files.findings import MAX_BYTES, Finding, raise_findings
 from ssl3d.data.files.volume import Volume
 from ssl3d.data.files.volume_file import VolumeFiles
 from ssl3d.data.prepared.arrays import SUFFIX, save_array
-from ssl3d.data.prepared.cohort import _arrays_exist
+from ssl3d.data.prepared.grids import isotropic_grid
 from ssl3d.data.prepared.steps import CaseError, Intensity, Preparation, prepare_arrays
+from ssl3d.data.prepared.stored import read_note, write_note
 from ssl3d.errors import count
-from ssl3d.files import write_json
+from ssl3d.marks import without_effect
+from ssl3d.memory import Budget
 from ssl3d.parallel import Progress, run_parallel
 from ssl3d.remedies import GIVE_MASK, RUN_AGAIN
 
@@ -40,6 +42,7 @@ class _Job:
     progress: Progress | None
     max_bytes: int
     files: VolumeFiles = field(default_factory=VolumeFiles)
+    budget: Budget = field(default_factory=Budget)
 
 
 def _adopt(
@@ -50,7 +53,7 @@ def _adopt(
     stem: str,
 ) -> None:
     """Take over a case that was built in another folder with the same parameters, by hard links."""
-    if donor is None or (folder / f"{stem}.json").is_file():
+    if donor is None or read_note(folder, stem) is not None:
         return
     place, record = donor
     if record["sources"] != source or record["intensity"] != [intensity.scaling, intensity.offset]:
@@ -67,7 +70,7 @@ def _adopt(
                 return  # a file system without hard links: it is built again
             temporary.replace(folder / name)
             arrays[kind] = {**array, "name": name}
-    write_json(folder / f"{stem}.json", {**record, "arrays": arrays})
+    write_note(folder, stem, {**record, "arrays": arrays})
 
 
 def _resolve_intensity(cases: Sequence[Case], job: _Job) -> tuple[Intensity, dict[Case, list[Finding]]]:
@@ -128,11 +131,9 @@ def _build_case(
     stem: str,
 ) -> dict[str, Any] | list[Finding]:
     """Store one case, unless an earlier build did; return its record, or what is wrong with it."""
-    note = folder / f"{stem}.json"
-    if note.is_file():
-        record = json.loads(note.read_text(encoding="utf-8"))
-        if "voxels" in record and _arrays_exist(folder, record):
-            return record | {"sources": source}
+    stored = read_note(folder, stem)
+    if stored is not None:
+        return stored | {"sources": source}
     offset = intensity.offset if intensity.scaling == "ct" else None
     dataset, preparation, max_bytes, files = job.dataset, job.preparation, job.max_bytes, job.files
     findings, image, label = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes, files=files)
@@ -144,7 +145,8 @@ def _build_case(
         return findings
     try:
         indices = None if label is None else _map_labels(label.data, dataset.label_index())
-        data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask, max_bytes)
+        with job.budget.reserved(_bytes_needed(image, preparation)):
+            data, indices, affine = prepare_arrays(image, indices, preparation, intensity, mask, max_bytes)
     except CaseError as error:
         return [Finding(case.image, error.problem, error.fix)]
     for file in filter(None, source.values()):
@@ -166,8 +168,16 @@ def _build_case(
         "shape": list(data.shape), "affine": affine.tolist(),
         "native_shape": list(image.native_shape), "native_affine": image.native_affine.tolist(),
     }  # fmt: skip
-    write_json(note, record)  # last: a killed build repeats this case
+    write_note(folder, stem, record)  # last: a killed build repeats this case
     return record
+
+
+@without_effect
+def _bytes_needed(image: Volume, preparation: Preparation) -> int:
+    """Return about how many bytes a preparation takes at its peak: copies of the volume before and after resampling."""
+    grid = isotropic_grid(image.affine, image.data.shape, preparation.spacing_mm)
+    target = image.data.size if grid is None else math.prod(grid[1])
+    return 4 * (2 * image.data.size + 3 * target)
 
 
 def _read_mask(case: Case, image: Volume, job: _Job) -> tuple[list[Finding], np.ndarray | None]:

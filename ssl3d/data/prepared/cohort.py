@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,8 @@ import numpy as np
 from ssl3d.data.cohort import Subset
 from ssl3d.data.prepared.arrays import Where, read_array
 from ssl3d.data.prepared.steps import Intensity, Preparation
+from ssl3d.data.prepared.stored import read_manifest
 from ssl3d.errors import DataError, nearest
-
-logger = logging.getLogger(__name__)
-
 
 PREPARATION_VERSION = 1
 """Part of every fingerprint; raised when a change of the code changes prepared voxels."""
@@ -81,7 +77,7 @@ class PreparedCohort:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder, PREPARATION_VERSION)
         if manifest is None:
             raise DataError(f"{folder} is not a complete prepared cohort. Fix: prepare it again.")
         self.folder = folder
@@ -126,55 +122,37 @@ class PreparedCohort:
         return self._index[case_id]
 
     def image(self, i: int, where: Where = ...) -> np.ndarray:
-        """Return the image of case ``i``, or a box of it: (D, H, W) float32 in [0, 1]."""
-        return read_array(self.folder / self.records[i]["arrays"]["image"]["name"], where)
+        """Return the image of case ``i``, or a box of it: (D, H, W) float32 in [0, 1].
+
+        Raises:
+            DataError: what is stored is damaged; see :func:`read_array`.
+        """
+        return self._array(i, "image", where)
 
     def label(self, i: int, where: Where = ...) -> np.ndarray:
         """Return the label of case ``i``, or a box of it: (D, H, W) uint8 in 0..K.
 
         Raises:
-            DataError: the case has no label.
+            DataError: the case has no label, or what is stored is damaged.
         """
         if not self.cases[i].has_label:
             raise DataError(
                 f"Case {self.cases[i].id} of {self.dataset} has no label ({self.cases[i].source})."
             )
-        return read_array(self.folder / self.records[i]["arrays"]["label"]["name"], where)
+        return self._array(i, "label", where)
+
+    def _array(self, i: int, kind: str, where: Where) -> np.ndarray:
+        array = self.records[i]["arrays"][kind]
+        return read_array(self.folder / array["name"], where, array.get("sha256"))
 
 
 def find_prepared(fingerprint: str, cache_dir: Path) -> PreparedCohort | None:
     """Return the stored cohort with this fingerprint, or None."""
     for folder in sorted(cache_dir.glob(f"*-{fingerprint[:16]}")):
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder, PREPARATION_VERSION)
         if manifest is not None and manifest["fingerprint"] == fingerprint:
             return PreparedCohort(folder)
     return None
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a complete cohort: its arrays are there and as long as they were written."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        complete = manifest["format"] == PREPARATION_VERSION and all(
-            "voxels" in record and _arrays_exist(folder, record) for record in manifest["cases"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); its cohort is built again", path, error)
-        return None
-    if not complete:
-        logger.warning(
-            "%s is of an earlier version, or arrays are missing or cut short; it is built again", path
-        )
-        return None
-    return manifest
-
-
-def _arrays_exist(folder: Path, record: dict[str, Any]) -> bool:
-    files = [(folder / array["name"], array["bytes"]) for array in record["arrays"].values() if array]
-    return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
 def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:

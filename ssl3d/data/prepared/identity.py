@@ -11,9 +11,10 @@ from typing import Any
 
 from ssl3d.data.cohort import ANY_READING, Case, Dataset
 from ssl3d.data.files.volume_file import VolumeFile, VolumeFiles
-from ssl3d.data.prepared.cohort import PREPARATION_VERSION, logger
+from ssl3d.data.prepared.cohort import PREPARATION_VERSION
 from ssl3d.data.prepared.lungs import weights_digest
 from ssl3d.data.prepared.steps import Preparation
+from ssl3d.data.prepared.stored import known_digests
 from ssl3d.parallel import Progress, run_parallel
 
 
@@ -26,16 +27,10 @@ def _identify(
 ) -> list[dict[str, Any]]:
     """Return path, size, time and SHA-256 of the image and label of every case.
 
-    A hash is taken from an earlier manifest where path, size and modification time are unchanged.
+    A hash is taken from an earlier manifest where path, size and modification time are unchanged, see
+    :func:`ssl3d.data.prepared.stored.hashing_all_sources`.
     """
-    known: dict[tuple[str, int, int], str] = {}
-    for path in cache_dir.glob("*/manifest.json"):
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))["cases"]
-            sources = [source for record in records for source in record["sources"].values() if source]
-            known |= {(one["path"], one["size"], one["mtime_ns"]): one["sha256"] for one in sources}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s cannot be read (%s); its cohort is not reused", path, error)
+    known = known_digests(cache_dir)
 
     def identify(path: Path | None) -> dict[str, Any] | None:
         if path is None:
