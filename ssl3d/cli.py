@@ -215,12 +215,13 @@ def plugins() -> None:
     """List installed plugins, what each registers, and what is wrong with any."""
     from rich.markup import escape
 
+    from ssl3d.errors import count
     from ssl3d.registry.registry import registry
 
     found = registry()
     catalogues: dict[str, Catalogue[Any]] = {
-        "methods": found.methods, "tasks": found.tasks, "datasets": found.datasets,
-        "backbones": found.backbones, "table formats": found.table_formats,
+        "method": found.methods, "task": found.tasks, "dataset": found.datasets,
+        "backbone": found.backbones, "table format": found.table_formats,
     }  # fmt: skip
     table = text_table("Plugin", "Version", "Registers", "State")
     for plugin in found.plugins.values():
@@ -230,7 +231,7 @@ def plugins() -> None:
         state = f"[red]broken:[/] {escape(plugin.error)}" if plugin.error else "[green]ok[/]"
         for problem in plugin.problems:
             state += f"\n[yellow]warning:[/] {escape(problem)}"
-        registers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "nothing"
+        registers = ", ".join(count(n, kind) for kind, n in counts.items() if n) or "nothing"
         table.add_row(escape(plugin.name), escape(plugin.version), registers, state)
     console = make_console()
     console.print(table)

@@ -78,6 +78,9 @@ def _three(value: Any) -> Any:
     return (value, value, value) if isinstance(value, int) else value
 
 
+YAML_SUFFIXES: Final = (".yaml", ".yml")
+"""Endings of presets and task files."""
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_three)]
@@ -494,7 +497,7 @@ def _is_bundled(path: Path) -> bool:
 
 def _find_preset(preset: str, folder: Path | None = None) -> Path:
     """Return the file of a preset, named by its name or by its path from ``folder`` (None: the working directory)."""
-    named = preset.endswith((".yaml", ".yml"))
+    named = preset.endswith(YAML_SUFFIXES)
     path = (folder or Path()) / Path(preset).expanduser() if named else presets_folder() / f"{preset}.yaml"
     if not path.is_file():
         looked = f" There is no {path}." if named else ""

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 
 from ssl3d.data.checks.overlap import Overlap, find_overlap, find_twins
 from ssl3d.data.prepared.cohort import PreparedCohort
-from ssl3d.errors import DataError, count
+from ssl3d.errors import DataError, are, count
 from ssl3d.parallel import Progress
 from ssl3d.remedies import SAY_SUBJECTS
 
 if TYPE_CHECKING:
     from ssl3d.bench.cell import TaskData
+
+
+_NEVERTHELESS = "evaluate nevertheless with --allow-overlap {} (results are marked)"
+_SHOWN = 10
+
+
+def _listed(heading: str, found: Sequence[str], fix: str) -> list[str]:
+    """Return the lines about what was found in one task: some of it, how much more there is, and the remedy."""
+    more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return [heading, *(f"  {line}" for line in found[:_SHOWN]), *more, f"  Fix: {fix}."]
 
 
 def check_overlap(
@@ -50,15 +60,11 @@ def check_overlap(
         }
         found = list(dict.fromkeys(one for some in overlaps.values() for one in some or ()))
         if found and name not in allowed:
-            problems.append(
-                f"{name}: {len({o.test for o in found})} of {len(test)} test images are among the volumes for "
-                f"pretraining:"
-            )
-            problems += [f"  {o.test} is {o.pretraining}: {o.how}" for o in found[:10]]
-            problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
-            problems.append(
-                "  Fix: leave these people out of pretraining (--exclude-test), or evaluate nevertheless with "
-                f"--allow-overlap {name} (results are marked)."
+            many = len({o.test for o in found})
+            problems += _listed(
+                f"{name}: {many} of {count(len(test), 'test image')} {are(many)} among the volumes for pretraining:",
+                [f"{o.test} is {o.pretraining}: {o.how}" for o in found],
+                f"leave these people out of pretraining (--exclude-test), or {_NEVERTHELESS.format(name)}",
             )
         marked.append(replace(column, overlaps=overlaps))
     if problems:
@@ -136,12 +142,11 @@ def check_within(
                 found.setdefault(ordered, f"{ordered.test} for test and {ordered.pretraining} for "
                                           f"{other if one == 'test' else one} in {split.name}: {pair.how}")  # fmt: skip
         if found and name not in allowed:
-            problems.append(f"{name}: {count(len(found), 'scan')} would be in two parts under two subjects:")
-            problems += [f"  {text}" for text in list(found.values())[:10]]
-            problems += [f"  and {len(found) - 10} more"] if len(found) > 10 else []
-            problems.append(
-                f"  Fix: keep one image of each pair, or give both the same subject ({SAY_SUBJECTS.format('REGEX')}, or "
-                f"the column subject of a CSV), or evaluate nevertheless with --allow-overlap {name} (results are marked)."
+            problems += _listed(
+                f"{name}: {count(len(found), 'scan')} would be in two parts under two subjects:",
+                list(found.values()),
+                f"keep one image of each pair, or give both the same subject ({SAY_SUBJECTS.format('REGEX')}, or the "
+                f"column subject of a CSV), or {_NEVERTHELESS.format(name)}",
             )
         marked.append(replace(column, twins=tuple(found)))
     if problems:

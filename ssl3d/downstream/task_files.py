@@ -10,12 +10,10 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from ssl3d.config import Model, PositiveInt, validate
+from ssl3d.config import YAML_SUFFIXES, Model, PositiveInt, validate
 from ssl3d.data.people import check_pattern
 from ssl3d.downstream.tasks import Kind, Metric, Scheme, Task
 from ssl3d.errors import ConfigError
-
-TASK_SUFFIXES = (".yaml", ".yml")
 
 _METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
@@ -153,7 +151,7 @@ class TaskFile(Model):
 
 def is_task_file(name: str) -> bool:
     """Whether a name on the command line is that of a task file."""
-    return name.endswith(TASK_SUFFIXES)
+    return name.endswith(YAML_SUFFIXES)
 
 
 def load_task(path: Path) -> Task:

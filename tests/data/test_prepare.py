@@ -18,6 +18,7 @@ from zlib import crc32
 import nibabel
 import numpy as np
 import pytest
+from grids import affine_of
 from pydantic import ValidationError
 
 from ssl3d.data.checks.file import read_labels, read_volume
@@ -54,18 +55,6 @@ class Hearts(Dataset):
 
 class Brains(Hearts):
     name, modality, intensity_offset = "brains", "mr", 0.0
-
-
-def affine_of(
-    spacing: tuple[float, float, float], codes: str = "RAS", rotation: np.ndarray | None = None
-) -> np.ndarray:
-    axes = np.zeros((3, 3))
-    for column, (axis, sign) in enumerate(nibabel.orientations.axcodes2ornt(tuple(codes))):
-        axes[int(axis), column] = sign * spacing[column]
-    affine = np.eye(4)
-    affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ axes
-    affine[:3, 3] = (-11.0, 5.0, 40.0)
-    return affine
 
 
 def positions(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

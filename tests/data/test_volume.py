@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from grids import affine_of, write_itk
 
 from ssl3d.data.checks.file import read_labels, read_volume
 from ssl3d.data.files.volume import write_volume
@@ -17,35 +17,10 @@ from ssl3d.errors import DataError
 OBLIQUE = nibabel.eulerangles.euler2mat(0.2, -0.15, 0.3)  # rotation about z, y, x in radians
 
 
-def affine_of(
-    codes: str, spacing: tuple[float, float, float], rotation: np.ndarray | None = None
-) -> np.ndarray:
-    """Affine of an array whose axes run towards ``codes``, for example "LPS"."""
-    ornt = nibabel.orientations.axcodes2ornt(tuple(codes))
-    axes = np.zeros((3, 3))
-    for column, (axis, sign) in enumerate(ornt):
-        axes[int(axis), column] = sign * spacing[column]
-    affine = np.eye(4)
-    affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ axes
-    affine[:3, 3] = (-31.0, 12.0, 77.0)
-    return affine
-
-
 def world_ramp(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     """Voxels that hold a linear function of their own position in mm: any misplacement shows."""
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)  # (D, H, W, 3)
     return (index @ affine[:3, :3].T + affine[:3, 3]) @ np.array([1.0, 10.0, 100.0])
-
-
-def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, compress: bool = True) -> None:
-    """Write an array with a RAS+ affine by SimpleITK, which wants LPS+."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=compress)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -54,7 +29,7 @@ def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, compress: bool =
 def test_every_format_and_orientation_is_read_to_ras(
     tmp_path: Path, ending: str, codes: str, rotation: np.ndarray | None
 ) -> None:
-    shape, affine = (5, 6, 7), affine_of(codes, (0.5, 1.25, 3.0), rotation)
+    shape, affine = (5, 6, 7), affine_of((0.5, 1.25, 3.0), codes, rotation)
     data = world_ramp(shape, affine).astype(np.float32)
     path = tmp_path / f"scan{ending}"
     if ending.startswith(".nii"):
@@ -117,7 +92,7 @@ def test_labels_that_are_not_integers_are_refused(tmp_path: Path, bad: float) ->
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.int64, bool])
 def test_written_volumes_are_read_back(tmp_path: Path, dtype: type) -> None:
-    affine = affine_of("RAS", (0.8, 0.9, 2.0), OBLIQUE)
+    affine = affine_of((0.8, 0.9, 2.0), "RAS", OBLIQUE)
     data = (np.random.default_rng(0).uniform(0, 2, (4, 5, 6))).astype(dtype)
     write_volume(tmp_path / "new" / "out.nii.gz", data, affine)
     back = read_volume(tmp_path / "new" / "out.nii.gz")

@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from click.testing import CliRunner, Result
+from grids import write_itk
 from sklearn.metrics import roc_auc_score
 from test_dicom import write_series
 from torch import nn
@@ -84,13 +85,7 @@ def write_image(path: Path, axes: np.ndarray, seed: int = 0) -> tuple[np.ndarray
         nifti.header.set_slope_inter(2.0, 7.0)
         nibabel.save(nifti, path)
     else:
-        lps = np.diag([-1.0, -1, 1]) @ affine[:3]
-        spacing = np.linalg.norm(axes, axis=0)
-        stored = sitk.GetImageFromArray(image.transpose(2, 1, 0))
-        stored.SetSpacing(spacing.tolist())
-        stored.SetDirection((lps[:, :3] / spacing).ravel().tolist())
-        stored.SetOrigin(lps[:, 3].tolist())
-        sitk.WriteImage(stored, str(path))
+        write_itk(path, image, affine)
     return truth, affine
 
 
