@@ -301,7 +301,7 @@ def pretrain(
     if cohort is not None and cohort.skipped:
         print_skipped(cohort.skipped)
     if cohort is not None:
-        click.echo(f"Volumes: {count(len(cohort), 'case')}, taken for {cohort.taken_for}")
+        click.echo(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
     run = pretrain(
         spec, cohort, settings, seed, out, where, resume=resume, allow_code_change=allow_code_change
     )

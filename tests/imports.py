@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: From the ground up: a room may import the rooms of its own floor's number or below, never those above.
-FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
+#: From the ground up: a package may import the packages of its own layer's number or below, never those above.
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tools", ("errors", "marks", "memory", "progress", "parallel", "remedies", "signals")),
     ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim")),
     ("machine, randomness, geometry", ("environment", "rng", "geometry")),
@@ -33,7 +33,7 @@ CONTRACTS = {
         "ssl3d.results.formats.format",
     },
 }  # fmt: skip
-#: Rooms of one floor that must not know each other.
+#: Packages of one layer that must not know each other.
 APART = (
     ("pretrain", "downstream"),
     ("transforms", "losses"),
@@ -100,50 +100,50 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def room(module: str) -> str:
-    """Return the room of a module: its folder below ssl3d, or its own name at the bottom."""
+def package(module: str) -> str:
+    """Return the package of a module: its folder below ssl3d, or its own name at the bottom."""
     parts = module.split(".")
     if parts[0] != "ssl3d":
         return parts[0]
     inner = ".".join(parts[1:])
-    return inner if any(inner in rooms for _, rooms in FLOORS) else parts[1]
+    return inner if any(inner in packages for _, packages in LAYERS) else parts[1]
 
 
-def floor(module: str) -> int:
-    """Return the number of a module's floor, 1 at the ground.
+def layer(module: str) -> int:
+    """Return the number of a module's layer, 1 at the ground.
 
     Raises:
-        KeyError: the table does not know its room.
+        KeyError: the table does not know its package.
     """
-    for number, (_, rooms) in enumerate(FLOORS, 1):
-        if room(module) in rooms:
+    for number, (_, packages) in enumerate(LAYERS, 1):
+        if package(module) in packages:
             return number
     raise KeyError(module)
 
 
 def back_running(edges: Mapping[str, set[str]]) -> list[str]:
-    """Return the imports that run up to a higher floor, or between rooms of one floor that are to be apart."""
+    """Return the imports that run up to a higher layer, or between packages of one layer that are to be apart."""
     found = []
     for name, others in sorted(edges.items()):
         for other in sorted(others):
-            pair = {room(name), room(other)}
-            if floor(other) > floor(name) or (len(pair) == 2 and any(pair == set(two) for two in APART)):
+            pair = {package(name), package(other)}
+            if layer(other) > layer(name) or (len(pair) == 2 and any(pair == set(two) for two in APART)):
                 found.append(f"{name} -> {other}")
     return found
 
 
 def table() -> str:
-    """Return the floors as a Markdown table, the highest first, as docs/architecture.md shows it."""
-    lines = ["| floor | what | rooms |", "|--:|---|---|"]
-    for number, (what, rooms) in reversed(list(enumerate(FLOORS, 1))):
-        lines.append(f"| {number} | {what} | {', '.join(f'`{name}`' for name in rooms)} |")
+    """Return the layers as a Markdown table, the highest first, as docs/architecture.md shows it."""
+    lines = ["| layer | what | packages |", "|--:|---|---|"]
+    for number, (what, packages) in reversed(list(enumerate(LAYERS, 1))):
+        lines.append(f"| {number} | {what} | {', '.join(f'`{name}`' for name in packages)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     every = graph()
     print(table())
-    print(f"\n{len(every)} modules, {len(FLOORS)} floors")
+    print(f"\n{len(every)} modules, {len(LAYERS)} layers")
     for what, rows in (
         ("circles", [" <-> ".join(c) for c in circles(every)]),
         ("imports that run back up", back_running(every)),

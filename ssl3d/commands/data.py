@@ -163,7 +163,7 @@ def verify(
     findings = report.findings
     _print_findings(report)
     if report.taken_for:
-        click.echo(f"Taken for {report.taken_for}.")
+        click.echo(f"Read as {report.taken_for}.")
     if out is not None:
         write_json(out / "findings.json", {"dataset": dataset.name, "skipped": report.skipped(),
                                            "cohort": [str(f) for f in report.absent],
@@ -296,5 +296,5 @@ def prepare(
         )  # fmt: skip
     print_skipped(cohort.skipped)
     click.echo(
-        f"{count(len(cohort), 'case')}, {cohort.intensity.scaling}, taken for {cohort.taken_for}: {cohort.folder}"
+        f"{count(len(cohort), 'case')}, {cohort.intensity.scaling}, read as {cohort.taken_for}: {cohort.folder}"
     )

@@ -139,7 +139,7 @@ def test_prepare_skips_and_records_and_goes_on_where_it_was(bad: Path, tmp_path:
     refused = run(*arguments)
     assert refused.exit_code == 2 and "is truncated" in refused.output
     result = run(*arguments, "--policy", "skip")
-    assert result.exit_code == 0 and "2 cases, ct, taken for CT in HU (" in result.output, result.output
+    assert result.exit_code == 0 and "2 cases, ct, read as CT in HU (" in result.output, result.output
     assert result.output.count("Left out: ") == len(FAULTS)
     (manifest,) = (tmp_path / "cache").rglob("manifest.json")
     stored = json.loads(manifest.read_text())
@@ -262,7 +262,7 @@ def test_verify_and_pretrain_and_its_run_say_what_the_volumes_were_taken_for(tmp
     for i in range(2):
         save(root / f"h{i}.nii.gz", heart(i)[0])
     checked = run("data", "verify", root, "--out", tmp_path / "out")
-    assert "Taken for CT in HU (by their values)." in checked.output
+    assert "Read as CT in HU (by their values)." in checked.output
     summary = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
     assert summary["taken_for"] == "CT in HU (by their values)"
     result = run(
@@ -270,14 +270,14 @@ def test_verify_and_pretrain_and_its_run_say_what_the_volumes_were_taken_for(tmp
         "--set", "pretrain.steps=1", "--set", "data.spacing_mm=2",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "Volumes: 2 cases, taken for CT in HU (by the values of 2 files" in result.output
+    assert "Volumes: 2 cases, read as CT in HU (by the values of 2 files" in result.output
     volumes = json.loads((tmp_path / "run" / "run.json").read_text())["volumes"]
     assert volumes["cases"] == 2 and volumes["taken_for"].startswith("CT in HU (by the values")
     # MR, and a CT that can be taken for one: said with what to do.
     for i in range(2):
         save(tmp_path / "mrs" / f"m{i}.nii.gz", np.clip(heart(i)[0] + 1000, 0, None))
     output = run("data", "verify", tmp_path / "mrs").output
-    assert "Taken for not CT in HU" in output and "--set data.intensity_offset.folder=1024" in output
+    assert "Read as not CT in HU" in output and "--set data.intensity_offset.folder=1024" in output
     refused = run("data", "verify", tmp_path / "mrs", "--offset", "1024")
     assert refused.exit_code == 1 and "--offset 0 for data verify" in refused.output
     assert run("data", "verify", tmp_path / "mrs", "--offset", "0").exit_code == 0
