@@ -271,7 +271,9 @@ def test_missing_empty_folder_and_unknown_ending(tmp_path: Path) -> None:
 
 def test_4d(tmp_path: Path) -> None:
     finding = the_finding(save_nifti(tmp_path / "bold.nii.gz", noise(shape=(4, 5, 6, 7))))
-    assert finding.problem == "is 4D (4 x 5 x 6 x 7), not one 3D volume" and "its volumes, 0 to 6" in finding.fix
+    assert (
+        finding.problem == "is 4D (4 x 5 x 6 x 7), not one 3D volume" and "its volumes, 0 to 6" in finding.fix
+    )
     rgb = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
     for name in ("rgb.mha", "rgb.nrrd"):
         sitk.WriteImage(rgb, str(tmp_path / name))
