@@ -29,6 +29,8 @@ from ssl3d.results.table.caption import flatten
 if TYPE_CHECKING:
     import torch
 
+    from ssl3d.data.prepared.build import Policy
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -96,14 +98,15 @@ def _again(
     given = _run_folder(record, run["checkpoint"], own_checkpoint) if run["checkpoint"] else None
     ready = _run_folder(record, None, own_checkpoint) if own_checkpoint and not given else None
     task = task_of_record(record)
+    policy: Policy = "skip" if any((record.get("left_out") or {}).values()) else "refuse"  # as then
     place = Path(run["task_data"]) if run["task_data"] else None
-    cohort = task_cohort(task, place, settings, cache)
+    cohort = task_cohort(task, place, settings, cache, policy)
     splits = [s for s in task_splits(task, cohort, settings) if s.name == identity["split"]]
     if not splits:
         raise DataError(f"Task {task.name} has no split {identity['split']} any more: the data changed.")
     trained = spec.cls.trains != "none"
     unlabelled = (
-        pretraining_cohort(run["data"], settings, cache) if trained and not (given or ready) else None
+        pretraining_cohort(run["data"], settings, cache, policy) if trained and not (given or ready) else None
     )
     match = identity.get("match", {"by": "steps"})
     if match["by"] == "time":  # the cost that was measured then; another measurement gives other steps

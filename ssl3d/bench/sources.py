@@ -33,6 +33,19 @@ def cache_folder(given: Path | None) -> Path:
     return given or Path.home() / ".cache" / "ssl3d"
 
 
+def absolute_place(text: str) -> str:
+    """Return a place of data as a record keeps it, for a reader in any working directory.
+
+    Args:
+        text: ``phantoms``, a folder, or ``LAYOUT=DIR``.
+    """
+    if text == PHANTOMS:
+        return text
+    name, equals, rest = text.partition("=")
+    layout = f"{name}=" if equals and name in registry().datasets else ""
+    return layout + str(Path(rest if layout else text).expanduser().absolute())
+
+
 def make_phantoms(root: Path, config: PhantomConfig) -> None:
     """Write the phantom cohorts to ``root``; files that are there already are kept.
 

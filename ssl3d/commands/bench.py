@@ -312,12 +312,13 @@ def _bench_of(options: _Options) -> Bench:
         SSL3DError: something cannot be done; nothing has been trained then.
     """
     from ssl3d.bench.run import Bench, Conduct, Grid, Pretraining
+    from ssl3d.bench.sources import absolute_place
     from ssl3d.results.store.store import ResultStore
 
     plan = _plan(options)
     settings, columns, unlabelled = _prepared(plan, options)
     grid = Grid(plan.methods, columns, plan.modes, plan.seeds, plan.fractions)
-    pretraining = Pretraining(unlabelled, plan.checkpoints, plan.match, options.data)
+    pretraining = Pretraining(unlabelled, plan.checkpoints, plan.match, absolute_place(options.data))
     conduct = Conduct(
         options.recompute,
         options.keep_predictions,
@@ -330,6 +331,7 @@ def _bench_of(options: _Options) -> Bench:
 
 def _plan(options: _Options) -> _Plan:
     """Return what the options ask for; everything that can be known to be wrong without data is said here."""
+    from ssl3d.bench.sources import absolute_place
     from ssl3d.registry.registry import registry
 
     found = registry()
@@ -345,8 +347,14 @@ def _plan(options: _Options) -> _Plan:
     settings = settings_of(options.preset, options.overrides, tasks)
     seeds = list(settings.seeds) if options.seeds is None else [_seed(s) for s in split_names(options.seeds)]
     fractions = tuple(_fraction(text) for text in split_names(options.label_fractions))
-    places = split_pairs(options.task_data, "--task-data")
-    checkpoints = split_pairs(options.checkpoint, "--checkpoint")
+    places = {
+        name: Path(absolute_place(str(place)))
+        for name, place in split_pairs(options.task_data, "--task-data").items()
+    }
+    checkpoints = {
+        name: run.expanduser().absolute()
+        for name, run in split_pairs(options.checkpoint, "--checkpoint").items()
+    }
     files = split_pairs(options.splits_file, "--splits-file")
     settings = with_splits_files(with_subject_patterns(settings, options.subject_patterns), tasks, files)
     for option, names in (

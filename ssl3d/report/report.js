@@ -89,14 +89,14 @@ function sorted() {
   return rows().sort((a, b) => compare(value(a), value(b), down));
 }
 
-function heading(key, text, left) {
+function heading(key, text, left, below) {
   const active = state.sort.key === key;
   return el("th", { scope: "col", class: left ? "left" : null, "aria-sort": active ? (state.sort.down ? "descending" : "ascending") : "none" },
     el("button", { type: "button", "data-sort": key, onclick: () => {
       state.sort = { key, down: active ? !state.sort.down : key !== "title" };
       redraw();
       document.querySelector(`[data-sort="${key}"]`).focus();
-    } }, text));
+    } }, text), below && el("span", { class: "sub" }, below));
 }
 
 /** The loss on held-back volumes of an output that ignores its input, for the chart of that loss. */
@@ -153,7 +153,7 @@ function results() {
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of results" }, el("table", { id: "results-table" },
       el("thead", {},
         el("tr", {}, el("th", { class: "left" }), groups.map((g) => el("th", { class: "group edge", scope: "colgroup", colspan: shown.filter((c) => c.group === g).length }, g))),
-        el("tr", {}, heading("title", "Method", true), shown.map((c) => heading(place(c), c.title)))),
+        el("tr", {}, heading("title", "Method", true), shown.map((c) => heading(place(c), c.title, false, c.detectable != null && `shows ${fixed(c.detectable, c.digits)}`)))),
       el("tbody", {}, body))),
     body.length ? null : el("p", { role: "status" }, "No method matches the filter."),
     el("ul", { class: "notes" },
@@ -184,7 +184,8 @@ function figures(row, column, cell) {
     onclick: () => provenance(row, column, cell) },
   el("span", { class: "mean" }, fixed(cell.mean, digits), cell.marks), cell.sd == null ? null : ` ± ${fixed(cell.sd, digits)}`,
   cell.interval && el("span", { class: "sub" }, `[${fixed(cell.interval[0], digits)}, ${fixed(cell.interval[1], digits)}]`),
-  delta && el("span", { class: `sub ${(column.lower ? -cell.delta : cell.delta) >= 0 ? "up" : "down"}` }, delta));
+  delta && el("span", { class: `sub ${(column.lower ? -cell.delta : cell.delta) >= 0 ? "up" : "down"}` }, delta),
+  cell.p != null && el("span", { class: "sub" }, cell.p < 0.001 ? "p < 0.001" : `p = ${cell.p.toFixed(3)}`));
 }
 
 function provenance(row, column, cell) {

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from cohorts import sphere_cohort
 
 from ssl3d.bench import reproduce
 from ssl3d.bench.cell import TaskData
@@ -102,6 +105,46 @@ def test_a_number_of_a_task_file_comes_back_without_the_file(folder: Path) -> No
     (path,) = (folder / "blood" / "records").glob("*.json")
     again = run("reproduce", str(path), "--cache", str(folder / "cache"))
     assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
+
+
+def test_bad_cases_given_folds_and_people_left_out_come_back_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is in the record, with the places of the data from the root of the file system."""
+    release, names = tmp_path / "release", [f"c{i}" for i in range(8)]
+    balls = sphere_cohort(8, edge=20)
+    for name, image, label in zip(names, balls.images, balls.labels, strict=True):
+        for part, data in (("imagesTr", (900 * image).astype(np.int16)), ("labelsTr", label)):
+            path = release / part / f"{name}{'_0000' if part == 'imagesTr' else ''}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(data, np.diag([6.4, 6.4, 6.4, 1])), path)
+    bad = release / "imagesTr" / "c7_0000.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:-20])
+    facts = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "bright": 1, "dark": 2},
+        "file_ending": ".nii.gz",
+    }
+    (release / "dataset.json").write_text(json.dumps({**facts, "numTraining": 8}))
+    folds = [{"train": names[2:7], "val": names[:2]}, {"train": [*names[:2], *names[4:7]], "val": names[2:4]}]
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    (tmp_path / "ball.yaml").write_text("name: ball\nkind: segmentation\ndataset: nnunet\n")
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "bench", "--preset", "smoke", "--set", "pretrain.steps=2", "--methods", "denoising", "--tasks", "ball.yaml",
+        "--task-data", "ball=nnunet=release", "--data", "nnunet=release", "--exclude-test", "--splits-file",
+        "ball=folds.json", "--policy", "skip", "--modes", "linear", "--store", "store", "--cache", "cache",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found, problems = ResultStore(tmp_path / "store").records()
+    assert len(found) == 2 and not problems
+    assert found[0]["run"]["settings"]["data"]["exclude"] == names[:4] and found[0]["left_out"]["task"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for record, more in zip(found, ((), ("--checkpoint",)), strict=True):
+        path = ResultStore(tmp_path / "store").path_for(record["identity"])
+        again = run("reproduce", str(path), "--cache", str(tmp_path / "cache"), *more)
+        assert again.exit_code == 0 and "Reproduced bit for bit" in again.output, again.output
 
 
 def test_the_place_of_a_task_file_s_data_is_kept(folder: Path) -> None:

@@ -111,8 +111,8 @@ class ResultStore:
 
     def place_of(self, folder: Path) -> str:
         """Return how a record names ``folder``: from the store's root where it lies inside, so that a store can move."""
-        inside = folder.is_relative_to(self.root)
-        return folder.relative_to(self.root).as_posix() if inside else str(folder)
+        folder, root = folder.absolute(), self.root.absolute()
+        return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
 
     def run_folder(self, record: Mapping[str, Any]) -> Path | None:
         """Return the folder of the pretraining behind ``record``, or None if it is not there.
