@@ -268,7 +268,10 @@ class FinetuneConfig(Model):
     clip_grad: float | None = Field(None, gt=0)
     """Largest norm of the gradient; off by default."""
     validate_every: PositiveInt = 200
-    """Steps between two validations."""
+    """Steps between two validations, or a multiple of them where these would cost more than `validation_share`."""
+    validation_share: float = Field(0.1, gt=0)
+    """Most that validations cost, as a share of training, counted in voxels that pass the network (of which a training
+    step has three passes). The last step is always validated. Large: after every `validate_every` steps, at any cost."""
     weights: Literal["best", "last"] = "best"
     """What is tested: the weights with the best validation, or the last ones, for schedules that end at a rate of 0.
     The best of a few noisy validations is partly luck."""
@@ -305,12 +308,17 @@ class DownstreamConfig(Model):
     """Crop for training and window for inference (D, H, W) in voxels; smaller volumes are padded."""
     overlap: Annotated[float, VOXELS] = Field(0.5, ge=0, lt=1)
     """Overlap of the windows at inference."""
+    windows: Annotated[PositiveInt | Literal["auto"], WITHOUT_EFFECT] = "auto"
+    """Windows that pass the network together at inference; `auto`: 128,000 voxels of them on a CPU, 2,097,152 (128^3) on a
+    GPU, one at least."""
     head_kernel: Annotated[Literal[1, 3], CountsFor(("segmentation",), ("linear", "finetune"))] = 1
     """Kernel of the segmentation head: 1 (linear per voxel) or 3 (the released code's)."""
     feature_budget_mib: Annotated[int, WITHOUT_EFFECT] = Field(4096, ge=0)
     """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
     feature_disk_mib: Annotated[int, WITHOUT_EFFECT] = Field(65536, ge=0)
     """Frozen features above this are computed on the fly, with the same result."""
+    feature_precision: Annotated[Literal["float32", "bfloat16"], CountsFor(modes=("linear", "knn"))] = "float32"
+    """How frozen features are kept. `bfloat16` halves memory and disk; the probe reads the rounded values."""
     surface_tolerance_mm: Annotated[float, VOXELS] = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

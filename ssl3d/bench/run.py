@@ -27,6 +27,7 @@ from ssl3d.bench.cell import Weights, digest, given_weights, planned_weights
 from ssl3d.bench.stale import stale
 from ssl3d.config import Settings
 from ssl3d.downstream.harness import Evaluation, evaluate
+from ssl3d.downstream.problems.frozen import SharedFeatures
 from ssl3d.downstream.problems.problem import Mode
 from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, count, nearest
 from ssl3d.files import write_json
@@ -297,12 +298,21 @@ class Bench:
                 kept.append(keep_prediction(self.store, cell.identity, case.id, arrays, case.affine))
 
         protocol = self.settings.downstream.for_mode(cell.mode)
+        self._features.begin(
+            None
+            if cell.mode == "finetune"
+            else (fingerprint, cell.data.task.name, protocol.model_dump_json())
+        )
         evaluation = Evaluation(
             cell.data.task, cohort, cell.split, cell.mode, protocol, cell.seed, self.device
         )
-        outcome = evaluate(backbone, evaluation, label=cell.label, on_prediction=keep)
+        outcome = evaluate(backbone, evaluation, cell.label, on_prediction=keep, shared=self._features)
         record = cell.record(run, fingerprint, self.store.place_of(folder), outcome, self.device)
         return record | ({"predictions": kept} if kept else {})
+
+    @cached_property
+    def _features(self) -> SharedFeatures:
+        return SharedFeatures()
 
     # --- Weights ---
 
@@ -353,6 +363,7 @@ class Bench:
                 self._set_stale_aside(weights, folder)
             if (folder / RUN).is_file() and read_run(folder).get("status") == "finished":
                 return folder
+            self._features.begin(None)
             try:
                 pretrain(
                     weights.spec, self.pretraining.volumes, self.settings_for(weights.spec), weights.identity["seed"],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssl3d.config import DownstreamConfig, FinetuneConfig
 from ssl3d.device import PeakMemory, to_device
 from ssl3d.downstream.metrics import significant
+from ssl3d.downstream.problems.frozen import SharedFeatures
 from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode, OnPrediction, Problem
 from ssl3d.downstream.tasks import Task
@@ -84,6 +85,7 @@ def evaluate(
     label: str = "",
     keep: Callable[[nn.Module], None] | None = None,
     on_prediction: OnPrediction | None = None,
+    shared: SharedFeatures | None = None,
 ) -> Outcome:
     """Solve for a head (linear), train everything (finetune) or nothing (knn) on ``split.train``, choose on
     ``split.val``, test once on ``split.test``.
@@ -95,6 +97,7 @@ def evaluate(
         keep: called with the head once training is over, before the test; ``backbone`` then holds the
             weights that belong to it.
         on_prediction: called with each segmented test case.
+        shared: frozen features of this backbone on this task, where others have begun them.
 
     Raises:
         TrainingError: the loss or a frozen feature is not finite.
@@ -104,6 +107,8 @@ def evaluate(
     to_device(backbone, evaluation.device)
     problem = make_problem(backbone, task, cohort, mode, evaluation.config, evaluation.device)
     problem.on_prediction = on_prediction
+    if shared is not None and problem.frozen is not None:
+        problem.frozen = shared.of(problem.frozen)
     parts = (evaluation.split.train, evaluation.split.val, evaluation.split.test)
     train, val, test = ([cohort.index(case) for case in part] for part in parts)
     backbone.requires_grad_(mode == "finetune")
@@ -181,6 +186,7 @@ def _train(
     trained = [p for p in model.parameters() if p.requires_grad]
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
     curve: list[dict[str, float]] = []
+    every = validation_interval(problem, train, val)
     problem.settle(head, train)
     model.train()
     with Track(label, budget.steps) as track:
@@ -198,7 +204,7 @@ def _train(
                 nn.utils.clip_grad_norm_(trained, budget.clip_grad)
             optimizer.step()
             done = step + 1
-            if done % budget.validate_every == 0 or done == budget.steps:
+            if done % every == 0 or done == budget.steps:
                 running = {key: value.clone() for key, value in head.state_dict().items()}
                 model.eval()
                 problem.settle(head, train)
@@ -217,6 +223,20 @@ def _train(
     assert best is not None
     model.load_state_dict(best[2])
     return curve, best[1]
+
+
+def validation_interval(problem: Problem, train: list[int], val: list[int]) -> int:
+    """Return the steps between two validations: the least multiple of ``validate_every`` that ``validation_share`` allows.
+
+    A step costs three passes, forward, and backward to features and to weights; a validation one of each validation case
+    and of each reference that the head is settled on.
+    """
+    budget = problem.config.finetune
+    step = 3 * budget.batch_size * sum(map(problem.voxels_trained, train)) / len(train)
+    validation = sum(map(problem.voxels_predicted, [*val, *problem.references(train)]))
+    return budget.validate_every * max(
+        1, math.ceil(validation / (budget.validation_share * step * budget.validate_every))
+    )
 
 
 def _draw(cases: list[int], batch_size: int, seed: int, step: int) -> list[int]:

@@ -28,7 +28,9 @@ def split(n: tuple[int, int, int]) -> Split:
 
 
 def config(steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
-    tuned = FinetuneConfig(steps=steps, lr=lr, batch_size=2, validate_every=10, loss="dice_ce")
+    tuned = FinetuneConfig(
+        steps=steps, lr=lr, batch_size=2, validate_every=10, validation_share=100, loss="dice_ce"
+    )
     linear = {"loss": "dice_ce", "voxels": 100}
     return DownstreamConfig.model_validate({"crop": 12, "linear": linear, "finetune": tuned, **options})
 

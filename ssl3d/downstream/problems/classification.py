@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,20 @@ class Classification(Problem):
     def make_head(self, train: list[int]) -> nn.Module:
         return PooledLinear(self.backbone.global_channels, self.outputs)
 
+    def references(self, train: list[int]) -> list[int]:
+        return train[:: -(-len(train) // REFERENCES)]
+
+    def voxels_trained(self, case: int) -> int:
+        return math.prod(self.cohort.cases[case].shape)
+
+    def voxels_predicted(self, case: int) -> int:
+        return self.voxels_trained(case)
+
     @torch.no_grad()
     def settle(self, head: nn.Module, train: list[int]) -> None:
         """Measure centre and scale of the pooled features on training cases, as they are without augmentation."""
-        few = train[:: -(-len(train) // REFERENCES)]
         norms = [module for module in head.modules() if isinstance(module, PooledNorm)]
-        features = torch.cat([self._pooled(self.volume(case)) for case in few])  # (N, C)
+        features = torch.cat([self._pooled(self.volume(case)) for case in self.references(train)])  # (N, C)
         for norm in norms:
             norm.calibrate(features)
 

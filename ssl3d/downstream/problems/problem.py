@@ -91,6 +91,18 @@ class Problem:
         """
         raise NotImplementedError
 
+    def references(self, train: list[int]) -> list[int]:
+        """Return the training cases that :meth:`settle` looks at."""
+        return []
+
+    def voxels_trained(self, case: int) -> int:
+        """Return the voxels of ``case`` that pass the network in a training step."""
+        raise NotImplementedError
+
+    def voxels_predicted(self, case: int) -> int:
+        """Return the voxels that pass the network for a prediction of ``case``."""
+        raise NotImplementedError
+
     def settle(self, head: nn.Module, train: list[int]) -> None:
         """Set what a head of fine-tuning keeps of the features as they are now: nothing, unless it says otherwise."""
 

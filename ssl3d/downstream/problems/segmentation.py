@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,10 @@ from ssl3d.downstream.problems.problem import Problem
 from ssl3d.downstream.problems.scaling import Whiten
 from ssl3d.losses import segmentation_loss
 from ssl3d.rng import numpy_rng
+
+WINDOW_VOXELS = (2 * 40**3, 128**3)
+"""Voxels of windows that pass together, on a CPU and on a GPU. Measured on one core: windows of 16^3 0.4 of the time that
+they take one by one, 32^3 0.8, 40^3 0.9 by twos and no less by fours."""
 
 
 class Segmentation(Problem):
@@ -69,13 +74,26 @@ class Segmentation(Problem):
     def features(self, case: int) -> Tensor:
         return self._windows(self.volume(case), lambda x: self.backbone(x)[1].float())  # (1, C, D, H, W)
 
+    def voxels_trained(self, case: int) -> int:
+        return math.prod(self.config.crop)
+
+    def voxels_predicted(self, case: int) -> int:
+        number = 1
+        for size, edge in zip(self.cohort.cases[case].shape, self.config.crop, strict=True):
+            number *= 1 + max(0, math.ceil((size - edge) / max(1, int(edge * (1 - self.config.overlap)))))
+        return number * math.prod(self.config.crop)
+
     def _windows(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Run ``network`` over overlapping windows of a whole volume and blend (MONAI)."""
         from monai.inferers import sliding_window_inference
 
+        config = self.config
+        together = config.windows
+        if together == "auto":
+            together = max(1, WINDOW_VOXELS[x.device.type != "cpu"] // math.prod(config.crop))
         with self.autocast():
             result = sliding_window_inference(
-                x, self.config.crop, 1, network, overlap=self.config.overlap, mode="gaussian"
+                x, config.crop, together, network, overlap=config.overlap, mode="gaussian"
             )
         assert isinstance(result, Tensor)
         return result.float()
