@@ -317,7 +317,9 @@ class DownstreamConfig(Model):
     """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
     feature_disk_mib: Annotated[int, WITHOUT_EFFECT] = Field(65536, ge=0)
     """Frozen features above this are computed on the fly, with the same result."""
-    feature_precision: Annotated[Literal["float32", "bfloat16"], CountsFor(modes=("linear", "knn"))] = "float32"
+    feature_precision: Annotated[Literal["float32", "bfloat16"], CountsFor(modes=("linear", "knn"))] = (
+        "float32"
+    )
     """How frozen features are kept. `bfloat16` halves memory and disk; the probe reads the rounded values."""
     surface_tolerance_mm: Annotated[float, VOXELS] = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
