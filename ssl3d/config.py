@@ -197,6 +197,18 @@ class PretrainConfig(Model):
     """Largest norm of the gradient; off by default."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 autocast where the device computes it natively, else float32."""
+    accumulate: PositiveInt = 1
+    """Parts in which a step takes its batch, to save memory; at most `batch_size`. The gradient is that of the whole batch
+    up to rounding, for every method: where the loss is a mean over samples, part by part; where samples are compared or
+    normalised together, the backbone alone works in parts, and does its forward pass twice."""
+    compile: bool = False
+    """Compile the blocks of the backbone (torch.compile) where gradients are wanted. It takes minutes at the start, and
+    changes numbers by rounding. Off, with a word, where it fails."""
+    deterministic: bool = True
+    """Convolutions on CUDA in repeatable algorithms only. Off: the fastest by trial; a run then repeats up to rounding."""
+    checkpoint_activations: Annotated[bool, WITHOUT_EFFECT] = False
+    """Keep only the inputs of the backbone's blocks for the backward pass and compute the rest twice: less memory, a third
+    more time, the same gradients."""
     checkpoint_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 1000
     """Steps between two checkpoints."""
     keep: Annotated[PositiveInt, WITHOUT_EFFECT] = 2
@@ -206,9 +218,19 @@ class PretrainConfig(Model):
     monitor_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 500
     """Steps between two measurements of collapse (feature deviation, effective rank)."""
     log_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 10
-    """Steps between two lines of the log."""
+    """Steps between two lines of the log. Only then, and before each checkpoint and measurement, are the losses read from
+    the device: one that is not finite ends the run by then, and is named with its step."""
     workers: Annotated[NonNegativeInt, WITHOUT_EFFECT] = 2
     """Threads that read crops ahead; the number never changes a result."""
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> PretrainConfig:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate}: a step has batch_size={self.batch_size} crops, and no more parts; use "
+                f"accumulate={self.batch_size}"
+            )
+        return self
 
 
 def _only_known(cls: type[Model], others: type[Model], values: Any, why: str) -> Any:

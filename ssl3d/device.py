@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,53 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else None
+
+
+@contextmanager
+def convolutions(deterministic: bool) -> Iterator[None]:
+    """Let convolutions on CUDA take repeatable algorithms only, or the fastest of all by trial; as before afterwards."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+class Copies:
+    """Brings tensors of the host to a device, on a stream of their own while it computes.
+
+    Through page-locked memory, without which a copy waits for the device. On the host's own memory nothing is copied.
+
+    Example::
+
+        copies = Copies(device)
+        sent = copies.send(x)  # in any thread, ahead of time
+        x = copies.receive(sent)  # where it is used
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Begin to copy ``x``."""
+        if self._stream is None:
+            return x.to(self.device), None
+        pinned = x.pin_memory()
+        with torch.cuda.stream(self._stream):
+            copied = pinned.to(self.device, non_blocking=True)
+            return copied, self._stream.record_event()
+
+    def receive(self, sent: tuple[Tensor, torch.cuda.Event | None]) -> Tensor:
+        """Return the copy, for what the current stream computes from here on; the host does not wait for it."""
+        copied, arrived = sent
+        if arrived is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(arrived)
+            copied.record_stream(stream)  # its memory is not given away before that has used it
+        return copied
 
 
 def to_device(module: nn.Module, device: torch.device) -> None:
@@ -101,6 +149,11 @@ def _give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc; musl has none
         trim(0)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Return ``x``, which is on the host, on ``device``, without waiting for what that does."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def constant(values: Sequence[Any], device: torch.device) -> Tensor:

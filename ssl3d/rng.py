@@ -6,6 +6,7 @@ generator states, and a run that was killed and resumed draws what it would have
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -244,6 +245,15 @@ class BatchRng:
     def fork(self, key: Key) -> BatchRng:
         """Return an independent stream named ``key``; forking twice gives the same stream."""
         return BatchRng(self.seed, self.step, self.indices, self.device, (*self.keys, key), self.volumes)
+
+    def on_host(self) -> BatchRng:
+        """Return this stream drawn on the CPU, for what Python decides by: the same bits, and no device is waited for.
+
+        It goes on behind the draws made so far; its own do not count here.
+        """
+        host = copy.copy(self)
+        host.device = torch.device("cpu")
+        return host
 
     def constant(self, values: Sequence[Any]) -> Tensor:
         """Return numbers as a tensor on the device, without waiting for what the device does."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl3d import Method, MethodConfig, Progress
 from ssl3d.losses import cosine_distance, matching_error
 from ssl3d.models.heads import MLP, Norm, check_norm, pool
+from ssl3d.optim import follow
 from ssl3d.pretrain.monitor import view_measures
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import RandomViews
@@ -127,10 +128,7 @@ class BYOL(Method):
     def on_step_end(self, progress: Progress) -> None:
         tau = momentum(progress.step - 1, progress.steps, self.config.base_momentum)
         for target, online in ((self.target, self.backbone), (self.target_projector, self.projector)):
-            for name, parameter in target.named_parameters():
-                parameter.lerp_(online.get_parameter(name), 1 - tau)
-            for name, buffer in target.named_buffers():  # statistics of a batch norm
-                buffer.copy_(online.get_buffer(name))
+            follow(target, online, 1 - tau)
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
         return view_measures(self.backbone, self.projector, *self.config.views.pair(probe, rng))

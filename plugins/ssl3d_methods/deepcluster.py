@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl3d import Method, MethodConfig, Progress
+from ssl3d.device import sent
 from ssl3d.errors import ConfigError
 from ssl3d.models.heads import PooledLinear, pool
 from ssl3d.pretrain.monitor import pooled_features
@@ -148,6 +149,16 @@ class DeepCluster(Method):
         self.register_buffer("clustered", torch.tensor(-1))
         self.register_buffer("progress", torch.tensor(0.0))
         self.register_buffer("stability", torch.tensor(0.0))
+        self._host: dict[str, tuple[Tensor, int, Any]] = {}
+
+    def on_host(self, name: str) -> Any:
+        """Return a buffer's values in NumPy; the device is waited for only where they have changed."""
+        buffer = self.get_buffer(name)
+        tensor, version, values = self._host.get(name, (None, 0, None))
+        if tensor is not buffer or version != buffer._version:
+            values = buffer.cpu().numpy().copy()
+            self._host[name] = buffer, buffer._version, values
+        return values
 
     def setup(self, volumes: CropSource) -> None:
         crops = len(volumes) * self.config.crops_per_volume
@@ -165,8 +176,9 @@ class DeepCluster(Method):
     def on_epoch_start(self, volumes: CropSource, epoch: int) -> None:
         least = -(-LEAST_STEPS * volumes.batch_size // len(volumes))  # passes
         every = self.config.recluster_every or max(self.config.crops_per_volume, least)
-        late = float(self.progress) > self.config.cluster_until
-        if int(self.clustered) >= 0 and (late or int(self.clustered) > epoch - every):
+        late = float(self.on_host("progress")) > self.config.cluster_until
+        clustered = int(self.on_host("clustered"))
+        if clustered >= 0 and (late or clustered > epoch - every):
             return
         features = self.features(self.crop(i)[None] for i in range(len(self.labels)))  # (N, C)
         others = self.features(batch.x for batch in volumes.held_back)  # (M, C)
@@ -174,7 +186,7 @@ class DeepCluster(Method):
         labels, held_back = cluster(
             features.cpu().numpy(), others.cpu().numpy(), self.config.clusters, self.config.pca, seed
         )
-        if int(self.clustered) >= 0:
+        if clustered >= 0:
             from sklearn.metrics import normalized_mutual_info_score
 
             self.stability.fill_(normalized_mutual_info_score(self.labels.cpu().numpy(), labels))
@@ -205,14 +217,14 @@ class DeepCluster(Method):
         first a cluster, all equally likely, then one of its crops (section 3.3), so that large clusters
         do not outweigh small ones.
         """
-        labels = self.labels.cpu()
-        drawn, places = rng.integers(0, self.config.clusters).tolist(), rng.uniform().tolist()
+        labels, host = self.on_host("labels"), rng.on_host()
+        drawn, places = host.integers(0, self.config.clusters).tolist(), host.uniform().tolist()
         chosen = []
         for label, place in zip(drawn, places, strict=True):
-            members = (labels == label).nonzero()[:, 0]
+            members = np.flatnonzero(labels == label)
             chosen.append(int(members[int(place * len(members))]))
-        crops = torch.stack([self.crop(i) for i in chosen]).to(x.device)  # (B, 1, D, H, W)
-        return {"view": self.config.views.view(crops, rng.fork("view")), "label": labels[chosen].to(x.device)}
+        crops = sent(torch.stack([self.crop(i) for i in chosen]), x.device)  # (B, 1, D, H, W)
+        return {"view": self.config.views.view(crops, rng.fork("view")), "label": rng.constant(drawn)}
 
     def held_back_views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         """Return views of held-back crops (B, 1, D, H, W), and the clusters nearest to these (B,)."""
@@ -232,6 +244,8 @@ class DeepCluster(Method):
 
     def on_step_end(self, progress: Progress) -> None:
         self.progress.fill_(progress.fraction)
+        # What was written is known, as the buffer holds it.
+        self._host["progress"] = self.progress, self.progress._version, np.float32(progress.fraction)
 
     def monitor(self, probe: Tensor, rng: BatchRng) -> dict[str, float]:
         return {"cluster_stability": float(self.stability)}

@@ -39,6 +39,7 @@ class Denoising(Method):
     title = "Denoising"
     paper = "Vincent et al., Stacked Denoising Autoencoders, JMLR 2010"
     trains = "encoder+decoder"
+    splits = True
     Config = DenoisingConfig
     config: DenoisingConfig
 

@@ -326,6 +326,8 @@ class GVSL(Method):
 
     def __init__(self, backbone: Any, config: GVSLConfig) -> None:
         super().__init__(backbone, config)
+        # The scale of the head's differences is that of all pairs of a step.
+        self.splits = not (config.matching and config.affine and config.affine_head == "difference")
         if config.matching:
             self.matching = ZMatching(backbone.global_channels, backbone.local_channels, config)
         if config.restoration:

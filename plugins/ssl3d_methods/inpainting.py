@@ -56,6 +56,7 @@ class InPainting(Method):
 
     def __init__(self, backbone: Any, config: InPaintingConfig) -> None:
         super().__init__(backbone, config)
+        self.splits = config.loss_over == "whole"  # over holes, a crop counts by how many it has
         self.restoration = RestorationHead(backbone.local_channels, config.hidden_channels)
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:

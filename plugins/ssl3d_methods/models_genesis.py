@@ -53,6 +53,7 @@ class ModelsGenesis(Method):
         "Zhou et al., Models Genesis: Generic Autodidactic Models for 3D Medical Image Analysis, MICCAI 2019"
     )
     trains = "encoder+decoder"
+    splits = True
     Config = ModelsGenesisConfig
     config: ModelsGenesisConfig
 
@@ -77,7 +78,7 @@ class ModelsGenesis(Method):
     def flips(self, rng: BatchRng) -> Tensor:
         """Draw which axes are mirrored (B, 3): flips go on while a coin allows, along any axis again."""
         goes_on = rng.bernoulli(self.config.flip_p, (3,)).cumprod(1)  # (B, 3 flips)
-        axes = F.one_hot(rng.integers(0, 3, (3,)), 3)  # (B, 3 flips, 3 axes)
+        axes = rng.integers(0, 3, (3,))[:, :, None] == rng.constant([0, 1, 2])  # (B, 3 flips, 3 axes)
         return (goes_on[:, :, None] * axes).sum(1) % 2 == 1
 
     def paint(self, x: Tensor, rng: BatchRng) -> Tensor:

@@ -78,9 +78,9 @@ class Rotation(Method):
             )
 
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
-        labels = rng.integers(0, len(self.rotations))  # (B,)
-        rotated = [rotate(v, self.rotations[label]) for v, label in zip(x, labels.tolist(), strict=True)]
-        return {"rotated": torch.stack(rotated), "label": labels}  # (B, 1, D, H, W), (B,)
+        labels = rng.on_host().integers(0, len(self.rotations)).tolist()
+        rotated = [rotate(v, self.rotations[label]) for v, label in zip(x, labels, strict=True)]
+        return {"rotated": torch.stack(rotated), "label": rng.constant(labels)}  # (B, 1, D, H, W), (B,)
 
     def chance(self, views: dict[str, Tensor]) -> float:
         return math.log(len(self.rotations))

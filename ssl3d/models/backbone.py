@@ -34,6 +34,9 @@ class Backbone(nn.Module, ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[Model]]
+    samples_apart: ClassVar[bool] = True
+    """Whether a volume's features depend on no other volume of its batch, so that parts of a batch can be taken in turn
+    (``pretrain.accumulate``); False for norms over the batch."""
     global_channels: int
     local_channels: int
     encoder: nn.Module
@@ -50,6 +53,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Features) -> Tensor:
         """Return f^l (B, local_channels, D, H, W) on the grid of ``encode``'s input."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the modules that ``encode`` and ``decode`` call one after the other, with tensors.
+
+        ``pretrain.compile`` and ``pretrain.checkpoint_activations`` take them one at a time. Default: the children of
+        encoder and decoder where these are lists or sequences, else encoder and decoder themselves.
+        """
+        found: list[nn.Module] = []
+        for part in (self.encoder, self.decoder):
+            found += part.children() if isinstance(part, nn.ModuleList | nn.Sequential) else [part]
+        return found
 
     def minimum_edge(self) -> int:
         """Return the smallest edge, in voxels, of a volume that ``encode`` accepts."""

@@ -75,6 +75,7 @@ class GenesisUNet3D(Backbone):
     """
 
     name = "genesis_unet3d"
+    samples_apart = False
 
     class Config(Model):
         """Options of Models Genesis' U-Net."""

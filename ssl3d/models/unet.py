@@ -34,6 +34,18 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
 
+class DecoderBlock(ConvBlock):
+    """:class:`ConvBlock` of a skip and, behind its channels, what comes from the coarser grid.
+
+    (B, c, D, H, W) and (B, c_skip, 2 D, 2 H, 2 W) -> (B, c_out, 2 D, 2 H, 2 W). The parameters have the names of a
+    :class:`ConvBlock`'s.
+    """
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        y: Tensor = super().forward(upsample_and_join(x, skip))
+        return y
+
+
 def upsample_and_join(x: Tensor, skip: Tensor) -> Tensor:
     """Interpolate ``x`` to twice its grid and put it behind the skip's channels.
 
@@ -80,7 +92,8 @@ class UNet3D(Backbone):
         self.factor = 2 ** (len(widths) - 1)
         self.encoder = nn.ModuleList(ConvBlock(a, b) for a, b in zip((1, *widths), widths, strict=False))
         self.decoder = nn.ModuleList(
-            ConvBlock(coarse + fine, fine) for fine, coarse in zip(widths[-2::-1], widths[:0:-1], strict=True)
+            DecoderBlock(coarse + fine, fine)
+            for fine, coarse in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -110,5 +123,5 @@ class UNet3D(Backbone):
     def decode(self, features: Features) -> Tensor:
         *skips, x = features
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = block(upsample_and_join(x, skip))  # (B, C of the skip, the skip's grid)
+            x = block(x, skip)  # (B, C of the skip, the skip's grid)
         return crop_to(x, features.size, self.factor)  # (B, C, D, H, W)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d import signals
-from ssl3d.config import Settings, identity_values
+from ssl3d.config import PretrainConfig, Settings, identity_values
 from ssl3d.data.prepared.facts import preparation_facts
-from ssl3d.device import PeakMemory, autocast_dtype, to_device
+from ssl3d.device import PeakMemory, autocast_dtype, convolutions, to_device
 from ssl3d.environment import device_name, environment
-from ssl3d.errors import ConfigError, TrainingError
+from ssl3d.errors import ConfigError
+from ssl3d.geometry import full_precision
 from ssl3d.marks import without_effect
 from ssl3d.models.factory import build_backbone
+from ssl3d.models.regions import compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.contract import check_losses
@@ -28,7 +29,8 @@ from ssl3d.pretrain.run_folder import RunFolder, opened
 from ssl3d.pretrain.run_log import Log
 from ssl3d.pretrain.source import CropSource, training_source
 from ssl3d.pretrain.spec import MethodSpec
-from ssl3d.progress import Track
+from ssl3d.pretrain.watch import Watch, check_weights
+from ssl3d.progress import Track, say
 from ssl3d.rng import BatchRng
 from ssl3d.source_hash import pretraining_code
 
@@ -77,7 +79,10 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
     that does not exist or a crop too small for the depth all show here.
     """
     check_optimizer(settings.pretrain.optimizer)
-    method = build_method(spec, settings, seed, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    method = build_method(spec, settings, seed, cpu)
+    if spec.cls.trains != "none":
+        _arrange(method, settings.pretrain.model_copy(update={"compile": False}), 1, cpu, None)
     least = method.backbone.minimum_edge()
     view = method.view_shape(settings.pretrain.crop)
     if spec.cls.trains != "none" and min(view) < least:
@@ -121,7 +126,7 @@ def pretrain(
         BusyError: another process is pretraining in ``out``.
         WriteError: ``out`` cannot be written to, or its disk is full.
         Stopped: the process was asked to stop (:mod:`ssl3d.signals`); a state was saved.
-        TrainingError: a loss is not finite.
+        TrainingError: a loss, a gradient or a weight is not finite.
         DataError: there are fewer volumes than the method needs at once.
     """
     identity = pretrain_identity(spec, settings, cohort.fingerprint if cohort else "", seed)
@@ -169,7 +174,9 @@ def _pretrain(
         held_back = max(1, HELD_BACK_CROPS // cfg.batch_size)
         source = training_source(cohort, cfg.crop, items, method.volumes_per_item, seed, held_back)
         run |= {"padded": source.padded, "excluded": list(settings.data.exclude)}
-        _train(method, source, settings, seed, folder, device, run)
+        with convolutions(cfg.deterministic):
+            _train(method, source, settings, seed, folder, device, run)
+    check_weights(method, spec.name, steps)
     run |= {
         "step": steps,
         "voxels_seen": steps and steps * source.batch_size * method.voxels_per_item(cfg.crop),
@@ -189,52 +196,61 @@ def _train(
     device: torch.device,
     run: dict[str, Any],
 ) -> None:
-    cfg = settings.pretrain
-    name = run["method_name"]
+    cfg, name = settings.pretrain, run["method_name"]
     optimizer, scheduler = make_optimizer(method, cfg)
     dtype = autocast_dtype(cfg.precision, device)
     method.setup(source)
     to_device(method, device)  # the buffers that setup made
     start = folder.load(method, optimizer)
+    parts, more = _arrange(method, cfg, source.batch_size, device, dtype)
+    run |= more
     probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
     began, before = time.monotonic(), run["seconds"]
     method.train()
     score: Score | None = None
+    watch = Watch(name)
     title = f"Pretraining {name}, seed {seed}"
     with Log(folder.path, start) as log, Track(title, cfg.steps) as track, signals.listening():
-        for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers), start):
+        for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers, device), start):
             if source.starts_epoch(step):
+                if type(method).on_epoch_start is not Method.on_epoch_start:
+                    watch.look()  # what begins here is no fault of the features, and names no step
                 method.on_epoch_start(source, source.epoch_of(step))
             if step == 0:
                 log.write(
                     0, {HELD_BACK_SCORE: held_back_score(method, source.held_back, device, dtype).value}
                 )
-            x = batch.x.to(device, non_blocking=True)  # (B, [V,] 1, D, H, W)
-            views = method.views(x, BatchRng(seed, step, batch.items, device, ("views",), batch.volumes))
+            rng = BatchRng(seed, step, batch.items, device, ("views",), batch.volumes)
+            views = method.views(batch.x, rng)  # of crops (B, [V,] 1, D, H, W)
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                losses = method.training_step(views)
-            check_losses(losses, method)
-            values = check_finite(losses, name, step)
-            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-            if cfg.clip_grad is not None:
-                nn.utils.clip_grad_norm_(method.parameters(), cfg.clip_grad)
+            losses = backpropagate(method, views, dtype, parts)
+            watch.note(losses, limit_gradient(method, cfg.clip_grad), step)
             optimizer.step()
             done = step + 1
             method.on_step_end(Progress(done, cfg.steps))
 
-            if done % cfg.monitor_every == 0 or done == cfg.steps:
+            # Nothing above reads from the device; what is below does.
+            log_now, measure_now, save_now = (
+                done % every == 0 or done == cfg.steps
+                for every in (cfg.log_every, cfg.monitor_every, cfg.checkpoint_every)
+            )
+            save_now |= signals.asked()
+            if log_now or measure_now or save_now:
+                watch.look()
+            if measure_now or save_now:
+                check_weights(method, name, done)
+            if measure_now:
                 score = held_back_score(method, source.held_back, device, dtype)
                 measures = measure(method, probe, seed) if len(probe) > 1 else {}
                 log.write(done, {HELD_BACK_SCORE: score.value, **measures})
-            if done % cfg.log_every == 0 or done == cfg.steps:
-                log.write(done, {**values, "lr": optimizer.param_groups[0]["lr"]})
-            track.update(done, values)
-            if done % cfg.checkpoint_every == 0 or done == cfg.steps or signals.asked():
+            if log_now:
+                log.write(done, {**watch.values, "lr": optimizer.param_groups[0]["lr"]})
+            track.update(done, watch.values or None)
+            if save_now:
                 run |= {
                     "step": done,
-                    "losses": values,
+                    "losses": watch.values,
                     "seconds": round(before + time.monotonic() - began, 2),
                 }
                 log.flush()
@@ -244,6 +260,74 @@ def _train(
         # Without a step to do (killed after the last state was saved), the score has to be taken anew.
         end = score or held_back_score(method, source.held_back, device, dtype)
         run["pretext"] = summary(method, log.before_training(HELD_BACK_SCORE), end, source.held_back_is)
+
+
+def _arrange(
+    method: Method, cfg: PretrainConfig, items: int, device: torch.device, dtype: torch.dtype | None
+) -> tuple[int, dict[str, Any]]:
+    """Arrange how the backbone is run, as the options say.
+
+    Returns:
+        In how many parts ``training_step`` is called, and what the run says of it.
+    """
+    backbone, more = method.backbone, {}
+    parts = cfg.accumulate if method.splits and items >= cfg.accumulate else 1
+    if cfg.compile:
+        volumes = max(1, items * method.volumes_per_item * method.views_per_item // cfg.accumulate)
+        x = torch.zeros(volumes, 1, *method.view_shape(cfg.crop), device=device)
+        why = compile_blocks(backbone, x, dtype, method.trains == "encoder+decoder")
+        if why:
+            say(f"pretrain.compile is off, since torch.compile failed: {why}")
+        more["compiled"] = why is None
+    if cfg.checkpoint_activations:
+        recompute_blocks(backbone)
+    if cfg.accumulate > parts:
+        take_in_turn(backbone, cfg.accumulate)
+    return parts, more
+
+
+def backpropagate(
+    method: Method, views: dict[str, Tensor], dtype: torch.dtype | None, parts: int = 1
+) -> dict[str, Tensor]:
+    """Add the gradient of a step's losses to the parameters.
+
+    Args:
+        method: the method.
+        views: what its ``views`` returned.
+        dtype: of autocast; None: none.
+        parts: of how many items at a time, for a method that ``splits``.
+
+    Returns:
+        The losses of the whole batch, scalars on the device.
+
+    Raises:
+        TrainingError: it returned something else than scalar losses with a gradient.
+    """
+    losses: dict[str, Tensor] = {}
+    device = next(method.parameters()).device
+    for part in [views] if parts == 1 else _split(views, parts):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            found = method.training_step(part)
+        check_losses(found, method)
+        total = torch.stack([full_precision(loss) for loss in found.values()]).sum()
+        share = 1.0 if parts == 1 else len(next(iter(part.values()))) / len(next(iter(views.values())))
+        (total if parts == 1 else share * total).backward()
+        for name, loss in found.items():
+            losses[name] = share * loss.detach() + losses.get(name, 0)
+    return losses
+
+
+def _split(views: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """Return the views of a few items at a time."""
+    split = [view.tensor_split(parts) for view in views.values()]
+    return [dict(zip(views, part, strict=True)) for part in zip(*split, strict=True)]
+
+
+def limit_gradient(module: nn.Module, most: float | None) -> Tensor:
+    """Scale the gradient down to norm ``most``, if given, and return the norm that it had: a scalar on the device."""
+    if most is not None:
+        return nn.utils.clip_grad_norm_(module.parameters(), most)
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 @without_effect
@@ -258,21 +342,3 @@ def measure(method: Method, probe: Tensor, seed: int) -> dict[str, float]:
     """
     rng = BatchRng(seed, 0, range(len(probe)), probe.device, ("monitor",))
     return collapse_measures(method.backbone, probe) | method.monitor(probe, rng)
-
-
-def check_finite(losses: dict[str, Tensor], method: str, step: int) -> dict[str, float]:
-    """Return the losses as numbers.
-
-    Raises:
-        TrainingError: a loss is not finite; names the method and the loss.
-    """
-    values = {}
-    for name, loss in losses.items():
-        values[name] = float(loss.detach())
-    if bad := {k: v for k, v in values.items() if not math.isfinite(v)}:
-        raise TrainingError(
-            f"{method}: loss {', '.join(f'{k} = {v}' for k, v in bad.items())} at step {step}; all losses: {values}. "
-            "Lower pretrain.lr, set pretrain.clip_grad=1, or pretrain.precision=float32; "
-            "the last checkpoint is untouched."
-        )
-    return values

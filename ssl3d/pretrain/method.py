@@ -69,6 +69,10 @@ class Method(nn.Module):
     ``pretrain.batch_size`` crops, so that smaller views are more views: at 0.5 eight for each crop."""
     minimum_items: ClassVar[int] = 1
     """Fewest items a step on which the method is defined: 2 for a loss that compares them."""
+    splits: bool = False
+    """Whether losses and gradient of a batch are the means over its items of what each alone gives, so that
+    ``pretrain.accumulate`` may call ``training_step`` with a few items at a time; views then have the items as first
+    axis. Not where samples are compared or normalised together: there the backbone alone takes the volumes in turn."""
     control: ClassVar[bool] = False
     """Nothing is there to learn, on purpose: the loss has to stay at :meth:`chance`."""
     variants: ClassVar[dict[str, dict[str, Any]]] = {}

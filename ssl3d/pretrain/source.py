@@ -7,13 +7,14 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssl3d.device import Copies
 from ssl3d.errors import DataError, are, count
 from ssl3d.rng import derive_seed, numpy_rng, permuted
 
@@ -193,20 +194,31 @@ class CropSource:
         position = np.full(3, 0.5) if number == 0 else numpy_rng(self.seed, "fixed", volume, number).random(3)
         return torch.from_numpy(self._crop(volume, position))
 
-    def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
-        """Yield the batches of steps [start, stop), read ahead by ``workers`` threads."""
+    def batches(
+        self, start: int, stop: int, workers: int, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """Yield the batches of steps [start, stop) on ``device``, read and copied ahead by ``workers`` threads."""
+        copies = Copies(torch.device(device))
+
+        def read(step: int) -> tuple[Batch, Any]:
+            batch = self.batch(step)
+            return batch, copies.send(batch.x)
+
+        def received(batch: Batch, sent: Any) -> Batch:
+            return replace(batch, x=copies.receive(sent))
+
         if workers == 0:
-            yield from (self.batch(step) for step in range(start, stop))
+            yield from (received(*read(step)) for step in range(start, stop))
             return
         with ThreadPoolExecutor(workers) as pool:
-            waiting: list[Future[Batch]] = []
+            waiting: list[Future[tuple[Batch, Any]]] = []
             for step in range(start, min(stop, start + workers)):
-                waiting.append(pool.submit(self.batch, step))
+                waiting.append(pool.submit(read, step))
             for step in range(start, stop):
-                batch = waiting.pop(0).result()
+                ready = waiting.pop(0).result()
                 if step + workers < stop:
-                    waiting.append(pool.submit(self.batch, step + workers))
-                yield batch
+                    waiting.append(pool.submit(read, step + workers))
+                yield received(*ready)
 
 
 def training_source(

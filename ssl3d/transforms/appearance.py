@@ -64,7 +64,7 @@ class LocalShuffle:
     def source_voxels(self, size: Sequence[int], rng: BatchRng) -> Tensor:
         """Return the flat index of the voxel that each voxel takes its value from: (B, D*H*W) int64."""
         starts, edges = self.draw_boxes(size, rng)
-        return shuffling.source_voxels(size, starts, edges, self.largest(size), rng)
+        return shuffling.source_voxels(size, starts, edges, self.largest(size), rng, not self.random_size)
 
     def largest(self, size: Sequence[int]) -> list[int]:
         """Return the largest edges (d, h, w) of a box in voxels."""

@@ -28,7 +28,12 @@ def _bits(most: int) -> tuple[int, int]:
 
 
 def source_voxels(
-    size: Sequence[int], starts: Tensor, edges: Tensor, largest: Sequence[int], rng: BatchRng
+    size: Sequence[int],
+    starts: Tensor,
+    edges: Tensor,
+    largest: Sequence[int],
+    rng: BatchRng,
+    alike: bool = False,
 ) -> Tensor:
     """Return the flat index of the voxel that each voxel takes its value from: (B, D*H*W) int64.
 
@@ -37,10 +42,11 @@ def source_voxels(
         starts, edges: first voxel and edges of each box (B, n, 3).
         largest: edges (d, h, w) that no box exceeds.
         rng: one draw is taken.
+        alike: whether all boxes have the largest edges.
     """
     if rng.device.type != "cpu":
         return boxes_padded(size, starts, edges, largest, rng)
-    if sum(_bits(math.prod(largest))) > 32 or bool((edges != torch.tensor(largest)).any()):
+    if sum(_bits(math.prod(largest))) > 32 or not alike:
         return boxes_packed(size, starts, edges, largest, rng)
     return boxes_alike(size, starts, edges, largest, rng)
 
@@ -75,7 +81,7 @@ def boxes_packed(
     found = []
     for sample, total in enumerate(totals):
         before = volumes[sample].cumsum(0) - volumes[sample]  # (n,)
-        box = torch.repeat_interleave(volumes[sample], output_size=total)  # (entries,)
+        box = torch.from_numpy(np.repeat(np.arange(len(before)), volumes[sample].numpy()))  # (entries,)
         first = before.index_select(0, box)
         rank = torch.arange(total) - first
         keys = (box << random | (numbers[sample, :total] * 2**random).long()) << ranks | rank

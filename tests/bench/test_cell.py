@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ssl3d.cli import main
 from ssl3d.errors import CheckpointError, TrainingError
 from ssl3d.models.weights.checkpoint import weights_fingerprint
-from ssl3d.pretrain import loop
+from ssl3d.pretrain.watch import Watch
 from ssl3d.progress import Board, Message
 from ssl3d.results.formats.format import BUILTIN_FORMATS
 from ssl3d.results.store.store import ResultStore
@@ -205,18 +205,18 @@ def test_a_record_has_the_code_of_the_run_that_it_scores(runs: Path, tmp_path: P
 def test_a_failing_pretraining_fails_its_cells_once_and_no_others(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried, finite = [], loop.check_finite
+    tried, note = [], Watch.note
 
-    def diverging(losses: dict[str, torch.Tensor], method: str, step: int) -> dict[str, float]:
-        if method == "byol":
+    def diverging(self: Watch, losses: dict[str, torch.Tensor], norm: torch.Tensor, step: int) -> None:
+        if self.method == "byol":
             tried.append(step)
             raise TrainingError("byol: loss = nan at step 0.")
-        return finite(losses, method, step)
+        note(self, losses, norm, step)
 
     store = tmp_path / "s"
     arguments = ("--methods", "scratch,byol,denoising", "--modes", "linear,knn")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "check_finite", diverging)
+        patch.setattr(Watch, "note", diverging)
         result = bench(runs, store, *arguments)
     assert result.exit_code == 1, result.output
     assert tried == [0], "not pretrained again for its second cell"

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from ssl3d.cli import main
 from ssl3d.commands import bench, data
 from ssl3d.commands.common import Group
-from ssl3d.pretrain import loop
+from ssl3d.pretrain.watch import Watch
 
 
 def run(*arguments: object) -> Result:
@@ -48,7 +48,7 @@ def test_pretrain_names_the_command_that_goes_on(
 ) -> None:
     out = tmp_path / "a run"  # with a space, so that it must be quoted
     command = ["pretrain", "--method", "rotation", "--data", volume_folder, "--preset", "smoke", "--out", out]
-    interrupt(monkeypatch, loop, "check_finite", step)
+    interrupt(monkeypatch, Watch, "note", step)
     words = printed(run(*command))
     assert words == [*map(str, command), "--resume"]
     again = run(*words)
@@ -63,7 +63,7 @@ def test_resume_is_not_added_twice(
     volume_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["pretrain", "--method", "rotation", "--data", volume_folder, "--preset", "smoke", "--resume"]
-    interrupt(monkeypatch, loop, "check_finite", 1)
+    interrupt(monkeypatch, Watch, "note", 1)
     words = printed(run(*command, "--out", tmp_path / "run"))
     assert words == [*map(str, command), "--out", str(tmp_path / "run")]
     assert run(*words).exit_code == 0

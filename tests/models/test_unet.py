@@ -38,10 +38,10 @@ def test_padding_is_split_left_and_right_as_released() -> None:
 
 
 class _TakeSkip(torch.nn.Module):
-    """Stands in for a decoder block: returns the first channel, which is the skip's."""
+    """Stands in for a decoder block: returns the first channel of the skip."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :1]
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return skip[:, :1]
 
 
 def test_too_small_a_volume_is_refused_with_the_fix() -> None:
