@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ssl3d.data.prepared.build import Policy
 
 
+TWINS_CASES = 300
+"""Up to so many cases ``verify`` compares all pairs unasked: some minutes."""
+
+
 @click.group(cls=Group)
 def data() -> None:
     """Make, check and prepare data."""
@@ -129,12 +133,15 @@ workers_option = click.option(
 @subject_option
 @policy_option
 @workers_option
-@click.option("--twins/--no-twins", default=True, show_default=True,
-              help="Look for one scan under several subjects; takes about 10 ms a pair and core.")  # fmt: skip
+@click.option(
+    "--twins/--no-twins",
+    default=None,
+    help=f"Look for one scan under several subjects [default: up to {TWINS_CASES} cases; some 10 ms a pair].",
+)
 def verify(
     path: Path, layout: str, task_file: Path | None, labels: str | None, out: Path | None, offset: float | None,
     affine: str | None, channel: str | None, subject_patterns: tuple[str, ...], policy: Policy, workers: int | None,
-    twins: bool,
+    twins: bool | None,
 ) -> None:  # fmt: skip
     """Read every file once and list everything that is wrong; exit with 0 only when nothing is.
 
@@ -156,10 +163,17 @@ def verify(
         said["modality"] = "ct"  # for anything else it has no meaning
     dataset = open_dataset(layout, path, facts={**facts, **{k: v for k, v in said.items() if v is not None}})
     listing = list_cases(dataset, path)
+    few = len(listing.cases) <= TWINS_CASES
     with Tracker() as progress:
         report = check(
-            listing.cases, dataset, workers=workers, progress=progress, left_out=listing.findings, twins=twins
-        )
+            listing.cases, dataset, workers=workers, progress=progress, left_out=listing.findings,
+            twins=few if twins is None else twins,
+        )  # fmt: skip
+    if twins is None and not few:
+        click.echo(
+            f"{count(len(listing.cases), 'volume')} were not compared for one scan under several subjects, which takes "
+            "hours: --twins does it.", err=True,
+        )  # fmt: skip
     findings = report.findings
     _print_findings(report)
     if report.taken_for:

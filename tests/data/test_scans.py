@@ -95,6 +95,11 @@ def test_one_scan_as_several_patients_is_found(
     told = verify(tmp_path, "--subject-pattern", "[0-9]+$")  # as the remedy says: p0 and q0 are one person
     assert told.exit_code == 0, told.output
     assert verify(tmp_path, "--no-twins").exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:  # many cases: only when asked for
+        patch.setattr("ssl3d.commands.data.TWINS_CASES", 3)
+        many = verify(tmp_path)
+        assert many.exit_code == 0 and "--twins does it" in many.output
+        assert verify(tmp_path, "--twins").exit_code == 1
 
 
 def test_block_means_keep_the_place_of_what_they_show() -> None:
