@@ -154,7 +154,7 @@ OWN_LABEL = Remedy(
 )
 ONE_SCAN = Remedy(
     "one scan",
-    f"keep one of the two, or say that both are of one person ({SAY_SUBJECTS.format('REGEX')}, or the column subject of "
+    f"keep one of the two, or say that both are of one person ({SAY_SUBJECTS.format('{pattern}')}, or the column subject of "
     "a CSV)",
 )
 ONE_PART = Remedy("one part", "keep all images of a person in one part")

@@ -19,6 +19,7 @@ from ssl3d.data.checks.intensity import subsample
 from ssl3d.data.checks.overlap import COARSE_MM, COARSEST_MM, same_scans
 from ssl3d.data.cohort import Case
 from ssl3d.data.files.findings import Finding
+from ssl3d.data.people import guess_people, subject_of
 from ssl3d.data.prepared.arrays import SUFFIX, Where, read_array, save_array
 from ssl3d.data.prepared.grids import resample
 from ssl3d.errors import are, count
@@ -72,7 +73,7 @@ class KeptScans:
         self._grids[image.path] = (shape, affine, spacing_mm, image.affine)
 
     def find(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[Case, list[Finding]]:
-        """Return the findings of the cases that show a scan which another subject has, too: of a pair the later one.
+        """Return a finding for each case that shows a scan which another subject has, too: of a pair the later one.
 
         Args:
             cases: whose images were kept; others are passed over.
@@ -88,10 +89,14 @@ class KeptScans:
         self._sources = fine
         self.cases = [KeptScan(case.id, case.subject, *self._grids[case.image]) for case in fine]
         spacing_mm = max((COARSE_MM, *(case.spacing_mm for case in self.cases)))
+        guess = guess_people([case.id for case in cases])
         found: dict[Case, list[Finding]] = {}
         for i, j, score in same_scans(self, range(len(fine)), spacing_mm, progress):
-            problem = f"shows the same scan as {fine[i].image}, of another subject (correlation {score:.2f})"
-            found.setdefault(fine[j], []).append(Finding(fine[j].image, problem, ONE_SCAN()))
+            one, other = fine[i], fine[j]
+            people = [guess and subject_of(case.id, guess.pattern) for case in (one, other)]
+            pattern = guess.pattern if guess and people[0] == people[1] else "REGEX"
+            problem = f"shows the same scan as {one.image}, of another subject (correlation {score:.2f})"
+            found.setdefault(other, [Finding(other.image, problem, ONE_SCAN(pattern=pattern))])
         return found
 
     def image(self, i: int, where: Where = ...) -> np.ndarray:
