@@ -50,7 +50,7 @@ function summary() {
   const tile = (value, label) => el("li", {}, el("b", {}, value), el("span", { class: "soft" }, label));
   return [
     el("p", { class: "soft" }, t.caption, t.differs ? ` This table: ${t.differs}.` : ""),
-    DATA.problems.length ? el("div", { class: "warn", role: "alert" }, el("p", {}, `${DATA.problems.length === 1 ? "1 record was" : `${DATA.problems.length} records were`} left out:`),
+    DATA.problems.length ? el("div", { class: "warn", role: "alert" }, el("p", {}, "Left out:"),
       el("ul", {}, DATA.problems.map((text) => el("li", {}, text)))) : null,
     el("ul", { class: "tiles" },
       tile(`${t.rows.length}`, t.rows.length === 1 ? "method" : "methods"),
@@ -100,7 +100,8 @@ function heading(key, text, left, below) {
 }
 
 /** The loss on held-back volumes of an output that ignores its input, for the chart of that loss. */
-const chance = (runs, name) => (name.startsWith("held_back") ? runs.map((run) => run.pretext?.chance).find((v) => v != null) : undefined);
+const HELD_BACK = "held_back";
+const chance = (runs, name) => (name.startsWith(HELD_BACK) ? runs.map((run) => run.pretext?.chance).find((v) => v != null) : undefined);
 
 /** A table of `list` whose columns {title, value, show, left} sort; the first column names the row. */
 const orders = {};
@@ -219,7 +220,7 @@ function provenance(row, column, cell) {
 function ticks(low, high) {
   const raw = (high - low) / 4 || 1;
   const unit = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((m) => m * unit >= raw) * unit;
+  const step = [1, 2, 5, 10].find((m) => m * unit >= 0.7 * raw) * unit;
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
   return found;
@@ -268,8 +269,11 @@ const dash = (index) => {
   return table().rows[index].method === "scratch" ? "6 4" : [null, "8 3", "2 3"][Math.floor(chosen.indexOf(index) / (COLOURS - 1)) % 3];
 };
 
+/** The rows that a chart of validation can show. */
+const drawn = () => rows().filter((row) => columns().some((c) => c.cells[row.index]?.curve.length));
+
 function chips() {
-  return el("div", { class: "chips", role: "group", "aria-label": "Methods in the charts" }, rows().map((row) => {
+  return el("div", { class: "chips", role: "group", "aria-label": "Methods in the charts" }, drawn().map((row) => {
     const on = state.shown.has(row.index);
     return el("button", { type: "button", class: "chip", "aria-pressed": String(on), title: row.title, "data-chip": row.index, onclick: () => {
       state.shown[on ? "delete" : "add"](row.index);
@@ -301,7 +305,7 @@ function curves() {
     })),
     reached.length ? el("details", { open: true }, el("summary", {}, "Steps to reach scratch's best validation score"),
       el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps to reach scratch" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { class: "left" }, "Method"), reached.map((c) => el("th", { scope: "col" }, `${c.group} ${c.task.toUpperCase()}`)))),
-        el("tbody", {}, rows().map((row) => el("tr", {}, el("th", { scope: "row" }, row.title), reached.map((c) => el("td", {}, saved(c.cells[row.index], c.cells[scratch]))))))))) : null,
+        el("tbody", {}, drawn().map((row) => el("tr", {}, el("th", { scope: "row" }, row.title), reached.map((c) => el("td", {}, saved(c.cells[row.index], c.cells[scratch]))))))))) : null,
   ];
 }
 
@@ -363,11 +367,11 @@ function pretraining() {
   const titles = new Set(rows().map((row) => row.method));
   const methods = [...new Map(DATA.runs.filter((run) => titles.has(run.method)).map((run) => [run.title, run])).keys()];
   return [
-    el("p", { class: "soft" }, "Every loss and monitored quantity by itself, over pretraining steps, one line a seed; each point is the mean of a stretch of the log."),
+    el("p", { class: "soft" }, "Every loss and monitored quantity by itself, over pretraining steps, one line a seed; each point is the mean of a stretch of the log. The first chart is the score of the pretext task on volumes held back from pretraining; its dotted line is an output that ignores its input."),
     methods.map((title) => {
       const runs = DATA.runs.filter((run) => run.title === title);
-      const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-      return el("details", { open: methods.length < 4 }, el("summary", {}, title), el("div", { class: "grid" }, names.map((name) => el("figure", {}, el("h3", {}, name),
+      const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))].sort((a, b) => b.startsWith(HELD_BACK) - a.startsWith(HELD_BACK));
+      return el("details", { open: methods.length < 4 }, el("summary", {}, title), el("div", { class: "grid" }, names.map((name) => el("figure", {}, el("h3", {}, name.startsWith(HELD_BACK) ? "pretext score, held-back volumes" : name),
         chart(runs.map((run, i) => ({ run, i })).filter(({ run }) => run.curves[name]).map(({ run, i }) => ({ name: `seed ${run.seed}`, colour: `var(--c${1 + (i % (COLOURS - 1))})`, points: run.curves[name] })), `${title}: ${name}`, chance(runs, name))))));
     }),
   ];
