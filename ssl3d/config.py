@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ssl3d.errors import ConfigError, nearest
+from ssl3d.errors import ConfigError, ReadError, nearest
+from ssl3d.files import parse_yaml, read_yaml
 
 __without_effect__ = "its values are in the identity"
 
@@ -67,7 +67,7 @@ class KeysAre:
 class Model(BaseModel):
     """Base of every configuration: frozen, unknown keys refused, fields documented."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class MethodConfig(Model):
@@ -558,8 +558,10 @@ def _read_preset(path: Path) -> dict[str, Any]:
 
 def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(path) or {}
+    except ReadError as error:
+        raise ConfigError(str(error)) from error
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}.")
@@ -592,12 +594,10 @@ def _apply(values: dict[str, Any], override: str, methods: Collection[str]) -> l
     if not equals:
         raise ConfigError(f'--set "{override}" has no value; write --set key=value.')
     try:
-        value = yaml.safe_load(
-            f"[{text}]" if "," in text and not text.lstrip().startswith(("[", "{")) else text
-        )
+        value = parse_yaml(f"[{text}]" if "," in text and not text.lstrip().startswith(("[", "{")) else text)
         # YAML reads 1e-3 as text (it wants 1.0e-3).
         value = float(value) if isinstance(value, str) and _is_number(value) else value
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError(f'--set {key}: "{text}" is not a value: {error}') from error
     parts = key.strip().split(".")
     if parts[0] not in Settings.model_fields:

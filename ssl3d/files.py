@@ -172,6 +172,54 @@ def _integer(text: str) -> int:
     return int(text) if len(text) <= _MOST_DIGITS else int(_not_finite(f"{text[:20]}..."))
 
 
+MOST_YAML_BYTES = 2**20
+_MOST_NODES = 100_000  # of a YAML text with its aliases written out
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ReadError: as :func:`read_bytes`.
+        ValueError: as :func:`parse_yaml`.
+    """
+    return parse_yaml(read_bytes(path, MOST_YAML_BYTES).decode("utf-8-sig"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says: plain values only, nothing is constructed or run.
+
+    Raises:
+        ValueError: it is no YAML, nested too deeply, or its aliases stand for more than anybody writes.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _nodes(node, {}) > _MOST_NODES:
+                raise ValueError(f"it stands for more than {_MOST_NODES} values")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or holds itself") from None
+
+
+def _nodes(node: Any, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out; an alias costs no time here."""
+    if id(node) not in known:
+        pairs = [] if isinstance(node.value, str) else node.value
+        parts = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file to ``NAME.damaged`` (``NAME.damaged-1`` and so on where that exists) and return its new path.
 
@@ -227,13 +275,19 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(_explanation(path, error)) from error
+        raise WriteError(explanation(path, error)) from error
 
 
-def _explanation(path: Path, error: OSError) -> str:
+def explanation(path: Path | None, error: OSError) -> str:
+    """Return what the system says of a file, and what to do about it.
+
+    Args:
+        path: of the file; None: the output, or a file that the system did not name.
+        error: what it said.
+    """
     code, words = error.errno, error.strerror or str(error)
     fixes = {
-        errno.ENOSPC: f"make room on its disk ({_free(path)} free), or choose another place",
+        errno.ENOSPC: f"make room on its disk ({_free(path or Path.cwd())} free), or choose another place",
         errno.EDQUOT: "make room within your quota there, or choose another place",
         errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
         errno.EROFS: "choose a place that can be written to",
@@ -243,9 +297,14 @@ def _explanation(path: Path, error: OSError) -> str:
         errno.EEXIST: "one of the folders in this path is a file: choose another place",
         errno.EISDIR: "there is a folder of this name: choose another name, or remove it",
         errno.ENAMETOOLONG: "choose a shorter name",
+        errno.ELOOP: "remove the link of this name",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENFILE: "close other programs: the system has no more open files",
+        errno.EIO: "look after its disk, which fails",
+        errno.ESTALE: "mount its file system again",
     }
     fix = fixes.get(code or 0, "choose another place, or look after its file system")
-    return f"{path} cannot be written: {words}. Fix: {fix}."
+    return f"{path or 'The output'} cannot be written: {words}. Fix: {fix}."
 
 
 def _free(path: Path) -> str:

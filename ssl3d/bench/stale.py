@@ -89,18 +89,18 @@ def stale(record: Mapping[str, Any], today: _Today | None = None) -> list[str] |
 
     Looks at code and configuration; for data see :func:`stale_records`.
     """
-    code, run = record.get("code"), record.get("run")
-    if not code or not run:
+    code, run, identity = record.get("code"), record.get("run"), record["identity"]
+    backbone = (identity.get("backbone") or {}).get("name")
+    if not code or not run or not backbone:
         return None
     today = today or _Today()
-    identity = record["identity"]
     reasons = []
     # Given weights are in the identity by their hash, whatever made them.
     if record["method"].get("trains") != "none" and "weights" not in identity:
-        now = today.code(pretraining_code, identity["method"], identity["backbone"]["name"])
-        reasons += ["code of pretraining changed"] * (now != code["pretrain"])
-    now = today.code(evaluation_code, code.get("problem", ""), identity["backbone"]["name"])
-    reasons += ["code of evaluation changed"] * (now != code["downstream"])
+        now = today.code(pretraining_code, identity["method"], backbone)
+        reasons += ["code of pretraining changed"] * (now != code.get("pretrain"))
+    now = today.code(evaluation_code, code.get("problem") or "", backbone)
+    reasons += ["code of evaluation changed"] * (now != code.get("downstream"))
     return reasons + today.changed_settings(record, run)
 
 
@@ -119,7 +119,7 @@ def _changed_settings(record: Mapping[str, Any], run: Mapping[str, Any], today: 
         "downstream.crop": f"downstream.{identity['mode']}.crop",
     }
     for settings in (then, now):  # whichever option it came from, the value is what counts
-        settings |= {shared: settings.get(key) or settings[shared] for shared, key in own.items()}
+        settings |= {shared: settings.get(key) or settings.get(shared) for shared, key in own.items()}
     keys = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k) and _matters(k, identity, run)]
     return [f"{k} {then.get(k)} -> {now.get(k)}" for k in sorted(keys)]
 

@@ -76,10 +76,11 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     click.echo(
         f"{shown} of {count(len(records), 'record')}; {counts[0]} stale, {counts[1]} that cannot tell."
     )
-    _list_failures(ResultStore(folder).failures(), records, folder)
+    failures, damaged = ResultStore(folder).sound_failures()
+    _list_failures(failures, records, folder)
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
-    _name(problems)
+    _name(problems + damaged)
 
 
 def _list_failures(failures: Sequence[Record], records: Sequence[Record], folder: Path) -> None:

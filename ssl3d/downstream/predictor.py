@@ -6,8 +6,6 @@ labels, preparation, intensity, backbone, protocol), written last. Nothing is ev
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +37,7 @@ from ssl3d.files import write_bytes, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
+from ssl3d.results.spreadsheet import csv_text
 
 if TYPE_CHECKING:
     from ssl3d.downstream.harness import Evaluation
@@ -400,8 +399,4 @@ def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["file"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, csv_text(list(rows[0]) if rows else ["file"], rows).encode())

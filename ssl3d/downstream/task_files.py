@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from ssl3d.config import YAML_SUFFIXES, Model, PositiveInt, validate
 from ssl3d.data.people import check_pattern
 from ssl3d.downstream.tasks import Kind, Metric, Scheme, Task
-from ssl3d.errors import ConfigError
+from ssl3d.errors import ConfigError, ReadError
+from ssl3d.files import MOST_YAML_BYTES, parse_yaml, read_bytes
 
 _METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
@@ -163,7 +163,9 @@ def load_task(path: Path) -> Task:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Give a task file, or the name of a task (ssl3d tasks).")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MOST_YAML_BYTES).decode("utf-8")
+    except ReadError as error:
+        raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error}). Fix: save it as such.") from error
     return parse_task(text, path)
@@ -196,8 +198,8 @@ def parse_task(text: str, path: Path) -> Task:
         ConfigError: not YAML, or a key or value that makes no sense; names the key.
     """
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(

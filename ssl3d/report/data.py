@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ssl3d.errors import ReadError
+from ssl3d.files import read_bytes
 from ssl3d.results import scores
 from ssl3d.results.formats import wording
 from ssl3d.results.statistics.annotate import with_statistics
@@ -21,6 +23,7 @@ from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.build import build_table
 from ssl3d.results.table.model import BASELINE, MODES, Cell, Column, Comparison, Row, Table, TableModel
 
+_MOST_LOG_BYTES, _LARGEST = 256 * 2**20, 1e300
 CURVE_POINTS = 200
 _STATISTICS = ("ci", "p", "rank", "tau", "cost")
 _MONITORS = {"lr"}
@@ -41,7 +44,7 @@ def report_data(
         DataError: there is no store, or no sound record in it.
     """
     records, problems = store.records()
-    failures = store.failures()
+    failures, damaged = store.sound_failures()
     model = with_statistics(build_table(records, method_order, failures=failures), _STATISTICS)
     used: dict[int, int] = {}
     listed: list[dict[str, Any]] = []
@@ -50,7 +53,7 @@ def report_data(
         listed.append(_provenance(record, store))
     tables = [_table(table, used, failures) for table in model.tables]
     representation, bad = _representation(store)
-    problems = problems + bad
+    problems = problems + damaged + bad
     return {
         "tables": tables,
         "records": listed,
@@ -245,14 +248,23 @@ def _runs(store: ResultStore, records: Iterable[Record]) -> list[dict[str, Any]]
 def read_log(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) by name from a run's ``log.jsonl``; a torn last line ends it."""
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        text = read_bytes(path, _MOST_LOG_BYTES).decode("utf-8", "replace")
+    except ReadError:
+        return {}
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+            step = entry["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break
+        if type(step) is not int:
             break
         for name, value in entry.items():
-            if name != "step" and name not in _MONITORS and value == value and abs(value) != float("inf"):
-                curves[name].append((int(entry["step"]), float(value)))
+            if name == "step" or name in _MONITORS or type(value) not in (int, float):
+                continue
+            if abs(value) <= _LARGEST:  # neither NaN nor infinite
+                curves[name].append((step, float(value)))
     return dict(curves)
 
 

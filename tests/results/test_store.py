@@ -135,8 +135,8 @@ DECEITFUL: list[dict[str, Any]] = [
     {"a": {"per_case": None}, "per_case": []},
     {"per_case": [{"case": "1", "list": [1, [2]], "preset": "mine"}]},
     {"per_case": [{"case": '],"preset":"x"', "per_case": [{"preset": [3]}], "z": [[]]}]},
-    {"note": '"per_case":[1],"preset":2', "predictions": [1, 2]},
-    {"predictions": [{"per_case": [0]}]},
+    {"note": '"per_case":[1],"preset":2', "other": [1, 2]},
+    {"other": [{"per_case": [0]}]},
 ]
 
 

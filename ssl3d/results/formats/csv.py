@@ -8,6 +8,7 @@ from typing import Any
 from ssl3d.results.formats import wording
 from ssl3d.results.formats.terminal import _csv_head
 from ssl3d.results.formats.wording import printable
+from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.statistics.convergence import best_score, steps_to_reach
 from ssl3d.results.table.build import pretext_learned
 from ssl3d.results.table.cost import cost_of
@@ -30,12 +31,7 @@ def render_csv(model: TableModel) -> str:
     Figures are in the ``unit`` of their line: ``%`` (sd and delta in percentage points), or ``value`` for
     errors in the unit of what is predicted. An empty field is "does not exist".
     """
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for number, table in enumerate(model.tables, 1):
         scratch = next((row.cells for row in table.rows if row.method == BASELINE), {})
         targets = {key: best_score(cell) for key, cell in scratch.items()}
@@ -43,10 +39,10 @@ def render_csv(model: TableModel) -> str:
             for column in table.columns:
                 if column.key in row.cells:
                     target = targets.get(column.key)
-                    writer.writerow(_csv_line(number, table, row, column, row.cells[column.key], target))
+                    lines.append(_csv_line(number, table, row, column, row.cells[column.key], target))
                 elif column.key in row.failed:
-                    writer.writerow({**_csv_head(number, table, row, column), "notes": "failed"})
-    return text.getvalue()
+                    lines.append({**_csv_head(number, table, row, column), "notes": "failed"})
+    return csv_text(CSV_FIELDS, lines)
 
 
 def _csv_line(

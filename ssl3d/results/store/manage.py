@@ -10,6 +10,7 @@ from typing import Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_all, write_bytes
+from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.store.record import Record, canonical_json
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.caption import flatten
@@ -241,14 +242,7 @@ def export(records: Sequence[Record], path: Path, what: str = "records") -> int:
     found = list(rows(records, what))
     columns = list(dict.fromkeys(key for row in found for key in row))
     if path.suffix == ".csv":
-        import csv
-        import io
-
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-        write_bytes(path, text.getvalue().encode())
+        write_bytes(path, csv_text(columns, found).encode())
     elif path.suffix == ".parquet":
         try:
             import pyarrow

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from ssl3d.errors import DataError
+from ssl3d.results.store.model import RECORD, problem_of, problem_of_cases
 
 Record = dict[str, Any]
 
@@ -72,6 +73,9 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
             f"A record cannot be written: {path} is not a finite number. {_describe(body)} "
             "Write null for a metric that does not exist, for example for an empty structure."
         ) from None
+    problem = _problem(json.loads(text), typed=True)  # as it will be read: a tuple is a list then
+    if problem:
+        raise DataError(f"A record cannot be written: {problem}. {_describe(body)}")
     digest = hashlib.sha256(text.encode()).hexdigest()
     return _PREFIX + f'{digest}",{text[1:]}\n'.encode()
 
@@ -80,16 +84,33 @@ class Cases(Sequence[Any]):
     """The ``per_case`` list of a record, parsed when it is first looked at.
 
     It is nearly all of a record's text, and a table of means needs none of it. Only for the bytes of
-    a record whose hash was checked, so parsing cannot fail.
+    a record whose hash was checked; who wrote the hash may have written other cases, too.
+
+    Args:
+        data: JSON of the list.
+        metric: of the record.
+
+    Attributes:
+        where: what an error names; set by who knows the file.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, metric: str) -> None:
         self._data: bytes | None = data
         self._cases: list[Any] = []
+        self._metric, self.where = metric, "a record"
 
     def _parsed(self) -> list[Any]:
+        """Return the cases.
+
+        Raises:
+            DataError: they are none.
+        """
         if self._data is not None:
-            self._cases, self._data = json.loads(self._data), None
+            cases = _loads(self._data, self.where)
+            problem = problem_of_cases(cases, self._metric)
+            if problem is not None:
+                raise DataError(f"{self.where}: {problem}; delete it, and bench computes it again")
+            self._cases, self._data = cases, None
         return self._cases
 
     def __getitem__(self, place: Any) -> Any:
@@ -138,14 +159,31 @@ def _decode_without_cases(data: bytes) -> tuple[Record, str] | None:
         place = text.find(_IDENTITY_TEXT) + len(_IDENTITY_TEXT) - 1
         identity, after = _DECODER.raw_decode(text, place)
         record = from_json(f"{text[:place]}null{text[after:]}", allow_inf_nan=False, cache_strings="keys")
-    except ValueError:
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
         return None
     if record.get("per_case", 0) is not None or record.get("identity", 0) is not None:
         return None
     if record.get("schema") != SCHEMA or "scored" not in record:
         return None
-    record["identity"], record["per_case"] = identity, Cases(data[start:end])
+    record["identity"], record["per_case"] = identity, Cases(data[start:end], str(record.get("metric")))
     return record, hashlib.sha256(text[place:after].encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def _loads(data: bytes, where: str = "") -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        DataError: it is none, or nested too deeply.
+    """
+    try:
+        return from_json(data, allow_inf_nan=False)  # bounds how deep it is nested
+    except ValueError as error:
+        raise DataError(
+            f"{where}{': ' if where else ''}not valid JSON, perhaps truncated ({error}); delete it, and bench computes it "
+            "again"
+        ) from None
 
 
 def decode_record(data: bytes) -> Record:
@@ -157,12 +195,7 @@ def decode_record(data: bytes) -> Record:
     Raises:
         DataError: what is wrong and what can be done, without the file's name.
     """
-    try:
-        record = json.loads(data)
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise DataError(
-            f"not valid JSON, perhaps truncated ({error}); delete it, and bench computes it again"
-        ) from None
+    record = _loads(data)
     if not isinstance(record, dict):
         raise DataError(f"a {type(record).__name__}, not a record; delete it")
     schema = record.get("schema")
@@ -176,7 +209,7 @@ def decode_record(data: bytes) -> Record:
             f"its content does not match its {_HASH_KEY}, so it was altered after it was written; "
             "restore it, or delete it, and bench computes it again"
         )
-    problem = _problem(record)
+    problem = _problem(record, typed=True)
     if problem:
         raise DataError(f"{problem}; delete it, and bench computes it again")
     return record
@@ -197,7 +230,7 @@ def _hash_matches(data: bytes, record: Record, stored: str) -> bool:
         return True
     try:
         text = canonical_json({key: value for key, value in record.items() if key != _HASH_KEY})
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return hashlib.sha256(text.encode()).hexdigest() == stored
 
@@ -212,8 +245,13 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _problem(record: Mapping[str, Any]) -> str | None:
-    """Return what keeps ``record`` from standing in a table, or None."""
+def _problem(record: Mapping[str, Any], typed: bool = False) -> str | None:
+    """Return what keeps ``record`` from standing in a table, or None.
+
+    Args:
+        record: as it was parsed, or is to be written.
+        typed: look at the types of all fields.
+    """
     if record.get("schema") != SCHEMA:
         return f"schema is {record.get('schema')!r}, not {SCHEMA}"
     for field, kind in _FIELDS.items():
@@ -227,9 +265,13 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     cases = record["per_case"]
     if not isinstance(cases, Cases) and not all(isinstance(case, dict) and "case" in case for case in cases):
         return 'an entry of "per_case" has no "case"'
-    if not math.isfinite(record["score"]):
+    if isinstance(record["score"], float) and not math.isfinite(record["score"]):
         return f"score = {record['score']}: not one test case could be scored"
-    return None
+    if not typed:
+        return None
+    return problem_of(RECORD, record) or (
+        None if isinstance(cases, Cases) else problem_of_cases(cases, record["metric"])
+    )
 
 
 def _kind(kind: type | tuple[type, ...]) -> str:

@@ -7,15 +7,15 @@ STORE/representation/representation.csv       means over pairs
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ssl3d.files import write_bytes
+from ssl3d.errors import ReadError
+from ssl3d.files import read_json, write_bytes
+from ssl3d.results.spreadsheet import csv_text
+from ssl3d.results.store.model import REPRESENTATION, problem_of
 
 SCHEMA = 1
 FOLDER = "representation"
@@ -54,11 +54,7 @@ def rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, results: Iterable[Mapping[str, Any]]) -> None:
     """Write :func:`rows` to ``path``; an empty field is "does not exist"."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(results))
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, csv_text(COLUMNS, rows(results)).encode())
 
 
 def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -66,11 +62,13 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     results, problems = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
             if result["schema"] != SCHEMA:
                 raise ValueError(f"schema {result['schema']!r}, but this ssl3d reads {SCHEMA}")
+            if (problem := problem_of(REPRESENTATION, result)) is not None:
+                raise ValueError(problem)
             rows([result])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ReadError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             problems.append(f"{path}: {type(error).__name__}: {error}; make it again: ssl3d represent")
             continue
         results.append(result)

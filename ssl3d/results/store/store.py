@@ -11,18 +11,19 @@ parsing, and it survives a tool that only reformats the file.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssl3d.errors import DataError
-from ssl3d.files import write_bytes, write_json
+from ssl3d.errors import DataError, ReadError
+from ssl3d.files import MOST_JSON_BYTES, read_json, write_bytes, write_json
 from ssl3d.locks import Held
+from ssl3d.results.store.model import FAILURE, problem_of
 from ssl3d.results.store.record import (
     Record,
     _decode_without_cases,
@@ -51,6 +52,23 @@ def failure_of(
         error = {"type": type(error).__name__, "message": str(error)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {**head, "error": dict(error), "session": session, "run": run, "created": created}
+
+
+def _contents(path: str) -> bytes:
+    """Return the bytes of a regular file of a record's size; see :func:`ssl3d.files.read_bytes`, which takes longer.
+
+    Raises:
+        DataError: it is none.
+        OSError: the system refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("no regular file; remove it")
+        if status.st_size > MOST_JSON_BYTES:
+            raise DataError(f"{status.st_size / 2**20:.0f} MiB, more than any record has; remove it")
+        return file.read()
 
 
 class ResultStore:
@@ -83,16 +101,29 @@ class ResultStore:
         Raises:
             DataError: a file is damaged.
         """
-        found = []
+        found, problems = self.sound_failures()
+        if problems:
+            raise DataError("\n".join(problems))
+        return found
+
+    def sound_failures(self) -> tuple[list[Record], list[str]]:
+        """Return :meth:`failures`, and a line for each file that is damaged and left out."""
+        found, problems = [], []
         for path in sorted((self.root / "failures").glob("*.json")):
             try:
-                failure = json.loads(path.read_text(encoding="utf-8"))
-                found.append({field: failure[field] for field in _FAILURE_FIELDS})
-            except FileNotFoundError:  # another process has computed the cell
+                failure = read_json(path)
+            except ReadError as error:
+                if not isinstance(
+                    error.__cause__, FileNotFoundError
+                ):  # another process has computed the cell
+                    problems.append(f"{error} Delete it, and bench tries the cell again.")
                 continue
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path} is damaged; delete it, and bench tries the cell again.") from None
-        return found
+            problem = problem_of(FAILURE, failure)
+            if problem is None:
+                found.append({field: failure.get(field) for field in _FAILURE_FIELDS})
+            else:
+                problems.append(f"{path} is damaged ({problem}); delete it, and bench tries the cell again.")
+        return found, problems
 
     def write_failure(self, failure: Mapping[str, Any]) -> Path:
         """Write down that a cell could not be computed. No result: the next bench tries it again."""
@@ -147,11 +178,11 @@ class ResultStore:
     def _read(self, path: str, lazy: bool) -> Record:
         """See :meth:`read`; with text for a path, which thousands of records make worthwhile."""
         try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                data = file.read()
+            data = _contents(path)
             if lazy and (found := _decode_without_cases(data)) is not None:
                 record, digest = found
-                if path.endswith(f"-{digest}.json") and _problem(record) is None:
+                if path.endswith(f"-{digest}.json") and _problem(record, typed=True) is None:
+                    record["per_case"].where = path
                     return record
             record = decode_record(data)
         except FileNotFoundError:
