@@ -8,7 +8,7 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: check-results bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: faults check-results bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -73,6 +73,10 @@ realdata: .venv/.installed
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
+
+# Every trial of docs/reliability.md, with a table at the end; the tests make a part of them. Some minutes.
+faults: .venv/.installed
+	SSL3D_ALL_FAULTS=1 $(BIN)/python -m pytest -n 0 tests/faults
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssl3d.commands.bench import bench, table
+from ssl3d.commands.cache import cache, doctor
 from ssl3d.commands.common import (
     CONTEXT,
     Group,
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(package_name="ssl3d")
-def main() -> None:
+@click.option("--debug", is_flag=True, envvar="SSL3D_DEBUG", help="Show the trace of an error, too.")
+def main(debug: bool) -> None:
     """Benchmark self-supervised learning on 3D medical images.
 
     \b
@@ -274,6 +276,7 @@ def pretrain(
     from ssl3d.registry.registry import registry
 
     registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
+    from ssl3d.bench import sizes
     from ssl3d.bench.cell import TaskData
     from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
     from ssl3d.device import select_device
@@ -302,9 +305,10 @@ def pretrain(
         print_skipped(cohort.skipped)
     if cohort is not None:
         click.echo(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
-    run = pretrain(
-        spec, cohort, settings, seed, out, where, resume=resume, allow_code_change=allow_code_change
-    )
+    with sizes.pretraining(method_name, settings):
+        run = pretrain(
+            spec, cohort, settings, seed, out, where, resume=resume, allow_code_change=allow_code_change
+        )
     if cohort is not None and cohort.skipped:
         from ssl3d.files import write_json
 
@@ -318,6 +322,8 @@ def pretrain(
 
 main.add_command(config)
 main.add_command(bench)
+main.add_command(cache)
+main.add_command(doctor)
 main.add_command(table)
 main.add_command(data)
 main.add_command(store_group)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 _asked: int | None = None
 _listeners = 0
+_others: list[int] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -71,6 +72,22 @@ def listening() -> Iterator[None]:
         _disarm()
 
 
+@contextmanager
+def passed_on(processes: Iterable[int]) -> Iterator[None]:
+    """Pass each signal on to other processes inside, by SIGTERM.
+
+    Args:
+        processes: their ids, of children that are joined after the block only: an id is not used again before that.
+    """
+    mine = list(processes)
+    _others.extend(mine)
+    try:
+        yield
+    finally:
+        for process in mine:
+            _others.remove(process)
+
+
 def asked() -> bool:
     """Return whether the process was asked to stop."""
     return _asked is not None
@@ -89,6 +106,9 @@ def check() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     global _asked
     first, _asked = _asked is None, _asked or number
+    for process in _others:
+        with suppress(OSError):  # it has ended
+            os.kill(process, signal.SIGTERM)
     if not first or not _listeners:
         raise Stopped(_asked)
     # Not print(): the main thread may be inside of one, and cannot be entered twice.

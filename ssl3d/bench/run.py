@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from ssl3d import signals
+from ssl3d.bench import sizes
 from ssl3d.bench.cell import Cell as Cell
 from ssl3d.bench.cell import TaskData as TaskData
 from ssl3d.bench.cell import Weights, digest, given_weights, planned_weights
@@ -29,12 +31,25 @@ from ssl3d.config import Settings
 from ssl3d.downstream.harness import Evaluation, evaluate
 from ssl3d.downstream.problems.frozen import SharedFeatures
 from ssl3d.downstream.problems.problem import Mode
-from ssl3d.errors import CellsFailed, CheckpointError, ConfigError, SSL3DError, WriteError, count, nearest
-from ssl3d.files import write_json
-from ssl3d.models.weights.checkpoint import RUN, load_backbone, read_run, weights_fingerprint
+from ssl3d.errors import (
+    CellsFailed,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MemoryFault,
+    ReadError,
+    SSL3DError,
+    WriteError,
+    count,
+    nearest,
+)
+from ssl3d.files import read_json, write_json
+from ssl3d.memory import is_out_of_memory
+from ssl3d.models.weights.checkpoint import RUN, is_whole, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain
 from ssl3d.pretrain.spec import MethodSpec
 from ssl3d.progress import say
+from ssl3d.registry.blame import plugin_fault
 from ssl3d.results.store.predictions import Kept, keep_prediction
 from ssl3d.results.store.record import Record
 from ssl3d.results.store.store import ResultStore, failure_of
@@ -48,8 +63,6 @@ if TYPE_CHECKING:
 Match = Literal["steps", "voxels", "time"]
 RELATIVE_COST = "relative-cost.json"
 _POLL_SECONDS = 0.5
-_FAILURES = (SSL3DError, torch.OutOfMemoryError)
-"""What makes one cell fail, and no other; except that a store which cannot be written ends everything."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,7 @@ class Bench:
         with self.store.claim(cell.identity, wait=False) as mine:
             if not mine:
                 return None
+            signals.check()
             again = False
             if self.store.has(cell.identity):
                 record = self.store.read(self.store.path_for(cell.identity))
@@ -267,12 +281,13 @@ class Bench:
                 folder = self._pretrained(cell)
                 if folder is None:
                     return None
-                record = self._evaluated(cell, folder)
+                with sizes.evaluation(cell.data.task.name, cell.mode, self.settings):
+                    record = self._evaluated(cell, folder)
                 self.store.write(record, replace=again)
-            except WriteError:
+            except (WriteError, _Failed):
                 raise
-            except _FAILURES as error:
-                raise self._failure(cell, error) from error
+            except (Exception, SystemExit) as error:
+                raise self._failure(cell, _named(error)) from error
             self.store.forget_failure(cell.identity)
             return record, True
 
@@ -361,20 +376,23 @@ class Bench:
                 raise self._failure(cell, before, folder.name)
             if self.conduct.recompute and (folder / RUN).is_file():
                 self._set_stale_aside(weights, folder)
-            if (folder / RUN).is_file() and read_run(folder).get("status") == "finished":
+            run = read_run(folder) if (folder / RUN).is_file() else {}
+            if run.get("status") == "finished" and is_whole(folder, run):
                 return folder
             self._features.begin(None)
             try:
-                pretrain(
-                    weights.spec, self.pretraining.volumes, self.settings_for(weights.spec), weights.identity["seed"],
-                    folder, self.device, resume=(folder / RUN).is_file(), allow_code_change=self.conduct.allow_code_change,
-                )  # fmt: skip
+                settings = self.settings_for(weights.spec)
+                with sizes.pretraining(weights.spec.name, settings):
+                    pretrain(
+                        weights.spec, self.pretraining.volumes, settings, weights.identity["seed"], folder, self.device,
+                        resume=(folder / RUN).is_file(), allow_code_change=self.conduct.allow_code_change,
+                    )  # fmt: skip
             except WriteError:
                 raise
-            except (
-                _FAILURES
-            ) as error:  # written down before the claim ends: another process must not try again
-                raise self._failure(cell, error, folder.name) from error
+            except (Exception, SystemExit) as error:
+                # Written down before the claim ends: another process must not try again.
+                raise self._failure(cell, _named(error), folder.name) from error
+            signals.check()
         return folder
 
     def _set_stale_aside(self, weights: Weights, folder: Path) -> None:
@@ -386,7 +404,11 @@ class Bench:
 
     def _failed_before(self, run: str) -> dict[str, Any] | None:
         """Return why the pretraining ``run`` has failed in this call already, if it has."""
-        mine = (f for f in self.store.failures() if f["session"] == self.conduct.session and f["run"] == run)
+        mine = (
+            f
+            for f in self.store.sound_failures()[0]
+            if f["session"] == self.conduct.session and f["run"] == run
+        )
         return next((failure["error"] for failure in mine), None)
 
     def _failure(self, cell: Cell, error: BaseException | dict[str, Any], run: str | None = None) -> _Failed:
@@ -434,6 +456,42 @@ class Bench:
 
 class _Failed(SSL3DError):
     """A cell that could not be computed; already written down."""
+
+
+def _known_costs(path: Path) -> dict[str, float]:
+    """Return what was measured before, by method.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        known = read_json(path)
+    except ReadError as error:
+        raise DataError(
+            f"{error} Delete it: it is measured again, and matched budgets are other cells then."
+        ) from error
+    if not isinstance(known, dict) or not all(
+        type(cost) in (int, float) and 0 < cost < 1e6 for cost in known.values()
+    ):
+        raise DataError(
+            f"{path} is damaged: it must hold a number for each method. Delete it: it is measured again, and matched "
+            "budgets are other cells then."
+        )
+    return dict(known)
+
+
+def _named(error: BaseException) -> BaseException:
+    """Return what makes one cell fail, and no other, with a message of ours; raise what is a fault of ssl3d."""
+    if isinstance(error, SSL3DError):
+        return error
+    if is_out_of_memory(error):
+        return MemoryFault(f"the memory is used up: {error}. Fix: smaller crops or batches, fewer --jobs.")
+    fault = plugin_fault(error)
+    if fault is None:
+        raise error
+    return fault
 
 
 def check_match(text: str) -> Match:

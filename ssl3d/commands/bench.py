@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,7 @@ from ssl3d.commands.common import (
     with_subject_patterns,
     without_tested,
 )
+from ssl3d.commands.failures import SOFTWARE, USER, report
 from ssl3d.errors import ConfigError, SSL3DError
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ if TYPE_CHECKING:
     from ssl3d.downstream.problems.problem import Mode
     from ssl3d.downstream.tasks import Task
     from ssl3d.pretrain.spec import MethodSpec
+
+_END_S, _WATCH_S = 5.0, 0.5
+_FAULTS = (1, USER, SOFTWARE)
 
 
 @resumable()
@@ -161,7 +168,7 @@ def bench(jobs: int | None, threads: int, **given: Any) -> None:
                     say(_line(record, computed))
         except CellsFailed as error:
             failed = error
-    failures = [failure for failure in job.store.failures() if failure["identity"] in cells]
+    failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
     print_table(records, "rich", against=None, statistics=["ci"], failures=failures)
     if failed is not None:
         click.echo(str(failed), err=True)
@@ -190,11 +197,13 @@ def _line(record: dict[str, Any], computed: bool = True) -> str:
 def _others(count: int, threads: int, options: _Options) -> Iterator[None]:
     """Run ``count`` more processes of this bench while the block runs, and show the progress of all in one place.
 
-    One that dies leaves its cell to the others.
+    One that dies leaves its cell to the others, which is said. When this process is asked to stop, so are they. None is
+    left when the block ends: they have the grace of :mod:`ssl3d.signals` to save what they have, and are killed then.
     """
     if not count:
         yield
         return
+    from ssl3d import signals
     from ssl3d.progress import Board, sending
 
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -205,13 +214,52 @@ def _others(count: int, threads: int, options: _Options) -> Iterator[None]:
     for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
         sender.close()  # here; so that the other end tells when the process has ended
+    ending = threading.Event()
+    watcher = threading.Thread(target=_say_who_died, args=(processes, ending), daemon=True)
     try:
-        with Board([receiver for receiver, _ in pipes]) as board, sending(board.mine):
+        pids = [process.pid for process in processes if process.pid is not None]
+        with (
+            Board([receiver for receiver, _ in pipes]) as board,
+            sending(board.mine),
+            signals.passed_on(pids),
+        ):
+            watcher.start()
             yield
     finally:  # daemons would go with this process only, which in a test lives on
-        for process in processes:
-            process.terminate()
+        ending.set()
+        _end(processes, signals.GRACE_S if signals.asked() else _END_S)
+
+
+def _end(processes: Sequence[BaseProcess], grace: float) -> None:
+    """End processes: ask them to, and kill those that are there after the grace, such as a suspended one."""
+    for process in processes:
+        process.terminate()
+    last = time.monotonic() + grace
+    for process in processes:
+        process.join(max(0.0, last - time.monotonic()))
+        if process.is_alive():
+            process.kill()
             process.join()
+
+
+def _say_who_died(processes: Sequence[BaseProcess], ending: threading.Event) -> None:
+    """Say of each process that ends by a signal or a fault, before it is told to, that others take over."""
+    from ssl3d.progress import say
+
+    left = {process.sentinel: process for process in processes}
+    while left and not ending.is_set():
+        for sentinel in wait(list(left), timeout=_WATCH_S):
+            process = left.pop(sentinel)  # type: ignore[call-overload]
+            code = process.exitcode or 0
+            if code < 0 and not ending.is_set():
+                name = signal.Signals(-code).name
+                say(
+                    f"Process {process.pid} was killed by {name}; the cell that it was at work on is left to the others."
+                )
+            elif code in _FAULTS and not ending.is_set():
+                say(
+                    f"Process {process.pid} ended by a fault (status {code}); its cell is left to the others."
+                )
 
 
 def _work(options: _Options, threads: int, sender: Connection) -> None:
@@ -220,10 +268,11 @@ def _work(options: _Options, threads: int, sender: Connection) -> None:
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
+    from ssl3d import signals
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import say, sending
 
-    with sending(sender.send):
+    with sending(sender.send), signals.handled():
         try:
             with redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
                 job = _bench_of(options)
@@ -236,7 +285,11 @@ def _work(options: _Options, threads: int, sender: Connection) -> None:
             say(f"Process {os.getpid()} stopped: {error}")
             sys.exit(2)
         except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(signals.RESUMABLE)
+        except Exception as error:
+            status = report(error, ("bench",), debug=bool(os.environ.get("SSL3D_DEBUG")))
+            say(f"Process {os.getpid()} stopped by an error: {type(error).__name__}")
+            sys.exit(status)
 
 
 def _leave_with_parent() -> None:
@@ -535,7 +588,9 @@ def table(
     with no_garbage_collection():
         opened = ResultStore(store)
         records, problems = opened.records(lazy=True)
-        print_table(records, format_name, against, chosen, reference, difference, opened.failures())
+        failures, damaged = opened.sound_failures()
+        print_table(records, format_name, against, chosen, reference, difference, failures)
+        problems += damaged
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

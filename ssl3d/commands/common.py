@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ssl3d.errors import ConfigError, SSL3DError, printable
+from ssl3d import signals
+from ssl3d.commands.failures import report, survive_any_output
+from ssl3d.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-_ARGUMENTS, _RESUMES_WITH = "ssl3d.arguments", "resumes_with"
+_ARGUMENTS, _COMMAND, _RESUMES_WITH = "ssl3d.arguments", "ssl3d.command", "resumes_with"
 C = TypeVar("C", bound=click.Command)
 
 
@@ -46,17 +50,31 @@ def resumable(option: str = "") -> Callable[[C], C]:
 
 
 class Group(click.Group):
-    """Prints errors meant for users without a traceback, and exits with status 2."""
+    """Turns every error into a message and an exit status, see :mod:`ssl3d.commands.failures`."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        if ctx.parent is not None:
             return super().invoke(ctx)
-        except SSL3DError as error:
-            click.echo(f"{click.style('Error:', fg='red', bold=True)} {printable(str(error))}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo(f"\nInterrupted. {self._what_next(ctx)}", err=True)
-            ctx.exit(130)
+        survive_any_output()
+        debug = bool(ctx.params.get("debug"))
+        try:
+            with signals.handled():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            ctx.exit(self._interrupted(ctx, error))
+        except SystemExit as error:
+            from ssl3d.registry.blame import plugin_fault
+
+            fault = plugin_fault(error)
+            if fault is None:
+                raise  # a command's own
+            ctx.exit(report(fault, ctx.meta[_ARGUMENTS], debug))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # nobody reads the output any more; click ends quietly
+            ctx.exit(report(error, ctx.meta[_ARGUMENTS], debug))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta.setdefault(
@@ -64,16 +82,19 @@ class Group(click.Group):
         )  # as the user gave them: the outermost group is asked first
         return super().parse_args(ctx, args)
 
-    def _what_next(self, ctx: click.Context) -> str:
-        """Return how to go on with the command that was interrupted, or that it begins anew."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        option = getattr(command, _RESUMES_WITH, None)
+    def _interrupted(self, ctx: click.Context, error: KeyboardInterrupt) -> int:
+        """Say how to go on with the command that was interrupted, or that it begins anew; return the exit status."""
+        number = error.number if isinstance(error, signals.Stopped) else signal.SIGINT
+        name = "Interrupted" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
+        option = getattr(ctx.meta.get(_COMMAND), _RESUMES_WITH, None)
         if option is None:
-            return "Started again, it begins anew."
+            click.echo(f"\n{name}. Started again, it begins anew.", err=True)
+            return 128 + number
         words = ["ssl3d", *ctx.meta[_ARGUMENTS]]
         if option and option not in words:
             words.append(option)
-        return f"It goes on where it stopped with:\n  {shlex.join(words)}"
+        click.echo(f"\n{name}. It goes on where it stopped with:\n  {shlex.join(words)}", err=True)
+        return signals.RESUMABLE
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,7 +103,9 @@ class Group(click.Group):
 
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(f'No command "{args[0]}".{nearest(args[0], self.list_commands(ctx))}', ctx)
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        ctx.meta[_COMMAND] = found[1]  # the innermost is asked last
+        return found
 
 
 def split_names(text: str) -> list[str]:
@@ -184,7 +207,22 @@ def preset_option(command: Any) -> Any:
                         help="demo, smoke, quick, study, paper, or a YAML file.")(command)  # fmt: skip
 
 
+def _hash_all(ctx: click.Context, _: click.Parameter, verify: bool) -> None:
+    if verify:
+        from ssl3d.data.prepared.stored import hashing_all_sources
+
+        ctx.with_resource(hashing_all_sources())
+
+
 def cache_option(command: Any) -> Any:
+    command = click.option(
+        "--verify-cache", is_flag=True, expose_value=False, callback=_hash_all,
+        help="Hash all image files, also those whose size and time say that they have not changed.",
+    )(command)  # fmt: skip
+    return cache_place_option(command)
+
+
+def cache_place_option(command: Any) -> Any:
     return click.option(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),

@@ -157,6 +157,11 @@ def test_a_run_is_not_resumed_under_other_code_unless_both_are_recorded(
     made = json.loads(path.read_text())
     # As it was after its first step, with the code of that time.
     path.write_text(json.dumps({**made, "status": "running", "step": 1, "code": "older"}))
+    for state in sorted((tmp_path / "run").glob("state-*.safetensors*"))[2:]:
+        state.unlink()
+    assert [state.name for state in (tmp_path / "run").glob("state-*.safetensors")] == [
+        "state-00000001.safetensors"
+    ]
     refused = run(*command, "--resume")
     assert (
         refused.exit_code == 2 and "hash older" in refused.output and "--allow-code-change" in refused.output
@@ -188,7 +193,7 @@ def test_a_record_has_the_code_of_the_run_that_it_scores(runs: Path, tmp_path: P
     (again,) = records(tmp_path / "s").values()
     assert again["code"] == {**record["code"], "pretrain": "older"}
     listed = run("store", "ls", "--store", tmp_path / "s", "--stale").output
-    assert "1 of 1 records; 1 stale" in listed and "code of pretraining" in " ".join(listed.split())
+    assert "1 of 1 record; 1 stale" in listed and "code of pretraining" in " ".join(listed.split())
     changed = {**json.loads(path.read_text())}
     changed["identity"]["seed"] = 5
     path.write_text(json.dumps(changed))

@@ -15,6 +15,7 @@ from ssl3d.cli import main
 from ssl3d.commands import bench, data
 from ssl3d.commands.common import Group
 from ssl3d.pretrain.watch import Watch
+from ssl3d.signals import RESUMABLE
 
 
 def run(*arguments: object) -> Result:
@@ -23,7 +24,7 @@ def run(*arguments: object) -> Result:
 
 def printed(result: Result) -> list[str]:
     """Return the arguments of the command that the message names."""
-    assert result.exit_code == 130, result.output
+    assert result.exit_code == RESUMABLE, result.output
     words = shlex.split(result.output.split("It goes on where it stopped with:\n")[1].splitlines()[0])
     assert words[0] == "ssl3d"
     return words[1:]

@@ -70,10 +70,13 @@ def mended(source: Path, before: list[np.ndarray]) -> bool:
     raise AssertionError("not mended")
 
 
-def test_one_bit_of_a_stored_array_is_noticed_wherever_it_is(source: Path) -> None:
+def test_one_bit_of_a_stored_array_is_noticed_wherever_it_is(
+    source: Path, record_property: Callable[[str, object], None]
+) -> None:
     cohort = built(source)
     before, chosen = voxels(cohort), random.Random(0)
-    for _ in range(300 if FULL else 12):
+    record_property("trials", count := 300 if FULL else 12)
+    for _ in range(count):
         path = cohort.folder / cohort.records[chosen.randrange(3)]["arrays"]["image"]["name"]
         good, data = path.read_bytes(), bytearray(path.read_bytes())
         data[chosen.randrange(len(data))] ^= 1 << chosen.randrange(8)

@@ -1,0 +1,204 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: a checkpoint, a status that says resumable, and a command that goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from faults.runs import EVERY, Plain, forked, run, states
+from ssl3d import signals
+from ssl3d.cli import main
+from ssl3d.signals import GRACE_S, RESUMABLE
+
+WAIT_S = 120.0
+
+
+def until(true: Callable[[], object], running: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert running() and time.monotonic() < end
+        time.sleep(0.02)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssl3d", *map(str, arguments)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def goes_on_with(text: str) -> list[str]:
+    words = shlex.split(text.split("It goes on where it stopped with:\n")[1].splitlines()[0])
+    assert words[0] == "ssl3d"
+    return words[1:]
+
+
+def fork(arguments: Sequence[object], output: Path) -> int:
+    """Run a command in a child of this process, which has imported everything already, and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        torch.set_num_threads(1)
+        main([str(a) for a in arguments], prog_name="ssl3d")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 98
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_pretrain_saves_and_goes_on(volume_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out, said = tmp_path / "run", tmp_path / "said"
+    command = [
+        "pretrain", "--method", "denoising", "--data", volume_folder, "--preset", "smoke", "--cache", tmp_path / "cache",
+        "--set", "pretrain.steps=60", "--set", "pretrain.checkpoint_every=60", "--set", "pretrain.log_every=1",
+        "--set", "pretrain.monitor_every=60", "--device", "cpu", "--out",
+    ]  # fmt: skip
+    child = fork([*command, out], said)
+    until(lambda: (out / "tensorboard").exists(), lambda: os.waitpid(child, os.WNOHANG)[0] == 0)
+    time.sleep(0.3)
+    sent = time.monotonic()
+    os.kill(child, number)
+    assert ended(child) == RESUMABLE, said.read_text()
+    assert time.monotonic() - sent < GRACE_S
+    assert "Traceback" not in said.read_text()
+    states = sorted(out.glob("state-*.safetensors"))
+    assert len(states) == 1 and states[0].name < "state-00000060", [s.name for s in states]
+    words = goes_on_with(said.read_text())
+    assert words == [*map(str, command), str(out), "--resume"]
+    assert ended(fork(words, said)) == 0, said.read_text()
+    if number == signal.SIGTERM:  # the same for all; one run from start to end is enough
+        assert ended(fork([*command, tmp_path / "whole"], said)) == 0, said.read_text()
+        weights, expected = (load_file(f / "backbone.safetensors") for f in (out, tmp_path / "whole"))
+        assert all((weights[key] == expected[key]).all() for key in expected)
+
+
+def test_the_grace_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that takes longer is given up; the state before it is whole."""
+    monkeypatch.setattr(signals, "GRACE_S", 0.3)
+    out = tmp_path / "run"
+
+    def slow(call: int) -> None:
+        if call == EVERY + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    def child() -> None:
+        Plain.hook = staticmethod(slow)
+        with signals.handled():
+            try:
+                run(out)
+            except signals.Stopped:
+                return
+        raise AssertionError("not stopped")
+
+    began = time.monotonic()
+    assert forked(child) == 0
+    assert time.monotonic() - began < 30
+    assert states(out) == ["state-00000002.safetensors"]
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    def child() -> None:
+        with signals.handled(), signals.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.asked()
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            except signals.Stopped:
+                return
+        raise AssertionError("not stopped")
+
+    assert forked(child) == 0
+
+
+def children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def worker(process: subprocess.Popen[str]) -> int:
+    """Return the id of a process that computes cells."""
+    for child in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return child
+    return 0
+
+
+def bench(tmp_path: Path, seeds: str = "0,1,2,3") -> list[object]:
+    return [
+        "bench", "--preset", "smoke", "--methods", "denoising", "--seeds", seeds, "--tasks", "ccc", "--modes", "linear",
+        "--jobs", 2, "--threads", 1, "--store", tmp_path / "store", "--cache", tmp_path / "cache",
+        "--set", "pretrain.steps=60", "--set", "pretrain.checkpoint_every=1000",
+    ]  # fmt: skip
+
+
+def locks(tmp_path: Path) -> str:
+    return "".join(path.read_text() for path in tmp_path.glob("store/runs/*/run.lock"))
+
+
+@pytest.mark.thorough
+def test_bench_passes_the_signal_on_and_leaves_nobody(tmp_path: Path) -> None:
+    process = start(*bench(tmp_path))
+    until(
+        lambda: (one := worker(process)) and f"process {one} " in locks(tmp_path),
+        lambda: process.poll() is None,
+    )
+    everybody = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == RESUMABLE, said
+    assert not [child for child in everybody if alive(child)]
+    assert "Traceback" not in said
+    assert list(tmp_path.glob("store/runs/*/state-*.safetensors"))
+    again = subprocess.run(
+        [sys.executable, "-m", "ssl3d", *goes_on_with(said)],
+        text=True,
+        capture_output=True,
+        timeout=2 * WAIT_S,
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 4
+
+
+@pytest.mark.thorough
+def test_the_cell_of_a_killed_worker_is_done_by_another_and_said(tmp_path: Path) -> None:
+    process = start(*bench(tmp_path, "0,1,2"))
+    until(
+        lambda: (one := worker(process)) and f"process {one} " in locks(tmp_path),
+        lambda: process.poll() is None,
+    )
+    os.kill(worker(process), signal.SIGKILL)
+    said = process.communicate(timeout=2 * WAIT_S)[1]
+    assert process.returncode == 0, said
+    assert "was killed by SIGKILL; the cell that it was at work on is left to the others" in said
+    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 3
