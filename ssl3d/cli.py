@@ -13,24 +13,22 @@ from ssl3d.commands.cache import cache, doctor
 from ssl3d.commands.common import (
     CONTEXT,
     Group,
+    Names,
     cache_option,
     device_option,
+    json_option,
     keep_freed_memory,
-    load_tasks,
     make_console,
     policy_option,
     preset_option,
     print_conflicts,
-    print_skipped,
+    print_json,
     quiet_libraries,
     resumable,
     set_option,
-    settings_of,
     split_names,
     subject_option,
     text_table,
-    with_subject_patterns,
-    without_tested,
 )  # fmt: skip
 from ssl3d.commands.config import config
 from ssl3d.commands.data import data
@@ -61,12 +59,19 @@ def main(debug: bool) -> None:
 @main.command()
 @click.option("--verbose", "-v", is_flag=True, help='Everything that "ssl3d info" says, of every method.')
 @click.option("--cost/--no-cost", default=True, help="With --verbose: measure a training step of each.")
-def methods(verbose: bool, cost: bool) -> None:
+@json_option
+def methods(verbose: bool, cost: bool, as_json: bool) -> None:
     """List pretext methods and their variants."""
     from rich.markup import escape
 
     from ssl3d.registry.registry import registry
 
+    if as_json:
+        print_json([
+            {"name": e.name, "title": e.title, "trains": e.facts.get("trains"), "summary": e.summary, "variant_of": e.base,
+             "plugin": e.plugin} for e in registry().methods
+        ])  # fmt: skip
+        return
     if verbose:
         quiet_libraries()
         for entry in registry().methods:
@@ -85,7 +90,7 @@ def methods(verbose: bool, cost: bool) -> None:
 
 
 @main.command()
-@click.argument("method")
+@click.argument("method", type=Names("methods"))
 @click.option("--cost/--no-cost", default=True, help="Measure a training step.")
 def info(method: str, cost: bool) -> None:
     """Show a method's paper, what it trains, its options and the cost of a step."""
@@ -128,7 +133,7 @@ def _print_info(name: str, cost: bool) -> None:
 
 
 @main.command()
-@click.argument("method")
+@click.argument("method", type=Names("methods"))
 @set_option
 def check(method: str, overrides: tuple[str, ...]) -> None:
     """Run the conformance suite on a method."""
@@ -173,12 +178,19 @@ def new_method(name: str, out: Path | None) -> None:
 
 
 @main.command()
-def tasks() -> None:
+@json_option
+def tasks(as_json: bool) -> None:
     """List downstream tasks."""
     from rich.markup import escape
 
     from ssl3d.registry.registry import registry
 
+    if as_json:
+        keys = ("name", "title", "kind", "dataset", "metric", "counts", "summary")
+        print_json([
+            {**{key: getattr(e.load(), key) for key in keys}, "plugin": e.plugin} for e in registry().tasks
+        ])  # fmt: skip
+        return
     table = text_table("Task", "What it is", "Dataset", "Metric", "Train/val/test")
     for entry in registry().tasks:
         task = entry.load()
@@ -192,12 +204,19 @@ def tasks() -> None:
 
 
 @main.command()
-def datasets() -> None:
+@json_option
+def datasets(as_json: bool) -> None:
     """List datasets that can be read."""
     from rich.markup import escape
 
     from ssl3d.registry.registry import registry
 
+    if as_json:
+        keys = ("name", "summary", "layout", "modality", "intensity_offset")
+        print_json([
+            {**{key: getattr(e.load(), key) for key in keys}, "plugin": e.plugin} for e in registry().datasets
+        ])  # fmt: skip
+        return
     table = text_table("Dataset", "What it is", "Modality", "Offset", "Plugin")
     for entry in registry().datasets:
         d = entry.load()
@@ -213,7 +232,8 @@ def datasets() -> None:
 
 
 @main.command()
-def plugins() -> None:
+@json_option
+def plugins(as_json: bool) -> None:
     """List installed plugins, what each registers, and what is wrong with any."""
     from rich.markup import escape
 
@@ -225,11 +245,19 @@ def plugins() -> None:
         "method": found.methods, "task": found.tasks, "dataset": found.datasets,
         "backbone": found.backbones, "table format": found.table_formats,
     }  # fmt: skip
+    registered = {
+        plugin.name: {kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()}
+        for plugin in found.plugins.values()
+    }  # fmt: skip
+    if as_json:
+        print_json([
+            {"name": p.name, "version": p.version, "registers": registered[p.name], "errors": p.errors,
+             "warnings": p.problems} for p in found.plugins.values()
+        ])  # fmt: skip
+        return
     table = text_table("Plugin", "Version", "Registers", "State")
     for plugin in found.plugins.values():
-        counts = {
-            kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()
-        }
+        counts = registered[plugin.name]
         state = f"[red]broken:[/] {escape(plugin.error)}" if plugin.error else "[green]ok[/]"
         for problem in plugin.problems:
             state += f"\n[yellow]warning:[/] {escape(problem)}"
@@ -243,7 +271,14 @@ def plugins() -> None:
 
 @resumable("--resume")
 @main.command()
-@click.option("--method", "method_name", required=True, metavar="NAME", help='See "ssl3d methods".')
+@click.option(
+    "--method",
+    "method_name",
+    required=True,
+    metavar="NAME",
+    type=Names("methods"),
+    help='See "ssl3d methods".',
+)
 @click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR",
               help="Folder of volumes, DATASET=DIR, or phantoms.")  # fmt: skip
 @preset_option
@@ -271,51 +306,18 @@ def pretrain(
     """Pretrain a backbone with one method."""
     quiet_libraries()
     keep_freed_memory()
-    settings = settings_of(preset, overrides, tasks=()).for_method(method_name)
-    settings = with_subject_patterns(settings, subject_patterns)
-    from ssl3d.registry.registry import registry
-
-    registry().methods.get(method_name)  # a misspelt name must not cost an import of torch
-    from ssl3d.bench import sizes
-    from ssl3d.bench.cell import TaskData
-    from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
-    from ssl3d.device import select_device
-    from ssl3d.errors import count
-    from ssl3d.pretrain.loop import check_run, pretrain
-    from ssl3d.pretrain.run_folder import check_folder
-    from ssl3d.pretrain.spec import resolve_method
+    from ssl3d.bench.pretraining import PretrainOptions, run_pretraining
     from ssl3d.progress import duration
 
-    check_folder(out, resume)
-    spec = resolve_method(method_name, settings.methods)
-    where = select_device(device)
-    check_run(spec, settings, seed)
-    cohort = pretraining_cohort(data, settings, cache, policy) if spec.cls.trains != "none" else None
-    if cohort is not None and exclude_test:
-        columns = [
-            TaskData(task, task_data, task_splits(task, task_data, settings), task.place)
-            for task in load_tasks(split_names(exclude_test))
-            for task_data in [task_cohort(task, None, settings, cache, policy)]
-        ]
-        settings, cohort = without_tested(
-            columns, cohort, settings,
-            lambda settings, built: pretraining_cohort(data, settings, cache, policy, built),
-        )  # fmt: skip
-    if cohort is not None and cohort.skipped:
-        print_skipped(cohort.skipped)
-    if cohort is not None:
-        click.echo(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
-    with sizes.pretraining(method_name, settings):
-        run = pretrain(
-            spec, cohort, settings, seed, out, where, resume=resume, allow_code_change=allow_code_change
-        )
-    if cohort is not None and cohort.skipped:
-        from ssl3d.files import write_json
-
-        write_json(out / "skipped.json", cohort.skipped)
+    tasks = tuple(split_names(exclude_test)) if exclude_test else ()
+    options = PretrainOptions(
+        method_name, out, data, preset, overrides, seed, resume, allow_code_change, tasks, subject_patterns, policy, device,
+        cache,
+    )  # fmt: skip
+    run = run_pretraining(options)
     losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
     click.echo(
-        f"{spec.name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}"
+        f"{method_name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}"
     )
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
 

@@ -18,22 +18,45 @@ from ssl3d.marks import without_effect
 
 
 def select_device(name: Literal["auto", "cpu", "cuda"] | str) -> torch.device:
-    """Return the device called ``name``; ``auto`` takes CUDA where there is one.
+    """Return the device called ``name``; ``auto`` takes CUDA where there is one, ``cuda:1`` the second GPU.
 
     On CUDA, convolutions are set to repeatable algorithms, and float32 to be float32: torch would compute them
     in TensorFloat-32, of 10 bits, without saying so.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA, or the GPU of that number, was asked for and is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device; use --device auto or cpu.")
+        raise ConfigError(f"--device {name}: torch sees no CUDA device; use --device auto or cpu.")
+    number = name.partition(":")[2]
+    if number and int(number) >= visible_gpus():
+        raise ConfigError(
+            f"--device {name}: torch sees {visible_gpus()} GPUs, cuda:0 to cuda:{visible_gpus() - 1}."
+        )
     if name.startswith("cuda"):
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
+        if number:
+            torch.cuda.set_device(int(number))  # for what asks for the current one
     return torch.device(name)
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs torch sees; ``CUDA_VISIBLE_DEVICES`` limits them."""
+    return torch.cuda.device_count()
+
+
+def spread(device: torch.device, processes: int) -> list[torch.device]:
+    """Return a device for each of so many processes: the visible GPUs in turn, or the one that was asked for.
+
+    >>> spread(torch.device("cpu"), 2), spread(torch.device("cuda:1"), 2)
+    ([device(type='cpu'), device(type='cpu')], [device(type='cuda', index=1), device(type='cuda', index=1)])
+    """
+    if device.type != "cuda" or device.index is not None or visible_gpus() < 2:
+        return [device] * processes
+    return [torch.device("cuda", number % visible_gpus()) for number in range(processes)]
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -8,6 +8,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "CellsFailed",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "PluginError",
+    "SSL3DError",
+    "TrainingError",
+    "WriteError",
+]
+
 __without_effect__ = "messages"
 
 

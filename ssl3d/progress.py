@@ -52,13 +52,13 @@ def sending(send: Callable[[Message], None]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no progress inside, for callers that print their own."""
-    global _silent
-    before, _silent = _silent, True
+    """Show no progress inside, and hand none on, for callers that print their own."""
+    global _silent, _send
+    before, (_silent, _send) = (_silent, _send), (True, None)
     try:
         yield
     finally:
-        _silent = before
+        _silent, _send = before
 
 
 def say(text: str) -> None:

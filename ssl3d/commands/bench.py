@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,24 +20,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssl3d.commands.common import (
+    Names,
     cache_option,
     device_option,
+    json_option,
     keep_freed_memory,
-    load_tasks,
     policy_option,
     preset_option,
-    print_differences,
-    print_skipped,
+    print_json,
     quiet_libraries,
     resumable,
     set_threads,
-    settings_of,
     split_names,
     split_pairs,
     subject_option,
-    with_splits_files,
-    with_subject_patterns,
-    without_tested,
 )
 from ssl3d.commands.failures import SOFTWARE, USER, report
 from ssl3d.errors import ConfigError, SSL3DError
@@ -45,14 +41,13 @@ from ssl3d.errors import ConfigError, SSL3DError
 if TYPE_CHECKING:
     import torch
 
-    from ssl3d.bench.cell import TaskData
-    from ssl3d.bench.run import Bench, Match
-    from ssl3d.config import Settings
-    from ssl3d.data.prepared.build import Policy
-    from ssl3d.data.prepared.cohort import PreparedCohort
-    from ssl3d.downstream.problems.problem import Mode
-    from ssl3d.downstream.tasks import Task
-    from ssl3d.pretrain.spec import MethodSpec
+    from ssl3d.bench.plan import BenchOptions
+    from ssl3d.bench.run import Bench
+
+MODES = ("linear", "finetune", "knn")
+STATISTICS = ("ci", "p", "power", "rank", "tau", "cost", "labels")
+"""As :mod:`ssl3d.downstream.problems.problem` and :mod:`ssl3d.results.statistics.annotate` have them, without an import of
+torch for a help text; a test compares."""
 
 _END_S, _WATCH_S = 5.0, 0.5
 _FAULTS = (1, USER, SOFTWARE)
@@ -60,13 +55,17 @@ _FAULTS = (1, USER, SOFTWARE)
 
 @resumable()
 @click.command()
-@click.option("--methods", "method_names", default="scratch,gvsl", show_default=True, metavar="A,B|all",
-              help='Rows; "all" is every method, without variants.')  # fmt: skip
+@click.option("--methods", default="scratch,gvsl", show_default=True, metavar="A,B|all",
+              type=Names("methods", several=True, more=("all",)),
+              help='Rows, in this order; "all" is every method, without variants.')  # fmt: skip
 @click.option(
-    "--tasks", "task_names", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all",
+    "--tasks", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all",
+    type=Names("tasks", several=True, more=("all",)),
     help="Columns: names, or task files (.yaml).",
 )  # fmt: skip
-@click.option("--modes", default="linear,finetune", show_default=True, help="linear, finetune, or both.")
+@click.option("--modes", default="linear,finetune", show_default=True, metavar=",".join(MODES),
+              help="One or several. linear: the backbone is frozen, the head solved; finetune: all is trained; knn: "
+              "neighbours of frozen features.")  # fmt: skip
 @click.option("--seeds", metavar="0,1,2", help="One seed covers a whole run [default: the preset's].")
 @preset_option
 @click.option(
@@ -137,79 +136,105 @@ _FAULTS = (1, USER, SOFTWARE)
     metavar="N",
     help="Threads of each process. Other threads round otherwise; a record names them.",
 )
+@click.option("--dry-run", is_flag=True, help="Say which cells there are, and what they will cost in time, disk and "
+              "memory, from a few measured steps; train nothing. The data are prepared.")  # fmt: skip
+@json_option
 @device_option
 @cache_option
-def bench(jobs: int | None, threads: int, **given: Any) -> None:
+def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Pretrain methods, evaluate them on tasks and print the table.
 
     The same command, started again in the same store (also on another machine that sees it), shares the cells
     that are left; --jobs starts it several times at once. A cell that fails is shown as such and tried again by the
     next call; the others are computed, and the exit status is 1.
     """
-    import uuid
-
+    from ssl3d.bench.plan import bench_of
+    from ssl3d.bench.whole import Whole
+    from ssl3d.device import spread
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import say
 
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
-    options = _Options(**given, session=uuid.uuid4().hex, jobs=1)
-    job = _bench_of(options)  # prepares the data, so that the other processes find them
+    options = _options(given)
+    job = bench_of(options)  # prepares the data, so that the other processes find them
     cells = [cell.identity for cell in job.cells()]
-    jobs = min(jobs or _cores(job.device.type, threads), len(cells)) or 1
-    options, job = replace(options, jobs=jobs), replace(job, conduct=replace(job.conduct, jobs=jobs))
-    records, failed = [], None
-    with _others(jobs - 1, threads, options):
+    devices = spread(job.device, min(jobs or _cores(job.device, threads), len(cells)) or 1)
+    jobs = len(devices)
+    options = replace(options, jobs=jobs)
+    job = replace(job, conduct=replace(job.conduct, jobs=jobs), device=devices[0])
+    if dry_run:
+        _print_estimate(job, as_json)
+        return
+    records, failed, whole = [], None, Whole(job)
+    with _others([str(device) for device in devices[1:]], threads, options):
         try:
             for record, computed in job.run():
                 records.append(record)
                 if computed or jobs == 1:
-                    say(_line(record, computed))
+                    say(_line(record, whole.said() if computed else "in the store already"))
         except CellsFailed as error:
             failed = error
     failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
-    print_table(records, "rich", against=None, statistics=["ci"], failures=failures)
+    print_table(records, "json" if as_json else "rich", against=None, statistics=["ci"], failures=failures,
+                order=[spec.name for spec in job.grid.methods])  # fmt: skip
     if failed is not None:
         click.echo(str(failed), err=True)
         sys.exit(1)
 
 
-def _cores(device: str, threads: int) -> int:
-    """Return how many processes of ``threads`` threads this machine computes at once."""
+def _print_estimate(job: Bench, as_json: bool) -> None:
+    from ssl3d.bench.estimate import estimate
+
+    found = estimate(job)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        click.echo("\n".join(found.lines()))
+
+
+def _cores(device: torch.device, threads: int) -> int:
+    """Return how many processes of ``threads`` threads this machine computes at once: one a GPU, where it has some."""
+    if device.type == "cuda":
+        from ssl3d.device import visible_gpus
+
+        return visible_gpus() if device.index is None else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads) if device == "cpu" else 1
+    return max(1, cores // threads)
 
 
-def _line(record: dict[str, Any], computed: bool = True) -> str:
-    """Return the line of a finished cell."""
+def _line(record: dict[str, Any], where: str) -> str:
+    """Return the line of a finished cell; ``where`` says how far the whole is."""
     from ssl3d.results.scores import written
 
     i = record["identity"]
     labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
     return (
         f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
-        f"{written(record['metric'], record['score'])}{'' if computed else '  (already in the store)'}"
+        f"{written(record['metric'], record['score'])}  ({where})"
     )
 
 
 @contextmanager
-def _others(count: int, threads: int, options: _Options) -> Iterator[None]:
-    """Run ``count`` more processes of this bench while the block runs, and show the progress of all in one place.
+def _others(devices: Sequence[str], threads: int, options: BenchOptions) -> Iterator[None]:
+    """Run one more process of this bench for each of ``devices`` while the block runs, and show the progress of all in one
+    place.
 
     One that dies leaves its cell to the others, which is said. When this process is asked to stop, so are they. None is
     left when the block ends: they have the grace of :mod:`ssl3d.signals` to save what they have, and are killed then.
     """
-    if not count:
+    if not devices:
         yield
         return
     from ssl3d import signals
     from ssl3d.progress import Board, sending
 
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    pipes = [context.Pipe(duplex=False) for _ in devices]
     processes = [
-        context.Process(target=_work, args=(options, threads, sender), daemon=True) for _, sender in pipes
+        context.Process(target=_work, args=(replace(options, device=device), threads, sender), daemon=True)
+        for device, (_, sender) in zip(devices, pipes, strict=True)
     ]
     for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
@@ -262,23 +287,26 @@ def _say_who_died(processes: Sequence[BaseProcess], ending: threading.Event) -> 
                 )
 
 
-def _work(options: _Options, threads: int, sender: Connection) -> None:
+def _work(options: BenchOptions, threads: int, sender: Connection) -> None:
     """Compute cells of the bench with ``options`` until there are none left, or the process that started this one is."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
     from ssl3d import signals
+    from ssl3d.bench.plan import bench_of
+    from ssl3d.bench.whole import Whole
     from ssl3d.errors import CellsFailed
-    from ssl3d.progress import say, sending
+    from ssl3d.progress import quiet, say, sending
 
     with sending(sender.send), signals.handled():
         try:
-            with redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
-                job = _bench_of(options)
+            with quiet(), redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
+                job = bench_of(options)
+            whole = Whole(job)
             for record, computed in job.run():
                 if computed:
-                    say(_line(record))
+                    say(_line(record, whole.said()))
         except CellsFailed:
             pass  # written down; the process that prints the table says so
         except SSL3DError as error:
@@ -300,209 +328,22 @@ def _leave_with_parent() -> None:
     os._exit(1)  # at once: cells, checkpoints and locks are made for that
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The options of ``ssl3d bench`` as they were given, but for those of the processes.
+def _options(given: dict[str, Any]) -> BenchOptions:
+    """Return what the command line gives, as options."""
+    from ssl3d.bench.plan import BenchOptions
 
-    ``session`` and ``jobs`` are the same for all processes of one call.
-    """
-
-    method_names: str
-    task_names: str
-    modes: str
-    seeds: str | None
-    preset: str
-    overrides: tuple[str, ...]
-    data: str
-    task_data: tuple[str, ...]
-    checkpoint: tuple[str, ...]
-    label_fractions: str
-    match: str
-    recompute: bool
-    store: Path
-    allow_overlap: tuple[str, ...]
-    exclude_test: bool
-    splits_file: tuple[str, ...]
-    subject_patterns: tuple[str, ...]
-    policy: Policy
-    device: str
-    cache: Path | None
-    keep_predictions: int
-    allow_code_change: bool
-    session: str
-    jobs: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the options ask for, before any data are read.
-
-    Attributes:
-        methods, tasks, modes, seeds, fractions: what is run over.
-        settings: the preset with all that was given.
-        places: where the data of tasks are, by name.
-        checkpoints: runs to evaluate, by method.
-        match: what pretrainings have in common.
-        device: where to compute.
-    """
-
-    methods: list[MethodSpec]
-    tasks: list[Task]
-    modes: list[Mode]
-    seeds: list[int]
-    fractions: tuple[float, ...]
-    settings: Settings
-    places: dict[str, Path]
-    checkpoints: dict[str, Path]
-    match: Match
-    device: torch.device
-
-
-def _bench_of(options: _Options) -> Bench:
-    """Return what the options ask for, all of them checked and all data prepared.
-
-    Raises:
-        SSL3DError: something cannot be done; nothing has been trained then.
-    """
-    from ssl3d.bench.run import Bench, Conduct, Grid, Pretraining
-    from ssl3d.bench.sources import absolute_place
-    from ssl3d.results.store.store import ResultStore
-
-    plan = _plan(options)
-    settings, columns, unlabelled = _prepared(plan, options)
-    grid = Grid(plan.methods, columns, plan.modes, plan.seeds, plan.fractions)
-    pretraining = Pretraining(unlabelled, plan.checkpoints, plan.match, absolute_place(options.data))
-    conduct = Conduct(
-        options.recompute,
-        options.keep_predictions,
-        options.allow_code_change,
-        options.session,
-        options.jobs,
-    )
-    return Bench(grid, pretraining, settings, ResultStore(options.store), plan.device, conduct)
-
-
-def _plan(options: _Options) -> _Plan:
-    """Return what the options ask for; everything that can be known to be wrong without data is said here."""
-    from ssl3d.bench.sources import absolute_place
-    from ssl3d.registry.registry import registry
-
-    found = registry()
-    chosen_tasks = found.tasks.names() if options.task_names == "all" else split_names(options.task_names)
-    chosen_methods = (
-        [e.name for e in found.methods if not e.base]
-        if options.method_names == "all"
-        else split_names(options.method_names)
-    )
-    for name in chosen_methods:
-        found.methods.get(name)
-    tasks = load_tasks(chosen_tasks)
-    settings = settings_of(options.preset, options.overrides, tasks)
-    seeds = list(settings.seeds) if options.seeds is None else [_seed(s) for s in split_names(options.seeds)]
-    fractions = tuple(_fraction(text) for text in split_names(options.label_fractions))
-    places = {
-        name: Path(absolute_place(str(place)))
-        for name, place in split_pairs(options.task_data, "--task-data").items()
+    texts = {name: given.pop(name) for name in ("methods", "tasks", "modes", "seeds", "label_fractions")}
+    pairs = {name: split_pairs(given.pop(name), f"--{name.replace('_', '-')}")
+             for name in ("task_data", "checkpoint", "splits_file")}  # fmt: skip
+    seeds = None if texts["seeds"] is None else [_seed(text) for text in split_names(texts["seeds"])]
+    named: dict[str, Any] = {
+        name: texts[name] if texts[name] == "all" else split_names(texts[name])
+        for name in ("methods", "tasks")
     }
-    checkpoints = {
-        name: run.expanduser().absolute()
-        for name, run in split_pairs(options.checkpoint, "--checkpoint").items()
-    }
-    files = split_pairs(options.splits_file, "--splits-file")
-    settings = with_splits_files(with_subject_patterns(settings, options.subject_patterns), tasks, files)
-    for option, names in (
-        ("--splits-file", files), ("--task-data", places), ("--allow-overlap", options.allow_overlap),
-    ):  # fmt: skip
-        for name in set(names) - {task.name for task in tasks}:
-            raise ConfigError(f'{option} names the task "{name}", which --tasks does not.')
-    for name in checkpoints.keys() - set(chosen_methods):
-        raise ConfigError(f'--checkpoint names the method "{name}", which --methods does not.')
-
-    from ssl3d.bench.run import check_checkpoints, check_match
-    from ssl3d.device import select_device
-    from ssl3d.downstream.problems.kinds import check_mode, check_modes
-    from ssl3d.pretrain.loop import check_run
-    from ssl3d.pretrain.spec import resolve_method
-
-    match = check_match(options.match)
-    modes = [check_mode(mode) for mode in split_names(options.modes)]
-    for task in tasks:
-        check_modes(task, modes)
-    specs = [resolve_method(name, settings.methods) for name in chosen_methods]
-    device = select_device(options.device)
-    for spec in specs:
-        if spec.name not in checkpoints:
-            check_run(spec, settings, seeds[0])
-    check_checkpoints(specs, checkpoints, settings)
-    return _Plan(specs, tasks, modes, seeds, fractions, settings, places, checkpoints, match, device)
-
-
-def _prepared(plan: _Plan, options: _Options) -> tuple[Settings, list[TaskData], PreparedCohort | None]:
-    """Return settings, tasks with their data, and volumes for pretraining (None: no method needs any).
-
-    All data are prepared, and everything wrong with them said, before any training starts.
-    """
-    from ssl3d.bench.cell import TaskData
-    from ssl3d.bench.leakage import check_overlap, check_within
-    from ssl3d.bench.sources import pretraining_cohort, task_cohort, task_splits
-    from ssl3d.progress import Tracker
-
-    settings, cache, policy = plan.settings, options.cache, options.policy
-    needs_data = any(s.cls.trains != "none" and s.name not in plan.checkpoints for s in plan.methods)
-    unlabelled = pretraining_cohort(options.data, settings, cache, policy) if needs_data else None
-    columns = []
-    for task in plan.tasks:
-        place = plan.places.get(task.name)
-        cohort = task_cohort(task, place, settings, cache, policy)
-        print_skipped(cohort.skipped)
-        splits = task_splits(task, cohort, settings, options.store / "splits" / f"{task.name}.json")
-        columns.append(TaskData(task, cohort, splits, place or task.place))
-        for split in splits:
-            for fraction in plan.fractions:
-                columns[-1].split_for(split, fraction, settings)
-    if unlabelled is not None and options.exclude_test:
-        settings, unlabelled = without_tested(
-            columns, unlabelled, settings,
-            lambda settings, built: pretraining_cohort(options.data, settings, cache, policy, built),
-        )  # fmt: skip
-    if unlabelled is not None:
-        print_skipped(unlabelled.skipped)
-    _say_differences(columns, unlabelled, plan.checkpoints)
-    seen, allowed = _pretrained_on(plan.checkpoints, unlabelled, cache), set(options.allow_overlap)
-    with Tracker() as progress:
-        columns = check_within(columns, allowed, progress)
-        columns = check_overlap(columns, seen, allowed, progress)
-    return settings, columns, unlabelled
-
-
-def _say_differences(
-    columns: Sequence[TaskData], unlabelled: PreparedCohort | None, checkpoints: dict[str, Path]
-) -> None:
-    from ssl3d.data.prepared.facts import preparation_facts
-    from ssl3d.models.weights.checkpoint import read_run
-
-    weights = {str(folder): read_run(folder).get("preparation") for folder in checkpoints.values()}
-    if unlabelled is not None:
-        weights["the volumes for pretraining"] = preparation_facts(unlabelled)
-    print_differences([column.task.name for column in columns], [c.cohort for c in columns], weights)
-
-
-def _pretrained_on(
-    checkpoints: dict[str, Path], unlabelled: PreparedCohort | None, cache: Path | None
-) -> dict[str, PreparedCohort | None]:
-    """Return the volumes that the weights have seen or will see, by fingerprint; None: they are not at hand."""
-    from ssl3d.bench.sources import cache_folder
-    from ssl3d.data.prepared.cohort import find_prepared
-    from ssl3d.models.weights.checkpoint import read_run
-
-    seen: dict[str, PreparedCohort | None] = {}
-    for folder in checkpoints.values():
-        fingerprint = ((read_run(folder).get("identity") or {}).get("pretrain") or {}).get("data")
-        if fingerprint:
-            seen[fingerprint] = find_prepared(fingerprint, cache_folder(cache) / "prepared")
-    if unlabelled is not None:
-        seen[unlabelled.fingerprint] = unlabelled
-    return seen
+    fractions = [_fraction(text) for text in split_names(texts["label_fractions"])]
+    asked: dict[str, Any] = {**given, **named, **pairs, "seeds": seeds, "label_fractions": fractions}
+    asked |= {"modes": split_names(texts["modes"]), "options": asked.pop("overrides")}
+    return BenchOptions(**asked)
 
 
 def _seed(text: str) -> int:
@@ -514,25 +355,24 @@ def _seed(text: str) -> int:
 
 def _fraction(text: str) -> float:
     try:
-        fraction = float(text)
+        return float(text)
     except ValueError:
-        fraction = 0.0
-    if not 0 < fraction <= 1:
         raise ConfigError(
             f'--label-fractions "{text}" is not a number in (0, 1]; write --label-fractions 0.1,0.25,1.'
-        )
-    return fraction
+        ) from None
 
 
 def print_table(
     records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
     reference: str = "scratch", difference: float | None = None, failures: Sequence[dict[str, Any]] = (),
+    order: Sequence[str] = (),
 ) -> None:  # fmt: skip
+    """Print the table of records; rows are in the ``order`` that is given, then as methods are registered."""
     from ssl3d.registry.registry import registry
     from ssl3d.results.table.build import build_table
 
     table_format = registry().table_formats.get(format_name).load()
-    order = registry().methods.names()
+    order = list(dict.fromkeys([*order, *registry().methods.names()]))
     table = build_table(records, method_order=order, against=against, failures=failures)
     if statistics:
         from ssl3d.results.statistics.annotate import DIFFERENCE, with_statistics
@@ -550,15 +390,18 @@ def print_table(
     "format_name",
     default="rich",
     show_default=True,
-    help="rich, markdown, latex, html, csv, or a plugin's.",
+    type=Names("table_formats"),
+    help="rich, markdown, latex, html, csv, json, or a plugin's.",
 )
+@json_option
 @click.option("--against", type=click.Choice(["paper"]), help="Put the paper's own figures beside ours.")
 @click.option(
     "--with",
     "statistics",
     default="",
-    metavar="ci,p,power,rank,tau,cost,labels",
-    help="Intervals, tests, seeds that a difference needs, ranks, agreement of modes, cost, labels saved.",
+    metavar=",".join([*STATISTICS, "all"]),
+    help="ci: intervals; p: tests; power: seeds that a difference needs; rank: stability of ranks; tau: agreement of "
+    "linear and fine-tune; cost: what each row cost; labels: share of the labels saved; all: every one.",
 )
 @click.option(
     "--reference", default="scratch", show_default=True, type=click.Choice(["scratch", "best"]),
@@ -571,6 +414,7 @@ def print_table(
 def table(
     store: Path,
     format_name: str,
+    as_json: bool,
     against: str | None,
     statistics: str,
     reference: str,
@@ -581,8 +425,9 @@ def table(
     from ssl3d.results.store.record import no_garbage_collection
     from ssl3d.results.store.store import ResultStore
 
+    format_name = "json" if as_json else format_name
     registry().table_formats.get(format_name)
-    chosen = split_names(statistics) if statistics else None
+    chosen = list(STATISTICS) if statistics == "all" else split_names(statistics) if statistics else None
     if difference is not None and "power" not in (chosen or ()):
         raise ConfigError("--difference says nothing without --with power; write --with power.")
     with no_garbage_collection():

@@ -10,24 +10,26 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ssl3d import signals
+from ssl3d.bench.given import load_tasks as load_tasks
+from ssl3d.bench.given import read_subject_patterns as read_subject_patterns
+from ssl3d.bench.given import say_skipped as say_skipped
+from ssl3d.bench.given import settings_of as settings_of
+from ssl3d.bench.given import with_splits_files as with_splits_files
+from ssl3d.bench.given import with_subject_patterns as with_subject_patterns
 from ssl3d.commands.failures import report, survive_any_output
 from ssl3d.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from ssl3d.bench.cell import TaskData
-    from ssl3d.config import Settings
-    from ssl3d.data.prepared.cohort import PreparedCohort
-    from ssl3d.downstream.tasks import Task
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -126,9 +128,17 @@ def split_pairs(items: Iterable[str], option: str) -> dict[str, Path]:
 
 
 def make_console() -> Console:
+    """Return the console of standard output: as wide as the terminal; in a pipe or a file nothing is wrapped."""
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_UNBOUNDED)
+    return console
+
+
+_UNBOUNDED = 10_000
+"""Columns; a table is as wide as it needs to be."""
 
 
 def text_table(*headers: str) -> Table:
@@ -148,52 +158,67 @@ def print_conflicts(console: Console, catalogue: Any) -> None:
         console.print(f"[red]Refused:[/] {escape(name)} is registered by {escape(' and by '.join(plugins))}")
 
 
-def print_skipped(skipped: Iterable[dict[str, str]]) -> None:
-    """Say which bad cases were left out (the manifest of the prepared cohort keeps the list)."""
-    for case in skipped:
-        click.echo(printable(f"Left out: {case['path']} {case['problem']}. Fix: {case['fix']}."), err=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 
 
-def print_differences(
-    tasks: Sequence[str], cohorts: Sequence[PreparedCohort], weights: Mapping[str, dict[str, Any] | None]
-) -> None:
-    """Say in what the volumes of tasks are prepared otherwise than those that weights saw; records keep it.
+def print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+class Names(click.ParamType):
+    """Names of what plugins register, one or several with commas between them; they complete in the shell.
 
     Args:
-        tasks: names.
-        cohorts: their volumes.
-        weights: how the volumes of each pretraining were prepared, by what is said of it; None: not known.
+        kind: ``methods``, ``tasks``, ``backbones``, ``datasets`` or ``table_formats`` of the registry; or ``presets``.
+        several: whether commas part several.
+        more: words besides names, such as ``all``.
     """
-    from ssl3d.data.prepared.facts import preparation_differences, preparation_facts
-    from ssl3d.progress import say
 
-    for name, cohort in zip(tasks, cohorts, strict=True):
-        for place, facts in weights.items():
-            if found := preparation_differences(facts, preparation_facts(cohort)):
-                say(f"Task {name}: {'; '.join(found)} ({place}). Its records say so.")
+    name = "text"
+
+    def __init__(self, kind: str, several: bool = False, more: Sequence[str] = ()) -> None:
+        self.kind, self.several, self.more = kind, several, more
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",") if self.several else ("", "", incomplete)
+        chosen = before.split(",")
+        return [
+            CompletionItem(f"{before}{comma}{name}", help=text)
+            for name, text in self._known()
+            if name.startswith(last) and name not in chosen
+        ]
+
+    def _known(self) -> list[tuple[str, str]]:
+        if self.kind == "presets":
+            from ssl3d.config import preset_names
+
+            return [(name, "") for name in preset_names()]
+        from ssl3d.registry.registry import registry
+
+        found = getattr(registry(), self.kind)
+        return [*((entry.name, entry.summary) for entry in found), *((word, "") for word in self.more)]
 
 
-def load_tasks(names: list[str]) -> list[Task]:
-    """Return the tasks that are named, by registered name or by file; each name once."""
-    from ssl3d.downstream.task_files import is_task_file, load_task
-    from ssl3d.registry.registry import registry
+class DeviceName(click.ParamType):
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
-    found = registry().tasks
-    tasks: dict[str, Task] = {}
-    for name in names:
-        if is_task_file(name):
-            task = load_task(Path(name))
-            registry().datasets.get(task.dataset)
-            if task.name in found:
-                raise ConfigError(
-                    f'{name}: a task "{task.name}" exists already (ssl3d tasks). Choose another name.'
-                )
-        else:
-            task = found.get(name).load()
-        if task.name in tasks:
-            raise ConfigError(f'Two of the tasks are called "{task.name}". Rename one.')
-        tasks[task.name] = task
-    return list(tasks.values())
+    name = "device"
+    _KNOWN = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, colon, number = value.partition(":")
+        if value not in self._KNOWN and not (kind == "cuda" and colon and number.isdecimal()):
+            self.fail(f'"{value}" is none of auto, cpu, cuda and cuda:N.', param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self._KNOWN if name.startswith(incomplete)]
 
 
 def set_option(command: Any) -> Any:
@@ -203,7 +228,7 @@ def set_option(command: Any) -> Any:
 
 def preset_option(command: Any) -> Any:
     command = set_option(command)
-    return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE",
+    return click.option("--preset", default="quick", show_default=True, metavar="NAME|FILE", type=Names("presets"),
                         help="demo, smoke, quick, study, paper, or a YAML file.")(command)  # fmt: skip
 
 
@@ -243,75 +268,6 @@ def subject_option(command: Any) -> Any:
     )(command)  # fmt: skip
 
 
-def read_subject_patterns(patterns: Iterable[str]) -> dict[str, str]:
-    """Return layout -> pattern for the values of ``--subject-pattern``; ``*`` stands for every folder that is given.
-
-    Raises:
-        ConfigError: no regular expression.
-    """
-    from ssl3d.data.people import check_pattern
-    from ssl3d.registry.registry import registry
-
-    said = {}
-    for text in patterns:
-        name, equals, rest = text.partition("=")
-        layout, pattern = (name, rest) if equals and name in registry().datasets else ("*", text)
-        said[layout] = check_pattern(pattern)
-    return said
-
-
-def with_subject_patterns(settings: Settings, patterns: Iterable[str]) -> Settings:
-    """Return the settings with ``--subject-pattern``."""
-    said = {**settings.data.subject_pattern, **read_subject_patterns(patterns)}
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"subject_pattern": said})})
-
-
-def with_splits_files(settings: Settings, tasks: Iterable[Task], files: Mapping[str, Path]) -> Settings:
-    """Return the settings with ``--splits-file`` and the files that tasks name, so that records keep where they are."""
-    named = {task.name: str(task.splits_file) for task in tasks if task.splits_file is not None}
-    said = {name: str(path.expanduser().resolve()) for name, path in files.items()}
-    data = settings.data.model_copy(update={"splits_file": {**named, **settings.data.splits_file, **said}})
-    return settings.model_copy(update={"data": data})
-
-
-def without_tested(
-    columns: Sequence[TaskData], unlabelled: PreparedCohort, settings: Settings,
-    prepare: Callable[[Settings, PreparedCohort], PreparedCohort],
-) -> tuple[Settings, PreparedCohort]:  # fmt: skip
-    """Return settings and volumes for pretraining without the people who are tested in some split; says how many.
-
-    Args:
-        columns: the tasks with all their splits.
-        unlabelled: the volumes for pretraining.
-        settings: of the run.
-        prepare: returns the volumes for pretraining under other settings, from those that are prepared.
-
-    Raises:
-        DataError: nobody is left.
-    """
-    from ssl3d.bench.leakage import tested_volumes
-    from ssl3d.errors import DataError, count
-    from ssl3d.progress import Tracker
-
-    with Tracker() as progress:
-        tested = tested_volumes(columns, unlabelled, progress)
-    if len(tested) == len(unlabelled):
-        raise DataError(
-            f"--exclude-test leaves no volume for pretraining: all {len(unlabelled)} show people who are tested (with "
-            "folds everybody is, once). Fix: give other volumes (--data), or test a part of the people: in the task "
-            "file splits: {train: N, val: N, test: N}."
-        )
-    click.echo(
-        f"Left out of pretraining: {count(len(tested), 'volume')} of {len(unlabelled)}, of people who are tested.",
-        err=True,
-    )
-    if not tested:
-        return settings, unlabelled
-    data = settings.data.model_copy(update={"exclude": (*settings.data.exclude, *tested)})
-    settings = settings.model_copy(update={"data": data})
-    return settings, prepare(settings, unlabelled)
-
-
 def affine_option(command: Any) -> Any:
     return click.option("--affine", type=click.Choice(["sform", "qform"]),
                         help="Which is right in NIfTI files where they disagree [default: refuse].")(command)  # fmt: skip
@@ -324,7 +280,7 @@ def offset_option(command: Any) -> Any:
 
 
 def device_option(command: Any) -> Any:
-    return click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
+    return click.option("--device", default="auto", show_default=True, type=DeviceName(), metavar="auto|cpu|cuda|cuda:N",
                         help="Where to compute.")(command)  # fmt: skip
 
 
@@ -347,22 +303,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # glibc; musl has none
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
-
-
-def settings_of(preset: str, overrides: tuple[str, ...], tasks: Iterable[Task] | None = None) -> Any:
-    """Return the settings of --preset and --set.
-
-    Args:
-        preset, overrides: as on the command line.
-        tasks: those at hand. Options of tasks that are neither registered nor among them are refused; None:
-            options of tasks are not looked at.
-    """
-    from ssl3d.config import load_settings
-    from ssl3d.registry.registry import registry
-
-    found = registry()
-    names = None if tasks is None else [*found.tasks.names(), *(task.name for task in tasks)]
-    return load_settings(preset, overrides, found.methods.names(), names, found.datasets.names())
 
 
 def set_threads(threads: int) -> None:

@@ -16,10 +16,10 @@ from ssl3d.commands.common import (
     offset_option,
     policy_option,
     preset_option,
-    print_skipped,
     quiet_libraries,
     read_subject_patterns,
     resumable,
+    say_skipped,
     settings_of,
     split_names,
     subject_option,
@@ -308,7 +308,7 @@ def prepare(
             cases, dataset, preparation, cache_folder(cache) / "prepared", workers=workers,
             progress=progress, policy=policy, left_out=listing.findings,
         )  # fmt: skip
-    print_skipped(cohort.skipped)
+    say_skipped(cohort.skipped)
     click.echo(
         f"{count(len(cohort), 'case')}, {cohort.intensity.scaling}, read as {cohort.taken_for}: {cohort.folder}"
     )

@@ -11,8 +11,11 @@ import click
 
 from ssl3d.commands.common import (
     Group,
+    Names,
     cache_option,
     device_option,
+    json_option,
+    print_json,
     quiet_libraries,
     set_threads,
 )
@@ -33,12 +36,13 @@ def store() -> None:
 
 @store.command("ls")
 @store_option
-@click.option("--method", help="Only this method.")
-@click.option("--task", help="Only this task.")
+@click.option("--method", type=Names("methods"), help="Only this method.")
+@click.option("--task", type=Names("tasks"), help="Only this task.")
 @click.option(
     "--stale", "only_stale", is_flag=True, help="Only records whose code, preset or data have changed."
 )
-def list_records(folder: Path, method: str | None, task: str | None, only_stale: bool) -> None:
+@json_option
+def list_records(folder: Path, method: str | None, task: str | None, only_stale: bool, as_json: bool) -> None:
     """List records, and why any is stale."""
     from ssl3d.bench.stale import stale_records
     from ssl3d.results.scores import written
@@ -47,16 +51,29 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
 
     records, problems = ResultStore(folder).records(lazy=True)
     states = stale_records(records)
-    lines = [("Record", "Method", "Task", "Mode", "Seed", "Split", "Labels", "Score", "State")]
-    for place, record in enumerate(records):
-        i, reasons = record["identity"], states[place]
-        if (method and i["method"] != method) or (task and i["task"] != task) or (only_stale and not reasons):
-            continue
-        state = "unknown" if reasons is None else f"stale: {'; '.join(reasons)}" if reasons else "current"
-        labels, score = (
-            f"{100 * i.get('label_fraction', 1.0):g} %",
-            written(record["metric"], record["score"]),
+    places = [
+        place
+        for place, record in enumerate(records)
+        if method in (None, record["identity"]["method"])
+        and task in (None, record["identity"]["task"])
+        and (states[place] or not only_stale)
+    ]
+    if as_json:
+        failures = [f for f in ResultStore(folder).failures() if not (method or task or only_stale)]
+        print_json(
+            {
+                "records": [_as_json(records[place], states[place]) for place in places],
+                "failures": failures,
+                "left_out": problems,
+            }
         )
+        sys.exit(1 if problems else 0)
+    lines = [("Record", "Method", "Task", "Mode", "Seed", "Split", "Labels", "Score", "State")]
+    for place in places:
+        i, reasons, record = records[place]["identity"], states[place], records[place]
+        state = "unknown" if reasons is None else f"stale: {'; '.join(reasons)}" if reasons else "current"
+        labels = f"{100 * i.get('label_fraction', 1.0):g} %"
+        score = written(record["metric"], record["score"])
         lines.append(
             (
                 identity_hash(i)[:8],
@@ -81,6 +98,14 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
     _name(problems + damaged)
+
+
+def _as_json(record: Record, reasons: list[str] | None) -> dict[str, Any]:
+    """Return a record without its cases, as one line of JSON has it; ``stale`` is null where it cannot be told."""
+    from ssl3d.results.store.record import identity_hash
+
+    kept = ("identity", "method", "preset", "metric", "score", "scored", "cost", "created", "checkpoint")
+    return {"record": identity_hash(record["identity"]), "stale": reasons, **{k: record.get(k) for k in kept}}
 
 
 def _list_failures(failures: Sequence[Record], records: Sequence[Record], folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssl3d.commands.common import (
+    Names,
     affine_option,
     cache_option,
     device_option,
@@ -17,9 +18,8 @@ from ssl3d.commands.common import (
     offset_option,
     policy_option,
     preset_option,
-    print_differences,
-    print_skipped,
     quiet_libraries,
+    say_skipped,
     settings_of,
     subject_option,
     with_splits_files,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
               help='Folder written by "ssl3d pretrain".')  # fmt: skip
-@click.option("--task", "task_name", required=True, metavar="NAME|FILE",
+@click.option("--task", "task_name", required=True, metavar="NAME|FILE", type=Names("tasks"),
               help='A name (see "ssl3d tasks") or a task file.')  # fmt: skip
 @click.option(
     "--task-data",
@@ -70,6 +70,7 @@ def finetune(
     settings = with_subject_patterns(settings, subject_patterns)
     settings = with_splits_files(settings, [task], {task.name: splits_file} if splits_file else {})
     from ssl3d.bench.cell import TaskData
+    from ssl3d.bench.given import say_differences
     from ssl3d.bench.leakage import check_within
     from ssl3d.bench.sources import task_cohort, task_splits
     from ssl3d.config import BackboneConfig
@@ -86,7 +87,7 @@ def finetune(
     backbone, run = load_backbone(checkpoint), read_run(checkpoint)
     where, chosen_mode = select_device(device), check_mode(mode)
     cohort = task_cohort(task, task_data, settings, cache, policy)
-    print_skipped(cohort.skipped)
+    say_skipped(cohort.skipped)
     check_keepable(task, cohort)
     splits = task_splits(task, cohort, settings)
     if not 0 <= split < len(splits):
@@ -94,7 +95,7 @@ def finetune(
     with Tracker() as progress:
         check_within([TaskData(task, cohort, [splits[split]])], set(allow_overlap), progress)
     downstream = settings.downstream.for_mode(chosen_mode)
-    print_differences([task.name], [cohort], {str(checkpoint): run.get("preparation")})
+    say_differences([task.name], [cohort], {str(checkpoint): run.get("preparation")})
     source = {key: run.get(key) for key in ("method_name", "weights_sha256", "identity", "preparation")}
     evaluation = Evaluation(task, cohort, splits[split], chosen_mode, downstream, seed, where)
     backbone_config = BackboneConfig.model_validate(run["backbone"])

@@ -10,3 +10,16 @@ from ssl3d.losses.dice import segmentation_loss as segmentation_loss
 from ssl3d.losses.dice import soft_dice_loss as soft_dice_loss
 from ssl3d.losses.ncc import ncc_loss as ncc_loss
 from ssl3d.losses.smoothness import smoothness_loss as smoothness_loss
+
+__all__ = [
+    "alignment",
+    "cosine_distance",
+    "matching_error",
+    "ncc_loss",
+    "negative_cosine",
+    "nt_xent",
+    "segmentation_loss",
+    "smoothness_loss",
+    "soft_dice_loss",
+    "uniformity",
+]

@@ -13,3 +13,19 @@ from ssl3d.transforms.spatial import Flip as Flip
 from ssl3d.transforms.spatial import RandomResizedCrop as RandomResizedCrop
 from ssl3d.transforms.spatial import RandomSpatial as RandomSpatial
 from ssl3d.transforms.spatial import SpatialParameters as SpatialParameters
+
+__all__ = [
+    "BezierIntensity",
+    "BrightnessContrast",
+    "Flip",
+    "Gamma",
+    "GaussianBlur",
+    "GaussianNoise",
+    "InPainting",
+    "LocalShuffle",
+    "OutPainting",
+    "RandomResizedCrop",
+    "RandomSpatial",
+    "RandomViews",
+    "SpatialParameters",
+]

@@ -45,7 +45,7 @@ def write_ct(path: Path, axes: np.ndarray, shape: tuple[int, int, int], seed: in
     affine[:3, :3], affine[:3, 3] = axes, rng.uniform(-20, 20, 3)
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ axes.T
     centre = index.reshape(-1, 3).mean(0)
-    body = np.linalg.norm(index - centre, axis=-1) < 35
+    body = np.linalg.norm(index - centre, axis=-1) < 31 + 1.5 * (seed % 5)
     hu = np.where(body, 40, -1000) + rng.normal(0, 12, shape)
     nibabel.save(nibabel.Nifti1Image(hu.astype(np.int16), affine), path)
 

@@ -115,7 +115,7 @@ def preparation_in_words(facts: Mapping[str, Any] | None) -> list[str]:
         f"spacing: {p['spacing_mm']:g} mm, isotropic",
         f"crop: {crop}",
         f"values: {scaling}; result in [0, 1]",
-        f"taken for: {intensity['taken_for'] or 'not known'} ({intensity['rule']})",
+        f"read as: {intensity['taken_for'] or 'not known'} ({intensity['rule']})",
     ]
 
 

@@ -31,6 +31,11 @@ def render_csv(model: TableModel) -> str:
     Figures are in the ``unit`` of their line: ``%`` (sd and delta in percentage points), or ``value`` for
     errors in the unit of what is predicted. An empty field is "does not exist".
     """
+    return csv_text(CSV_FIELDS, csv_lines(model))
+
+
+def csv_lines(model: TableModel) -> list[dict[str, Any]]:
+    """Return the lines of :func:`render_csv` as values, by field."""
     lines = []
     for number, table in enumerate(model.tables, 1):
         scratch = next((row.cells for row in table.rows if row.method == BASELINE), {})
@@ -42,7 +47,7 @@ def render_csv(model: TableModel) -> str:
                     lines.append(_csv_line(number, table, row, column, row.cells[column.key], target))
                 elif column.key in row.failed:
                     lines.append({**_csv_head(number, table, row, column), "notes": "failed"})
-    return csv_text(CSV_FIELDS, lines)
+    return lines
 
 
 def _csv_line(

@@ -9,6 +9,7 @@ from ssl3d.results.formats.csv import render_csv
 from ssl3d.results.formats.html import render_html
 from ssl3d.results.formats.latex import render_latex
 from ssl3d.results.formats.markdown import render_markdown
+from ssl3d.results.formats.structured import render_json
 from ssl3d.results.formats.terminal import render_rich
 from ssl3d.results.table.model import TableModel
 
@@ -34,4 +35,5 @@ BUILTIN_FORMATS = (
     TableFormat("latex", "For a paper: booktabs, differences to scratch in red and blue", render_latex),
     TableFormat("html", "One page without scripts, light and dark", render_html),
     TableFormat("csv", "Tidy: one line for each method, mode and task, unrounded", render_csv),
+    TableFormat("json", "For other programs: captions, notes, and one object a cell, unrounded", render_json),
 )

@@ -50,7 +50,7 @@ def _differences(flat: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -
 
 
 def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
-    parts = [f"Preset {flat['preset']}"]
+    parts = [f"Preset {flat['preset']}", *_backbone(flat)]
     if flat.get("pretrain.data"):
         steps = flat.get("pretrain.budget.steps")
         budget = f" {steps} steps" if steps is not None else ""
@@ -75,6 +75,21 @@ def _caption(flat: Mapping[str, Any], draft: _Draft) -> str:
     seeds = sorted({record["identity"]["seed"] for record in draft.records})
     parts.append(f"seed{'s' * (len(seeds) > 1)} {_ranges(seeds)}")
     return "; ".join(parts) + "."
+
+
+def _backbone(flat: Mapping[str, Any]) -> list[str]:
+    """Return the backbone by its name and its options, as ``backbone unet3d (channels 16, 32, 64)``."""
+    if "backbone.name" not in flat:
+        return []
+    options = [
+        (key.removeprefix("backbone."), value) for key, value in flat.items() if key.startswith("backbone.")
+    ]
+    shown = [
+        f"{key} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
+        for key, v in options
+        if key != "name"
+    ]
+    return [f"backbone {flat['backbone.name']}" + (f" ({'; '.join(shown)})" if shown else "")]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

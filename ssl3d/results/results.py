@@ -1,0 +1,102 @@
+"""Records in hand: ``ssl3d.store(DIR)`` and what ``ssl3d.bench(...)`` returns; as a data frame, or as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl3d.results.store.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ssl3d.results.table.model import TableModel
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of a store, one a cell of the bench.
+
+    Attributes:
+        folder: the store.
+        records: identity, score, metrics of each case, cost, environment: see docs/results.md.
+        failures: cells that could not be computed, each with why.
+        problems: a line for each record that cannot be read and is left out.
+        order: methods from top to bottom of a table; empty: as they are registered.
+    """
+
+    folder: Path
+    records: tuple[Record, ...] = field(repr=False)
+    failures: tuple[Record, ...] = field(default=(), repr=False)
+    problems: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def to_dataframe(self, per_case: bool = False) -> pd.DataFrame:
+        """Return one row a cell: its identity, score and cost; or one row a test case with its metrics.
+
+        Args:
+            per_case: one row a case; metrics of structures are columns ``structure.metric``.
+        """
+        import pandas as pd
+
+        from ssl3d.results.store.manage import rows
+
+        return pd.DataFrame(list(rows(self.records, "cases" if per_case else "records")))
+
+    def model(self, statistics: Sequence[str] = ("ci",), reference: str = "scratch") -> TableModel:
+        """Return rows, columns, cells and captions as data.
+
+        Args:
+            statistics: of ``ssl3d table --with``.
+            reference: row that ``p`` compares with: ``scratch`` or ``best``.
+
+        Raises:
+            DataError: there is no record.
+            ConfigError: no such statistic.
+        """
+        from ssl3d.registry.registry import registry
+        from ssl3d.results.statistics.annotate import with_statistics
+        from ssl3d.results.table.build import build_table
+
+        table = build_table(
+            self.records, method_order=self.order or registry().methods.names(), failures=self.failures
+        )
+        return with_statistics(table, list(statistics), reference) if statistics else table
+
+    def table(self, format: str = "markdown", statistics: Sequence[str] = ("ci",)) -> str:
+        """Return the table of ``ssl3d table`` as text.
+
+        Args:
+            format: ``rich``, ``markdown``, ``latex``, ``html``, ``csv``, ``json``, or a plugin's.
+            statistics: see :meth:`model`.
+
+        Raises:
+            PluginError: no such format.
+        """
+        from ssl3d.registry.registry import registry
+
+        return registry().table_formats.get(format).load().render(self.model(statistics))
+
+
+def store(folder: str | Path) -> Results:
+    """Return the records of a store.
+
+    Args:
+        folder: as given to ``ssl3d bench --store``.
+
+    Raises:
+        DataError: there is no store, or it has no record.
+    """
+    from ssl3d.results.store.store import ResultStore
+
+    opened = ResultStore(Path(folder))
+    records, problems = opened.records()
+    return Results(Path(folder), tuple(records), tuple(opened.failures()), tuple(problems))
