@@ -44,7 +44,7 @@ def forest(
     Raises:
         DataError: there is no record, or nothing to compare.
     """
-    model = _results(source).model(("p",), reference)
+    model = _results(source).model(("p",), reference=reference)
     panels = [
         (column, rows)
         for table in model.tables

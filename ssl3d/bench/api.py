@@ -84,7 +84,7 @@ def bench(
     except CellsFailed:  # they are in the store, by name, and in the results
         wanted = [job.store.path_for(identity) for identity in cells]
         records = [job.store.read(path) for path in wanted if path.is_file()]
-    failures = [failure for failure in job.store.failures() if failure["identity"] in cells]
+    failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
     return Results(
         Path(store), tuple(records), tuple(failures), (), tuple(spec.name for spec in job.grid.methods)
     )

@@ -47,7 +47,7 @@ class Whole:
 
     def _failed(self) -> set[Path]:
         session = self._bench.conduct.session
-        failures = (f for f in self._bench.store.failures() if f["session"] == session)
+        failures = (f for f in self._bench.store.sound_failures()[0] if f["session"] == session)
         return {self._bench.store.path_for(failure["identity"]) for failure in failures} & set(self._cells)
 
     def seconds_left(self, done: set[Path]) -> float | None:

@@ -153,6 +153,7 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
     from ssl3d.device import spread
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import say
+    from ssl3d.results.results import Results
 
     quiet_libraries()
     keep_freed_memory()
@@ -177,8 +178,9 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
         except CellsFailed as error:
             failed = error
     failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
-    print_table(records, "json" if as_json else "rich", against=None, statistics=["ci"], failures=failures,
-                order=[spec.name for spec in job.grid.methods])  # fmt: skip
+    order = tuple(spec.name for spec in job.grid.methods)
+    results = Results(options.store, tuple(records), tuple(failures), order=order)
+    click.echo(results.table("json" if as_json else "rich").rstrip("\n"))
     if failed is not None:
         click.echo(str(failed), err=True)
         sys.exit(1)
@@ -362,27 +364,6 @@ def _fraction(text: str) -> float:
         ) from None
 
 
-def print_table(
-    records: list[dict[str, Any]], format_name: str, against: str | None, statistics: list[str] | None = None,
-    reference: str = "scratch", difference: float | None = None, failures: Sequence[dict[str, Any]] = (),
-    order: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Print the table of records; rows are in the ``order`` that is given, then as methods are registered."""
-    from ssl3d.registry.registry import registry
-    from ssl3d.results.table.build import build_table
-
-    table_format = registry().table_formats.get(format_name).load()
-    order = list(dict.fromkeys([*order, *registry().methods.names()]))
-    table = build_table(records, method_order=order, against=against, failures=failures)
-    if statistics:
-        from ssl3d.results.statistics.annotate import DIFFERENCE, with_statistics
-
-        table = with_statistics(
-            table, statistics, reference, DIFFERENCE if difference is None else difference
-        )
-    click.echo(table_format.render(table).rstrip("\n"))
-
-
 @click.command()
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the records.")
 @click.option(
@@ -422,20 +403,23 @@ def table(
 ) -> None:
     """Render the records of a store in the layout of the paper's table 1."""
     from ssl3d.registry.registry import registry
+    from ssl3d.results.results import Results
     from ssl3d.results.store.record import no_garbage_collection
     from ssl3d.results.store.store import ResultStore
 
     format_name = "json" if as_json else format_name
     registry().table_formats.get(format_name)
-    chosen = list(STATISTICS) if statistics == "all" else split_names(statistics) if statistics else None
-    if difference is not None and "power" not in (chosen or ()):
+    chosen = list(STATISTICS) if statistics == "all" else split_names(statistics) if statistics else []
+    if difference is not None and "power" not in chosen:
         raise ConfigError("--difference says nothing without --with power; write --with power.")
     with no_garbage_collection():
         opened = ResultStore(store)
         records, problems = opened.records(lazy=True)
         failures, damaged = opened.sound_failures()
-        print_table(records, format_name, against, chosen, reference, difference, failures)
-        problems += damaged
+        results = Results(store, tuple(records), tuple(failures))
+        text = results.table(format_name, chosen, reference=reference, difference=difference, against=against)
+    click.echo(text.rstrip("\n"))
+    problems += damaged
     for problem in problems:
         click.echo(f"Left out: {problem}", err=True)
     if problems:

@@ -25,7 +25,7 @@ from ssl3d.bench.given import settings_of as settings_of
 from ssl3d.bench.given import with_splits_files as with_splits_files
 from ssl3d.bench.given import with_subject_patterns as with_subject_patterns
 from ssl3d.commands.failures import report, survive_any_output
-from ssl3d.errors import ConfigError, printable
+from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console

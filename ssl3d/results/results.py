@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl3d.results.store.record import Record
 
@@ -51,39 +51,49 @@ class Results:
 
         return pd.DataFrame(list(rows(self.records, "cases" if per_case else "records")))
 
-    def model(self, statistics: Sequence[str] = ("ci",), reference: str = "scratch") -> TableModel:
+    def model(
+        self, statistics: Sequence[str] = ("ci",), *, reference: str = "scratch", difference: float | None = None,
+        against: str | None = None,
+    ) -> TableModel:  # fmt: skip
         """Return rows, columns, cells and captions as data.
 
         Args:
             statistics: of ``ssl3d table --with``.
             reference: row that ``p`` compares with: ``scratch`` or ``best``.
+            difference: in points, for which ``power`` says the seeds; None: 5.
+            against: ``paper`` puts the published figures beside ours.
 
         Raises:
             DataError: there is no record.
-            ConfigError: no such statistic.
+            ConfigError: no such statistic or reference.
         """
         from ssl3d.registry.registry import registry
-        from ssl3d.results.statistics.annotate import with_statistics
+        from ssl3d.results.statistics.annotate import DIFFERENCE, with_statistics
         from ssl3d.results.table.build import build_table
 
-        table = build_table(
-            self.records, method_order=self.order or registry().methods.names(), failures=self.failures
+        order = list(dict.fromkeys([*self.order, *registry().methods.names()]))
+        table = build_table(self.records, method_order=order, against=against, failures=self.failures)
+        if not statistics:
+            return table
+        return with_statistics(
+            table, list(statistics), reference, DIFFERENCE if difference is None else difference
         )
-        return with_statistics(table, list(statistics), reference) if statistics else table
 
-    def table(self, format: str = "markdown", statistics: Sequence[str] = ("ci",)) -> str:
+    def table(self, format: str = "markdown", statistics: Sequence[str] = ("ci",), **more: Any) -> str:
         """Return the table of ``ssl3d table`` as text.
 
         Args:
             format: ``rich``, ``markdown``, ``latex``, ``html``, ``csv``, ``json``, or a plugin's.
             statistics: see :meth:`model`.
+            more: other arguments of :meth:`model`.
 
         Raises:
             PluginError: no such format.
         """
         from ssl3d.registry.registry import registry
 
-        return registry().table_formats.get(format).load().render(self.model(statistics))
+        chosen = registry().table_formats.get(format).load()
+        return chosen.render(self.model(statistics, **more))
 
 
 def store(folder: str | Path) -> Results:
@@ -99,4 +109,5 @@ def store(folder: str | Path) -> Results:
 
     opened = ResultStore(Path(folder))
     records, problems = opened.records()
-    return Results(Path(folder), tuple(records), tuple(opened.failures()), tuple(problems))
+    failures, damaged = opened.sound_failures()
+    return Results(Path(folder), tuple(records), tuple(failures), (*problems, *damaged))
