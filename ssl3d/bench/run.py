@@ -8,12 +8,12 @@ in :mod:`ssl3d.bench.cell`.
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -219,9 +219,7 @@ class Bench:
 
     def _known_costs(self) -> dict[str, float]:
         """Return what is known of the methods' times a step; see :meth:`_relative_cost`."""
-        path = self.store.root / RELATIVE_COST
-        known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-        return known
+        return _known_costs(self.store.root / RELATIVE_COST)
 
     def _length(self, weights: Weights, known: Mapping[str, float]) -> float:
         """Return how long a pretraining takes, roughly, in steps of a supervised training; it decides an order only."""
@@ -267,10 +265,15 @@ class Bench:
         Raises:
             _Failed: it cannot be computed.
         """
+        signals.check()
+        if (
+            not self.conduct.recompute
+        ):  # a finished store may be read-only: nothing is locked for what is there
+            with suppress(DataError):
+                return self.store.read(self.store.path_for(cell.identity)), False
         with self.store.claim(cell.identity, wait=False) as mine:
             if not mine:
                 return None
-            signals.check()
             again = False
             if self.store.has(cell.identity):
                 record = self.store.read(self.store.path_for(cell.identity))

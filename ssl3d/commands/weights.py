@@ -154,9 +154,9 @@ def _print_notes(path: Path) -> None:
     """Say what is different about the images from those of the training: how many are, and the first of them."""
     if not path.is_file():
         return
-    import json
+    from ssl3d.files import read_json
 
-    notes: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    notes: dict[str, list[str]] = read_json(path)  # written just now
     click.echo(f"Other than the images of the training: {count(len(notes), 'file')}, see {path}", err=True)
     for file, lines in list(notes.items())[:3]:
         for line in lines:

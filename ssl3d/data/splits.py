@@ -6,15 +6,15 @@ subject has one case).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ssl3d.errors import DataError, are, count
-from ssl3d.files import write_json
+from ssl3d.errors import DataError, ReadError, are, count
+from ssl3d.files import MOST_JSON_BYTES, parse_json, read_bytes, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -269,11 +269,9 @@ def splits_of_file(
 def _read_folds(path: Path) -> list[dict[str, list[str]]]:
     """Read a list of ``{"train": [ids], "val": [ids]}``, perhaps with ``test``."""
     try:
-        folds = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}). Fix: name nnU-Net's {SPLITS_FINAL}."
-        ) from error
+        folds = parse_json(read_bytes(path, MOST_JSON_BYTES))
+    except ReadError as error:
+        raise DataError(f"{error} Fix: name nnU-Net's {SPLITS_FINAL}.") from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}. Fix: correct it.") from error
     sound = isinstance(folds, list) and bool(folds) and all(
@@ -455,7 +453,10 @@ def nested_fraction(split: Split, cases: Sequence[SplitCase], fraction: float, s
 
 
 def save_splits(path: Path, splits: Sequence[Split]) -> None:
-    """Write splits as JSON, atomically."""
+    """Write splits as JSON, atomically; a file that says the same already is left alone, and may be read-only."""
+    with suppress(DataError):
+        if load_splits(path) == list(splits):
+            return
     write_json(Path(path), {"format": 1, "splits": [asdict(split) for split in splits]})
 
 
@@ -466,11 +467,11 @@ def load_splits(path: Path) -> list[Split]:
         DataError: missing, or not such a file.
     """
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))["splits"]
+        stored = read_json(Path(path))["splits"]
         return [
             Split(s["name"], tuple(s["train"]), tuple(s["val"]), tuple(s["test"]), s["note"]) for s in stored
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ReadError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} does not hold splits ({error}). Fix: delete it; it will be made again."
         ) from error

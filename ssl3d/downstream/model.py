@@ -6,7 +6,6 @@ the result (``notes``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,8 @@ from ssl3d.data.prepared.steps import Intensity, Preparation
 from ssl3d.device import select_device, to_device
 from ssl3d.downstream.prediction import Prediction, input_notes, with_offset
 from ssl3d.downstream.predictor import FACTS, Predictor, load_predictor
-from ssl3d.errors import CheckpointError, ConfigError
+from ssl3d.errors import CheckpointError, ConfigError, ReadError
+from ssl3d.files import read_json
 from ssl3d.models.backbone import Backbone
 
 T = TypeVar("T")
@@ -245,7 +245,10 @@ def load(
         facts = read_run(folder)
         source = {key: facts.get(key) for key in ("method_name", "steps", "weights_sha256", "identity")}
     else:
-        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        try:
+            facts = read_json(folder / CONFIG)
+        except ReadError as error:
+            raise CheckpointError(str(error)) from error
         source = facts.get("source") or {}
     budget = ((source.get("identity") or {}).get("pretrain") or {}).get("budget") or {}
     backbone.eval().requires_grad_(False)

@@ -6,7 +6,6 @@ labels, preparation, intensity, backbone, protocol), written last. Nothing is ev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,8 +31,8 @@ from ssl3d.downstream.prediction import Prediction, input_notes, with_offset
 from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
-from ssl3d.errors import CheckpointError, ConfigError
-from ssl3d.files import write_bytes, write_json
+from ssl3d.errors import CheckpointError, ConfigError, ReadError
+from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
@@ -330,7 +329,7 @@ def load_predictor(folder: Path) -> Predictor:
     if not path.is_file():
         raise CheckpointError(f'{folder} holds no {FACTS}; give a folder written by "ssl3d finetune --out".')
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         if facts["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} has format {facts['format']}, of another ssl3d; this one reads {FORMAT}. Fine-tune again."
@@ -345,12 +344,17 @@ def load_predictor(folder: Path) -> Predictor:
             Intensity(**facts["intensity"]),
         )
         mode, values, targets = facts["mode"], tuple(facts["label_values"]), tuple(facts["target_names"])
-    except (KeyError, TypeError, ValueError) as error:
+        source, native_mm = facts.get("source") or {}, facts.get("native_mm")
+        if not isinstance(source, dict) or not isinstance(native_mm, list | None):
+            raise TypeError("source or native_mm")
+        backbone = build_backbone(backbone_config, seed=0)
+        none = _one_case(np.zeros((1, 1, 1)), names, targets)
+        problem = make_problem(backbone, task, none, mode, downstream, torch.device("cpu"))
+        head = problem.empty_head()
+    except ReadError as error:
+        raise CheckpointError(f"{error} Fine-tune again.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}. Fine-tune again.") from error
-    backbone = build_backbone(backbone_config, seed=0)
-    none = _one_case(np.zeros((1, 1, 1)), names, targets)
-    problem = make_problem(backbone, task, none, mode, downstream, torch.device("cpu"))
-    head = problem.empty_head()
     weights = load_tensors(folder / MODEL)
     load_weights(nn.ModuleDict({"backbone": backbone, "head": head}), weights, folder / MODEL)
     backbone.eval().requires_grad_(False)
@@ -367,8 +371,8 @@ def load_predictor(folder: Path) -> Predictor:
         backbone,
         head,
         targets,
-        facts.get("source") or {},
-        facts.get("native_mm"),
+        source,
+        native_mm,
     )
 
 

@@ -35,6 +35,8 @@ FULL = "SSL3D_ALL_FAULTS" in os.environ
 """Whether all trials are made, as ``make faults`` does."""
 
 WAYS = (flip, zero_tail, cut, flip_header, empty, longer)
+SOME = WAYS if FULL else (flip, cut)
+"""Those that a trial takes which is made for every way anew."""
 
 
 def damage(path: Path, way: Callable[[bytearray], None]) -> None:

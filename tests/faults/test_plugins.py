@@ -44,5 +44,5 @@ def test_what_a_training_step_returns_is_refused_by_name_and_place(tmp_path: Pat
 
     place = "" if "at step" in message else rf".*{re.escape(__file__)}, line \d+\). Fix: "
     with pytest.raises(TrainingError, match=f"plain: .*{message}{place}"):
-        run(tmp_path / "run", Odd, checkpoint_every=1)
+        run(tmp_path / "run", Odd, checkpoint_every=1, steps=4)
     assert states(tmp_path / "run")[-1] == "state-00000002.safetensors"

@@ -12,7 +12,6 @@ correlation ignores the scale of intensities, and the band leaves out noise and 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import numpy as np
 
 from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.data.prepared.grids import resample
-from ssl3d.files import write_bytes, write_json
+from ssl3d.errors import ReadError
+from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.parallel import Progress, run_parallel
 
 logger = logging.getLogger(__name__)
@@ -163,11 +163,8 @@ def same_scans(
     store = cohort.folder / f"same-scans-v{_VERSION}-{spacing_mm:g}.json"
     if store.is_file():
         try:
-            return [
-                (int(i), int(j), float(score))
-                for i, j, score in json.loads(store.read_text(encoding="utf-8"))
-            ]
-        except (ValueError, TypeError):
+            return [(int(i), int(j), float(score)) for i, j, score in read_json(store)]
+        except (ReadError, ValueError, TypeError):
             logger.warning("%s is damaged and made again", store)
     edges = [edge * case.spacing_mm for case in cohort.cases for edge in case.shape]
     first_mm = max(spacing_mm, max(edges) / _TWINS_EDGE)
@@ -312,8 +309,8 @@ def _best_matches(
     known: dict[str, list[Any]] = {}
     if store.is_file():
         try:
-            known = json.loads(store.read_text(encoding="utf-8"))
-        except ValueError:
+            known = {str(case): list(found) for case, found in read_json(store).items()}
+        except (ReadError, TypeError, AttributeError):
             logger.warning("%s is damaged and made again", store)
     todo = [i for i in test if cohort.cases[i].id not in known]
     if todo:

@@ -6,7 +6,6 @@ itself, so :meth:`Dataset.open` reads them first.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from ssl3d.data.cohort import (
 )
 from ssl3d.data.files.entries import LeftOut
 from ssl3d.data.files.suffixes import image_suffix
-from ssl3d.errors import DataError, are, count
+from ssl3d.errors import DataError, ReadError, are, count
+from ssl3d.files import MOST_JSON_BYTES, parse_json, read_bytes
 from ssl3d.remedies import ENDING, PROMISE, choice
 
 
@@ -35,7 +35,9 @@ def _read_json(path: Path, dataset: Dataset) -> dict[str, Any]:
     if not path.is_file():
         raise layout_error(path.parent, dataset, f"{path.name} is missing.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_bytes(path, MOST_JSON_BYTES).decode("utf-8-sig"))
+    except ReadError as error:
+        raise DataError(str(error)) from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}. Fix: correct it.") from error
     if not isinstance(content, dict):

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from ssl3d.data.files.volume import write_itk
 from ssl3d.data.phantoms.subjects import Cohort, PhantomParameters, generate, lesion_count
-from ssl3d.errors import DataError
-from ssl3d.files import write_bytes, write_json
+from ssl3d.errors import DataError, ReadError
+from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.rng import numpy_rng
 
 VERSION = 2
@@ -138,10 +138,12 @@ def _check_root(root: Path, wanted: dict[str, Any]) -> bool:
     """Return whether ``root`` is finished already."""
     for name in (MANIFEST, STARTED, MANIFEST):  # again: another process may finish between the first two
         try:
-            found = json.loads((root / name).read_text())
-        except FileNotFoundError:
-            continue
-        files = found.pop("sha256", {})
+            found = read_json(root / name)
+        except ReadError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                continue
+            raise DataError(f"{error} Fix: remove the folder; phantoms are made again.") from error
+        files = found.pop("sha256", {}) if isinstance(found, dict) else {}
         if found != wanted:
             raise DataError(
                 f"{root} holds phantoms of other parameters ({name} says which): give another folder."
