@@ -201,7 +201,9 @@ def test_a_state_is_of_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[", "[" * 100_000, "3", "{}", '{"step": NaN}', '{"status": "running"}', "\xff"]
+    "content",
+    ["", "[", "[" * 100_000, "3", "{}", '{"step": NaN}', '{"status": "running"}', "\xff"],
+    ids=range(8),
 )
 def test_a_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
     out = tmp_path / "run"
