@@ -13,7 +13,8 @@ warped onto the fixed ones. Reported, as means over pairs:
 
 The spread of psi^g over pairs is the standard deviation of its entries, 0 for a head that answers alike.
 
-Usage: ``python benchmarks/studies/matching.py [--preset quick] [--method gvsl_released_head] [--set pretrain.steps=1000]``
+Usage: ``python benchmarks/studies/matching.py [--preset quick] [--method gvsl_released_head] [--set KEY=VALUE]``;
+``--show FILE`` prints the figures that a call has kept (``--out``).
 """
 
 from __future__ import annotations
@@ -101,6 +102,30 @@ def spread(method: Any, cohort: PreparedCohort, pairs: list[tuple[int, int]], ed
     return float(torch.cat(matrices).std(0).mean())
 
 
+def markdown(path: Path) -> str:
+    """Return the kept figures as a table, with the spread of the affine part below."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    reference = np.array([s["dice"] for s in kept["scores"]["not aligned"]])
+    lines = [
+        "| warped by | NCC | label Dice, % | folded, % | pairs with a better Dice than unaligned |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, scores in kept["scores"].items():
+        ncc, dice, folded = (np.array([s[k] for s in scores]) for k in ("ncc", "dice", "folded"))
+        lines.append(
+            f"| {name} | {ncc.mean():.3f} ± {ncc.std():.3f} | {100 * dice.mean():.1f} ± {100 * dice.std():.1f} "
+            f"| {100 * folded.mean():.2f} | {int((dice > reference).sum())} of {len(dice)} |"
+        )
+    spread = kept["spread"]
+    lines += [
+        "",
+        f"{kept['method']}, preset {kept['preset']}, seed {kept['seed']}, {kept['steps']} steps; mean ± standard deviation "
+        f"of {len(kept['pairs'])} pairs. Spread of psi^g over the pairs: {spread['trained']:.4f} (untrained "
+        f"{spread['untrained']:.4f}).",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--preset", default="quick")
@@ -112,7 +137,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json")
+    parser.add_argument("--show", type=Path, help="print the figures kept there, and match nothing")
     args = parser.parse_args()
+    if args.show:
+        print(markdown(args.show))
+        return
 
     device = select_device(args.device)
     settings = load_settings(args.preset, args.overrides, registry().methods.names())
@@ -144,22 +173,6 @@ def main() -> None:
         "GVSL": found["trained"][PREDICTED],
     }
 
-    print(
-        f"{args.method}, preset {args.preset}, seed {args.seed}, {run['steps']} steps in {run['seconds']:.0f} s; "
-        f"{len(pairs)} pairs of unseen hearts"
-    )
-    print(f"{'':12}  {'NCC':>14}  {'label Dice %':>14}  {'folded %':>8}  better Dice than not aligned")
-    reference = np.array([s["dice"] for s in rows["not aligned"]])
-    for name, scores in rows.items():
-        ncc, dice, folded = (np.array([s[k] for s in scores]) for k in ("ncc", "dice", "folded"))
-        print(
-            f"{name:12}  {ncc.mean():6.3f} +- {ncc.std():5.3f}  "
-            f"{100 * dice.mean():6.1f} +- {100 * dice.std():5.1f}  "
-            f"{100 * folded.mean():8.3f}  {int((dice > reference).sum())} of {len(pairs)}"
-        )
-    print(
-        f"spread of psi^g over pairs: not trained {spreads['untrained']:.4f}, trained {spreads['trained']:.4f}"
-    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "method": args.method,
@@ -175,8 +188,8 @@ def main() -> None:
         "one_matrix": best[0].tolist(),
         "spread": spreads,
     }
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {args.out}")
+    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{markdown(args.out)}\n\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

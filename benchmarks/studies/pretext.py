@@ -5,7 +5,8 @@ probabilities, the error of the mean image, or 1 where the score is a ratio to u
 learned when it ends clearly below chance and below where it started (`ssl3d.pretrain.pretext`).
 
 Usage: ``python benchmarks/studies/pretext.py [--preset quick] [--methods rotation simclr] [--seed 0] [--set KEY=VALUE]``
-Interrupted runs go on; finished ones below --runs are read, not repeated.
+Interrupted runs go on; finished ones below --runs are read, not repeated. ``--json FILE`` keeps the figures of these
+rows, ``--show FILE`` prints kept ones as Markdown.
 """
 
 from __future__ import annotations
@@ -45,6 +46,32 @@ def run(name: str, o: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def keep(path: Path, preset: str, seed: int, found: dict[str, dict[str, Any]]) -> None:
+    """Write the figures of the rows ``found`` to ``path``, over what it holds for the same rows."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
+    for name, r in found.items():
+        figures = {k: r[k] for k in ("pretext", "voxels_seen", "seconds", "title", "code", "identity")}
+        kept["rows"][name] = {**figures, "lr": r["identity"]["pretrain"]["budget"]["lr"]}
+    kept |= {"preset": preset, "seed": seed, "environment": environment()}
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def markdown(path: Path) -> str:
+    """Return the kept figures as a table."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| row | learning rate | chance | before | after | learned |", "|---|--:|--:|--:|--:|---|"]
+    for _, r in sorted(kept["rows"].items()):
+        p = r["pretext"]
+        chance, learned = (
+            "-" if p["chance"] is None else f"{p['chance']:.4f}",
+            {True: "yes", False: "no", None: "nothing to learn"}[p["learned"]],
+        )
+        lines.append(
+            f"| {r['title']} | {r['lr']:g} | {chance} | {p['start']:.4f} | {p['end']:.4f} | {learned} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,8 +82,12 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, default=Path("runs/pretext"))
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--json", type=Path, help="Write the numbers there, too.")
+    parser.add_argument("--json", type=Path, help="Keep the figures there, too.")
+    parser.add_argument("--show", type=Path, help="Print the figures kept there, and pretrain nothing.")
     o = parser.parse_args()
+    if o.show:
+        print(markdown(o.show))
+        return
     found = {}
     print(COLUMNS.format("method", "chance", "start", "end", "learned", "voxels", "seconds"))
     for name in o.methods:
@@ -67,8 +98,7 @@ def main() -> None:
         print(COLUMNS.format(name, chance, f"{p['start']:.4f}", f"{p['end']:.4f}", learned, r["voxels_seen"],
                              f"{r['seconds']:.0f}"), flush=True)  # fmt: skip
     if o.json:
-        kept = {name: {k: r[k] for k in ("pretext", "voxels_seen", "seconds")} for name, r in found.items()}
-        o.json.write_text(json.dumps({"rows": kept, "environment": environment()}, indent=1) + "\n")
+        keep(o.json, o.preset, o.seed, found)
 
 
 if __name__ == "__main__":
