@@ -93,7 +93,7 @@ def test_two_results_for_one_identity_are_named_and_neither_is_touched(tmp_path:
     (tmp_path / "b" / "records" / "broken-0.json").write_text("{")
     result = run("store", "merge", str(a.root), str(b.root))
     assert result.exit_code == 1
-    for part in ("1 records copied", "scores 50.0 and 51.0", "differing in score, per_case", "broken-0.json"):
+    for part in ("1 record copied", "scores 50.0 and 51.0", "differing in score, per_case", "broken-0.json"):
         assert part in result.output
     assert {r["score"] for r in a.records()[0] if r["identity"]["seed"] == 0} == {50.0}
     missing = run("store", "merge", str(a.root), str(tmp_path / "nowhere"))
@@ -163,7 +163,7 @@ def test_show_finds_a_record_by_its_hash(tmp_path: Path) -> None:
     store = filled(tmp_path, made_up_record(), made_up_record(seed=1))
     digest = identity_hash(made_up_record()["identity"])
     result = run("store", "show", digest[:8], "--store", str(tmp_path))
-    assert result.exit_code == 0 and '"score": 50.0' in result.output and "1 cases" in result.output
+    assert result.exit_code == 0 and '"score": 50.0' in result.output and "1 case (" in result.output
     assert "ct_1" in run("store", "show", digest, "--store", str(tmp_path), "--cases").output
     path = store.path_for(made_up_record()["identity"])
     assert find(store, str(path)) == find(store, path.name) == find(store, path.stem) == path

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_VOXELS = 2_000_000  # of a copy: 500 x 500 x 1000 mm at 5 mm
+_LEAST_ML = 160.0  # 2,500 voxels of the coarse grid; of less, bodies that differ look alike
 _PERCENTILES = (1.0, 99.5)  # become 0 and 1, so that units and metal do not matter
 
 
@@ -80,11 +81,11 @@ class KeptScans:
             progress: told about every image that was compared.
         """
         known = [case for case in cases if case.image in self._grids]
-        fine = [case for case in known if self._grids[case.image][2] <= COARSEST_MM]
-        if coarse := len(known) - len(fine):
+        fine = [case for case in known if self._shows_enough(case)]
+        if others := len(known) - len(fine):
             logger.warning(
-                "%s %s too coarse to be found resampled under another subject; files and voxels are compared",
-                count(coarse, "volume"), are(coarse),
+                "%s %s too coarse or too small to be found resampled under another subject; files and voxels are compared",
+                count(others, "volume"), are(others),
             )  # fmt: skip
         self._sources = fine
         self.cases = [KeptScan(case.id, case.subject, *self._grids[case.image]) for case in fine]
@@ -102,6 +103,10 @@ class KeptScans:
     def image(self, i: int, where: Where = ...) -> np.ndarray:
         """Return copy ``i``, or a box of it: (D, H, W) float32 in [0, 1]."""
         return read_array(self._place(self._sources[i].image), where)
+
+    def _shows_enough(self, case: Case) -> bool:
+        shape, _, spacing_mm, _ = self._grids[case.image]
+        return spacing_mm <= COARSEST_MM and np.prod(shape) * spacing_mm**3 >= 1000 * _LEAST_ML
 
     def _place(self, path: Path) -> Path:
         return self.folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{SUFFIX}"
