@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from ssl3d.config import Settings, load_settings, preset_chain
+from ssl3d.config import CountsFor, Settings, load_settings, preset_chain
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,23 @@ def _walk(defaults: BaseModel, values: BaseModel, prefix: str = "") -> Iterator[
             yield from _walk(default if default is not None else value, value, f"{prefix}{name}.")
         else:
             plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in (default, value)]
-            yield prefix + name, " ".join((info.description or "").split()), plain[0], plain[1]
+            meaning = " ".join([*(info.description or "").split(), *map(_counts_for, _marks(info))])
+            yield prefix + name, meaning, plain[0], plain[1]
+
+
+def _marks(info: FieldInfo) -> list[CountsFor]:
+    return [mark for mark in info.metadata if isinstance(mark, CountsFor)]
+
+
+def _counts_for(mark: CountsFor) -> str:
+    """Return the sentence that says where an option counts.
+
+    >>> _counts_for(CountsFor(("segmentation",), ("linear", "finetune")))
+    'Counts for segmentation in linear, finetune only.'
+    """
+    kinds = f" for {', '.join(mark.kinds)}" if mark.kinds else ""
+    modes = f" in {', '.join(mark.modes)}" if mark.modes else ""
+    return f"Counts{kinds}{modes} only."
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -35,7 +35,7 @@ def test_every_option_is_listed_once_with_its_value_and_a_meaning() -> None:
 
 
 def test_options_of_methods_have_a_source() -> None:
-    options = {o.path: o for o in list_options("quick", ["byol.base_momentum=0.9"], ["byol"])}
+    options = {o.path: o for o in list_options("smoke", ["byol.base_momentum=0.9"], ["byol"])}
     assert options["methods"].source == "--set"
     assert options["methods"].value["byol"]["base_momentum"] == 0.9
 
