@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from ssl3d.commands.bench import bench, table
 from ssl3d.commands.cache import cache, doctor
+from ssl3d.commands.check import backbones, check
 from ssl3d.commands.common import (
     CONTEXT,
     Group,
@@ -25,7 +25,6 @@ from ssl3d.commands.common import (
     print_json,
     quiet_libraries,
     resumable,
-    set_option,
     split_names,
     subject_option,
     text_table,
@@ -130,36 +129,6 @@ def _print_info(name: str, cost: bool) -> None:
         console.print(table)
     else:
         console.print()
-
-
-@main.command()
-@click.argument("method", type=Names("methods"))
-@set_option
-def check(method: str, overrides: tuple[str, ...]) -> None:
-    """Run the conformance suite on a method."""
-    quiet_libraries()
-    from rich.markup import escape
-
-    from ssl3d.config import load_settings
-    from ssl3d.registry.registry import registry
-
-    registry().methods.get(method)
-    settings = load_settings("quick", overrides, registry().methods.names())
-    from ssl3d.pretrain.spec import resolve_method
-    from ssl3d.progress import quiet
-    from ssl3d.testing.suite import Suite
-
-    console = make_console()
-    failed = 0
-    with quiet():
-        for result in Suite(resolve_method(method, settings.methods)).run():
-            failed += not result.passed
-            mark = "[green]pass[/]" if result.passed else "[red]FAIL[/]"
-            console.print(f"{mark}  {result.name}  [dim]{escape(result.seen)}[/]", highlight=False)
-    if failed:
-        console.print(f"[red]{escape(method)} fails {failed} checks.[/]")
-        sys.exit(1)
-    console.print(f"[green]{escape(method)} passes.[/]")
 
 
 @main.command("new-method")
@@ -322,6 +291,8 @@ def pretrain(
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
 
 
+main.add_command(check)
+main.add_command(backbones)
 main.add_command(config)
 main.add_command(bench)
 main.add_command(cache)

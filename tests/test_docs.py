@@ -25,6 +25,7 @@ from ssl3d.config import BackboneConfig, validate
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.registry.registry import Registry
 from ssl3d.registry.registry import registry as installed
+from ssl3d.testing import check_method
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -78,12 +79,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def test_every_block_registers_without_a_complaint(registry: Registry) -> None:
-    assert len(registry.plugins) == 6
+    assert len(registry.plugins) == 9
     assert not registry.broken() and not any(p.problems for p in registry.plugins.values())
-
-
-def test_the_documented_method_passes_the_conformance_suite(registry: Registry) -> None:
-    exec(CHECK, {"Denoise": registry.methods.get("my_denoise").load()})
 
 
 def test_the_documented_method_is_shorter_than_40_lines() -> None:
@@ -137,22 +134,26 @@ def done(*arguments: object) -> str:
 
 
 @contextmanager
-def announced(site: Path, source: str) -> Iterator[None]:
-    """Let ``source`` be an installed module, announced as docs/plugins.md says."""
-    entry_points = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"]["ssl3d"]
-    (module,) = entry_points.values()
-    (site / f"{module}.py").write_text(source)
+def announced(site: Path, *sources: str) -> Iterator[None]:
+    """Let each source be an installed module, the first announced as docs/plugins.md says."""
+    ((name, module),) = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"]["ssl3d"].items()
+    modules = {f"{name}_{number}" if number else name: f"{module}_{number}" if number else module
+               for number in range(len(sources))}  # fmt: skip
+    for imported, source in zip(modules.values(), sources, strict=True):
+        (site / f"{imported}.py").write_text(source)
     info = site / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    lines = [f"{name} = {value}" for name, value in entry_points.items()]
+    lines = [f"{announced} = {imported}" for announced, imported in modules.items()]
     (info / "entry_points.txt").write_text("\n".join(["[ssl3d]", *lines]))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
-        patch.delitem(sys.modules, module, raising=False)
+        for imported in modules.values():
+            patch.delitem(sys.modules, imported, raising=False)
         installed.cache_clear()
         yield
-        sys.modules.pop(module, None)
+        for imported in modules.values():
+            sys.modules.pop(imported, None)
     installed.cache_clear()
 
 
@@ -181,7 +182,7 @@ def test_the_documented_plugin_is_pretrained_evaluated_shown_and_exported(
 ) -> None:
     """Everything of docs/plugins.md together: its method on its backbone, its data set, task and table format."""
     (tmp_path / "site").mkdir()
-    with announced(tmp_path / "site", "\n\n".join(BLOCKS)):
+    with announced(tmp_path / "site", *BLOCKS):
         _use_the_plugin(livers, tmp_path)
 
 
@@ -216,6 +217,58 @@ def _use_the_plugin(livers: Path, tmp_path: Path) -> None:
     model = ssl3d.create_model(tmp_path / "exported")
     assert type(model).__name__ == "Tiny"
     assert weights_fingerprint(model) == weights_fingerprint(ssl3d.create_model(out))
+
+
+EXAMPLES = ("my_mirrored", "my_follower", "my_same_place")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_other_documented_methods_are_pretrained_evaluated_and_exported(
+    livers: Path, tmp_path: Path
+) -> None:
+    """An encoder alone, a momentum encoder, and two patients at once; on the documented backbone."""
+    (tmp_path / "site").mkdir()
+    data, store = f"my_liver={livers}", tmp_path / "store"
+    options = [
+        "--preset",
+        "smoke",
+        "--set",
+        "backbone={name: my_tiny, width: 8}",
+        "--cache",
+        tmp_path / "cache",
+    ]
+    with announced(tmp_path / "site", *BLOCKS):
+        for name in EXAMPLES:
+            check_method(name, skip=["learns"], overrides=["backbone={name: my_tiny}"]).assert_passed()
+        table = done(
+            "bench", "--methods", ",".join(("scratch", *EXAMPLES)), "--tasks", "my_liver_task", "--modes", "linear",
+            "--data", data, "--task-data", f"my_liver_task={livers}", "--allow-overlap", "my_liver_task",
+            "--store", store, *options,
+        )  # fmt: skip
+        for title in ("My mirrors", "My follower", "My places"):
+            assert title in table
+        for name in EXAMPLES:
+            (folder,) = (store / "runs").glob(f"{name}-*")
+            done("export", "--checkpoint", folder, "--to", "safetensors", "--out", tmp_path / name)
+            assert type(ssl3d.create_model(tmp_path / name)).__name__ == "Tiny"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_documented_checks_pass(livers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("site", "tests"):
+        (tmp_path / folder).mkdir()
+    livers.rename(tmp_path / "tests/livers")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(CHECK, "plugins.md", "exec"), names)
+    with announced(tmp_path / "site", *BLOCKS):
+        names["test_my_plugin"]()
+        shown = [line for text in SHELL for line in text.splitlines() if line.startswith("ssl3d check my_")]
+        assert len(shown) == 4
+        for command in shown[1:]:  # what is left out is slow, and has been done just now
+            slow = ["--skip", "features do not collapse"] * ("my_denoise" in command)
+            slow += ["--skip", "it is pretrained evaluated and exported"] * ("my_tiny --set" in command)
+            done(*shlex.split(command)[1:], *slow)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])

@@ -54,13 +54,22 @@ def settings_of(preset: str, overrides: Iterable[str], tasks: Iterable[Task] | N
         overrides: ``key=value``, as on the command line.
         tasks: those at hand. Options of tasks that are neither registered nor among them are refused; None:
             options of tasks are not looked at.
+
+    Raises:
+        ConfigError: an option that does not exist, be it of a method that is not run.
     """
     from ssl3d.config import load_settings
     from ssl3d.registry.registry import registry
 
-    found = registry()
+    found, overrides = registry(), tuple(overrides)
     names = None if tasks is None else [*found.tasks.names(), *(task.name for task in tasks)]
-    return load_settings(preset, tuple(overrides), found.methods.names(), names, found.datasets.names())
+    settings = load_settings(preset, overrides, found.methods.names(), names, found.datasets.names())
+    sections = dict.fromkeys(override.partition(".")[0].strip() for override in overrides)
+    for name in (name for name in sections if name in settings.methods):
+        from ssl3d.pretrain.spec import resolve_method
+
+        resolve_method(name, settings.methods)
+    return settings
 
 
 def read_subject_patterns(patterns: Iterable[str]) -> dict[str, str]:

@@ -15,10 +15,11 @@ from ssl3d.downstream.tasks import Kind, Metric, Scheme, Task
 from ssl3d.errors import ConfigError, ReadError
 from ssl3d.files import MOST_YAML_BYTES, parse_yaml, read_bytes
 
-_METRICS: dict[Kind, tuple[Metric, ...]] = {
+METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
     "regression": ("mae",),
 }  # fmt: skip
+"""Kind of a task -> the metrics that it can be scored by; the first is the default."""
 _SCHEMES: dict[str, Scheme] = {
     "auto": "auto",
     "given": "official",
@@ -129,9 +130,9 @@ class TaskFile(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.metric is not None and self.metric not in _METRICS[self.kind]:
+        if self.metric is not None and self.metric not in METRICS[self.kind]:
             raise ValueError(
-                f"{self.kind} is scored by {' or '.join(_METRICS[self.kind])}, not by {self.metric}"
+                f"{self.kind} is scored by {' or '.join(METRICS[self.kind])}, not by {self.metric}"
             )
         if self.labels is not None:
             if self.kind == "regression":
@@ -228,9 +229,7 @@ def parse_task(text: str, path: Path) -> Task:
         facts["subject_pattern"] = file.subject
     facts |= {key: getattr(file, key) for key in ("affine", "channel") if getattr(file, key) is not None}
     many = file.labels is not None and len(file.labels) > 2
-    metric = file.metric or (
-        "macro_auc" if file.kind == "classification" and many else _METRICS[file.kind][0]
-    )
+    metric = file.metric or ("macro_auc" if file.kind == "classification" and many else METRICS[file.kind][0])
     counts = file.splits.train, file.splits.val, file.splits.test
     return Task(
         name=file.name,

@@ -17,6 +17,7 @@ from ssl3d.environment import device_name, environment
 from ssl3d.errors import ConfigError
 from ssl3d.geometry import full_precision
 from ssl3d.marks import without_effect
+from ssl3d.models.contract import check_contract
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.regions import compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
@@ -76,14 +77,17 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
     """Raise ConfigError for whatever can be known to be wrong before any data are read.
 
     Builds the method once on the CPU: a backbone option, a head that does not fit, an optimizer
-    that does not exist or a crop too small for the depth all show here.
+    that does not exist or a crop too small for the depth all show here. So does a backbone that does not
+    keep its contract (PluginError).
     """
     check_optimizer(settings.pretrain.optimizer)
     cpu = torch.device("cpu")
+    backbone = build_backbone(settings.backbone, seed)
+    check_contract(backbone)
     method = build_method(spec, settings, seed, cpu)
     if spec.cls.trains != "none":
         _arrange(method, settings.pretrain.model_copy(update={"compile": False}), 1, cpu, None)
-    least = method.backbone.minimum_edge()
+    least = backbone.minimum_edge()
     view = method.view_shape(settings.pretrain.crop)
     if spec.cls.trains != "none" and min(view) < least:
         views = f", of which {spec.name} makes views of {view}," if method.view_edge != 1 else ""
@@ -92,6 +96,7 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
             f"{settings.backbone.name}, whose depth needs edges of at least {least}: use a larger crop or fewer "
             "backbone.channels."
         )
+    check_contract(backbone, [max(edge, least) for edge in view])
 
 
 def pretrain(

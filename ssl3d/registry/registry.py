@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint, distributions
@@ -114,6 +115,16 @@ class Catalogue(Generic[T]):
 
     def names(self) -> list[str]:
         return list(self._entries)
+
+    @contextmanager
+    def lent(self, entry: Entry[T]) -> Iterator[None]:
+        """Hold one more entry while the block runs, in the place of one of its name; for checks of what is not installed."""
+        before = dict(self._entries)
+        self._entries[entry.name] = entry
+        try:
+            yield
+        finally:
+            self._entries = before
 
     def get(self, name: str) -> Entry[T]:
         """Return the entry called ``name``.

@@ -1,55 +1,55 @@
-"""Conformance suite: what every pretext method must keep, checked on tiny made-up volumes.
-
-For plugin authors' own tests::
-
-    from ssl3d.testing import check_method
-
-    def test_my_method():
-        check_method("my_method").assert_passed()
-
-``ssl3d check METHOD`` runs the same checks and prints them.
-"""
+"""``check_method`` and its like: all checks of one plugin, by its name or itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
-from ssl3d.config import load_settings
+from ssl3d.config import Model, validate
+from ssl3d.data.cohort import Dataset
+from ssl3d.downstream.task_files import is_task_file, load_task
+from ssl3d.downstream.tasks import Task
+from ssl3d.models.backbone import Backbone
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.spec import MethodSpec, resolve_method
-from ssl3d.testing.suite import LEARN_STEPS, Check, Suite
+from ssl3d.registry.registry import registry
+from ssl3d.results.formats.format import TableFormat
+from ssl3d.testing.backbones import BackboneChecks
+from ssl3d.testing.checks import Report
+from ssl3d.testing.datasets import DatasetChecks
+from ssl3d.testing.formats import FormatChecks
+from ssl3d.testing.settings import conformance_settings
+from ssl3d.testing.suite import Suite
+from ssl3d.testing.tasks import TaskChecks
 
 
-@dataclass
-class Report:
-    """The results of all checks of one method."""
-
-    method: str
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
-
-    def failures(self) -> list[str]:
-        """Return the names of the checks that failed."""
-        return [check.name for check in self.checks if not check.passed]
-
-    def assert_passed(self) -> None:
-        """Raise AssertionError listing every check that failed and what was seen."""
-        failed = [f"  {c.name}: {c.seen}" for c in self.checks if not c.passed]
-        if failed:
-            raise AssertionError(f"{self.method} fails {len(failed)} checks:\n" + "\n".join(failed))
+def method_suite(
+    method: str | type[Method], overrides: Sequence[str] = (), options: dict[str, Any] | None = None
+) -> Suite:
+    """Return the checks of a method; the arguments are those of :func:`check_method`."""
+    name = method if isinstance(method, str) else method.name
+    settings = conformance_settings(overrides, name)
+    given = {**settings.methods.get(name, {}), **(options or {})}
+    if isinstance(method, str):
+        spec = resolve_method(method, {**settings.methods, method: given})
+    else:
+        usable = isinstance(method.Config, type) and issubclass(
+            method.Config, Model
+        )  # if not, a check says so
+        config = validate(method.Config, given, f"method {name}") if usable else None
+        spec = MethodSpec(name, method, config, method.title or name)
+    return Suite(spec, settings=settings)
 
 
 def check_method(
     method: str | type[Method],
     *,
     collapse_steps: int = 40,
-    learn_steps: int = LEARN_STEPS,
+    learn_steps: int | None = None,
     skip: Collection[str] = (),
+    overrides: Sequence[str] = (),
     **options: Any,
 ) -> Report:
     """Run every conformance check on a method.
@@ -57,8 +57,9 @@ def check_method(
     Args:
         method: a registered name (a variant's too) or a Method subclass that need not be registered.
         collapse_steps: optimizer steps of the run that looks for collapse.
-        learn_steps: optimizer steps of the run that looks for learning.
+        learn_steps: optimizer steps of the run that looks for learning; default: 240, or what ``overrides`` say.
         skip: names of checks to leave out.
+        overrides: ``KEY=VALUE`` as of ``--set``, such as ``"backbone={name: my_tiny}"``.
         options: configuration of the method.
 
     Returns:
@@ -66,11 +67,148 @@ def check_method(
 
     Raises:
         PluginError: no such method.
-        ConfigError: an unknown option.
+        ConfigError: an unknown option or check.
     """
-    if isinstance(method, str):
-        short = load_settings("quick").methods  # as for other runs that are as short
-        spec = resolve_method(method, {**short, method: {**short.get(method, {}), **options}})
-    else:
-        spec = MethodSpec(method.name, method, method.Config(**options), method.title or method.name)
-    return Report(spec.name, list(Suite(spec, collapse_steps, learn_steps).run(skip=skip)))
+    suite = method_suite(method, overrides, options)
+    suite = Suite(suite.spec, collapse_steps, learn_steps, suite.settings)
+    return Report(suite.kind, suite.spec.name, list(suite.run(skip=skip)))
+
+
+def backbone_checks(backbone: str | type[Backbone], overrides: Sequence[str] = ()) -> BackboneChecks:
+    """Return the checks of a backbone; the arguments are those of :func:`check_backbone`."""
+    cls = registry().backbones.get(backbone).load() if isinstance(backbone, str) else backbone
+    name = backbone if isinstance(backbone, str) else str(getattr(cls, "name", cls.__name__))
+    return BackboneChecks(cls, conformance_settings(overrides, backbone=name))
+
+
+def check_backbone(
+    backbone: str | type[Backbone],
+    *,
+    skip: Collection[str] = (),
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Run every conformance check on a backbone.
+
+    Args:
+        backbone: a registered name or a Backbone subclass that need not be registered.
+        skip: names of checks to leave out.
+        overrides: ``KEY=VALUE`` as of ``--set``, such as ``"pretrain.crop=32"``.
+        options: configuration of the backbone; small ones make the checks fast.
+
+    Returns:
+        A report; call ``assert_passed()`` on it.
+
+    Raises:
+        PluginError: no such backbone.
+        ConfigError: an unknown option or check.
+    """
+    given = [f"backbone.{key}={json.dumps(value)}" for key, value in options.items()]
+    checks = backbone_checks(backbone, [*given, *overrides])
+    return Report(checks.kind, checks.cls.name, list(checks.run(skip=skip)))
+
+
+def dataset_checks(
+    dataset: str | Dataset | type[Dataset], root: str | Path | None = None, overrides: Sequence[str] = ()
+) -> DatasetChecks:
+    """Return the checks of a dataset; the arguments are those of :func:`check_dataset`."""
+    if isinstance(dataset, str):
+        dataset = registry().datasets.get(dataset).load()
+    elif isinstance(dataset, type):
+        dataset = dataset()
+    return DatasetChecks(
+        dataset, conformance_settings(overrides, data=True), None if root is None else Path(root)
+    )
+
+
+def check_dataset(
+    dataset: str | Dataset | type[Dataset],
+    root: str | Path | None = None,
+    *,
+    skip: Collection[str] = (),
+    overrides: Sequence[str] = (),
+) -> Report:
+    """Run every conformance check on a dataset.
+
+    Args:
+        dataset: a registered name, an adapter, or its class.
+        root: a folder in its layout, small if it can be; None: what is declared is checked, and that other folders
+            are refused.
+        skip: names of checks to leave out.
+        overrides: ``KEY=VALUE`` as of ``--set``, such as ``"data.spacing_mm=4"``.
+
+    Returns:
+        A report; call ``assert_passed()`` on it.
+
+    Raises:
+        PluginError: no such dataset.
+        ConfigError: an unknown option or check.
+    """
+    checks = dataset_checks(dataset, root, overrides)
+    return Report(checks.kind, checks.dataset.name, list(checks.run(skip=skip)))
+
+
+def task_checks(
+    task: str | Task, root: str | Path | None = None, overrides: Sequence[str] = ()
+) -> TaskChecks:
+    """Return the checks of a task; the arguments are those of :func:`check_task`."""
+    registered_by = None
+    if isinstance(task, str) and is_task_file(task):
+        task = load_task(Path(task))
+        root = root or task.place
+    elif isinstance(task, str):
+        entry = registry().tasks.get(task)
+        task = entry.load()
+        module = registry().plugins[entry.plugin].entry_point.load()
+        registered_by = getattr(module, "ssl3d_tasks", None)
+    settings = conformance_settings(overrides, data=True)
+    return TaskChecks(task, settings, None if root is None else Path(root), registered_by)
+
+
+def check_task(
+    task: str | Task,
+    root: str | Path | None = None,
+    *,
+    skip: Collection[str] = (),
+    overrides: Sequence[str] = (),
+) -> Report:
+    """Run every conformance check on a task.
+
+    Args:
+        task: a registered name, a task file, or a task.
+        root: its data: a folder, ``LAYOUT=DIR``, or ``phantoms``; None: it is evaluated on made-up volumes alone.
+        skip: names of checks to leave out.
+        overrides: ``KEY=VALUE`` as of ``--set``.
+
+    Returns:
+        A report; call ``assert_passed()`` on it.
+
+    Raises:
+        PluginError: no such task.
+        ConfigError: an unknown option or check.
+    """
+    checks = task_checks(task, root, overrides)
+    return Report(checks.kind, checks.task.name, list(checks.run(skip=skip)))
+
+
+def format_checks(format: str | TableFormat) -> FormatChecks:
+    """Return the checks of a table format."""
+    return FormatChecks(registry().table_formats.get(format).load() if isinstance(format, str) else format)
+
+
+def check_format(format: str | TableFormat, *, skip: Collection[str] = ()) -> Report:
+    """Run every conformance check on a table format.
+
+    Args:
+        format: a registered name or a format.
+        skip: names of checks to leave out.
+
+    Returns:
+        A report; call ``assert_passed()`` on it.
+
+    Raises:
+        PluginError: no such format.
+        ConfigError: an unknown check.
+    """
+    checks = format_checks(format)
+    return Report(checks.kind, checks.format.name, list(checks.run(skip=skip)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ssl3d.rng import numpy_rng
 @dataclass(frozen=True)
 class _Case(ArrayCase):
     target: int | None = None
+    classes: tuple[int, ...] | None = None
+    value: float | None = None
 
     @property
     def subject(self) -> str:
@@ -31,11 +34,13 @@ class _Volumes(ArrayVolumes):
     name = "conformance"
     label_names = ("organ", "vessel")
     num_classes = 3
+    target_names: ClassVar[dict[int, str]] = {0: "even", 1: "odd"}
 
     def __init__(self, n: int, shape: tuple[int, int, int] = (20, 20, 20), labelled: bool = False) -> None:
         images, self._labels = zip(*(self._draw(i, shape) for i in range(n)), strict=True)
         super().__init__(images, dataset=self.name, fingerprint=self.name)
-        self._cases = [_Case(f"c{i}", shape, self.spacing_mm, i % 2 if labelled else None) for i in range(n)]
+        truth = [(i % 2, (i % 2,), float(i)) if labelled else (None, None, None) for i in range(n)]
+        self._cases = [_Case(f"c{i}", shape, self.spacing_mm, *told) for i, told in enumerate(truth)]
         self._labelled = labelled
 
     @property
@@ -67,10 +72,9 @@ class _Hearts(_Volumes):
     """The first volumes of the embedded pretraining cohort, hearts in CT, as small as they can be made."""
 
     name = "conformance-hearts"
-    edge = 24
 
-    def __init__(self, n: int) -> None:
-        super().__init__(n, (self.edge,) * 3)
+    def __init__(self, n: int, edge: int = 24) -> None:
+        super().__init__(n, (edge,) * 3)
 
     @staticmethod
     @functools.cache
