@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from faults.runs import EVERY, Plain, forked, run, states
+from faults.runs import EVERY, Plain, forked, log_of, run, same_weights, states
 from ssl3d import signals
 from ssl3d.cli import main
 from ssl3d.signals import GRACE_S, RESUMABLE
@@ -44,7 +45,7 @@ def goes_on_with(text: str) -> list[str]:
 
 
 def fork(arguments: Sequence[object], output: Path) -> int:
-    """Run a command in a child of this process, which has imported everything already, and return its id."""
+    """Run a command in a child of this process, which has imported what takes long, and return its id."""
     child = os.fork()
     if child:
         return child
@@ -68,30 +69,59 @@ def ended(child: int) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_the_step_at_hand_ends_and_is_saved(tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+
+    def ask(call: int) -> None:
+        if call == EVERY + 1:  # no step of a checkpoint
+            os.kill(os.getpid(), number)
+
+    def child() -> None:
+        Plain.hook = staticmethod(ask)
+        with signals.handled():
+            try:
+                run(out)
+            except signals.Stopped as stopped:
+                assert stopped.number == number
+                return
+        raise AssertionError("not stopped")
+
+    assert forked(child) == 0
+    assert states(out) == ["state-00000002.safetensors", "state-00000003.safetensors"]
+    run(out, resume=True)
+    run(tmp_path / "whole")
+    assert same_weights(out, tmp_path / "whole") and log_of(out) == log_of(tmp_path / "whole")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
 def test_pretrain_saves_and_goes_on(volume_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     out, said = tmp_path / "run", tmp_path / "said"
     command = [
         "pretrain", "--method", "denoising", "--data", volume_folder, "--preset", "smoke", "--cache", tmp_path / "cache",
-        "--set", "pretrain.steps=60", "--set", "pretrain.checkpoint_every=60", "--set", "pretrain.log_every=1",
-        "--set", "pretrain.monitor_every=60", "--device", "cpu", "--out",
+        "--set", "pretrain.steps=40", "--set", "pretrain.checkpoint_every=40", "--set", "pretrain.log_every=1",
+        "--set", "pretrain.monitor_every=40", "--set", "pretrain.crop=16", "--device", "cpu", "--out",
     ]  # fmt: skip
+    torch.set_num_threads(1)
+    whole = CliRunner().invoke(
+        main, [*map(str, command), str(tmp_path / "whole")]
+    )  # also warms what the children inherit
+    assert whole.exit_code == 0, whole.output
     child = fork([*command, out], said)
     until(lambda: (out / "tensorboard").exists(), lambda: os.waitpid(child, os.WNOHANG)[0] == 0)
-    time.sleep(0.3)
+    time.sleep(0.1)
     sent = time.monotonic()
     os.kill(child, number)
     assert ended(child) == RESUMABLE, said.read_text()
     assert time.monotonic() - sent < GRACE_S
     assert "Traceback" not in said.read_text()
     states = sorted(out.glob("state-*.safetensors"))
-    assert len(states) == 1 and states[0].name < "state-00000060", [s.name for s in states]
+    assert len(states) == 1 and states[0].name < "state-00000040", [s.name for s in states]
     words = goes_on_with(said.read_text())
     assert words == [*map(str, command), str(out), "--resume"]
     assert ended(fork(words, said)) == 0, said.read_text()
-    if number == signal.SIGTERM:  # the same for all; one run from start to end is enough
-        assert ended(fork([*command, tmp_path / "whole"], said)) == 0, said.read_text()
-        weights, expected = (load_file(f / "backbone.safetensors") for f in (out, tmp_path / "whole"))
-        assert all((weights[key] == expected[key]).all() for key in expected)
+    weights, expected = (load_file(f / "backbone.safetensors") for f in (out, tmp_path / "whole"))
+    assert all((weights[key] == expected[key]).all() for key in expected)
 
 
 def test_the_grace_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
