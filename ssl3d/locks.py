@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ssl3d.errors import DataError, ReadError
@@ -69,7 +70,8 @@ class Held:
         if self.descriptor is None:
             return
         # Deleted while still locked, so nobody can lock the file between the two.
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
         with self._guard:
             del self._mine[self.key]
@@ -84,8 +86,9 @@ class Held:
             if self.descriptor is None:
                 return False
             self._mine[self.key] = threading.get_ident()
-        os.ftruncate(self.descriptor, 0)
-        os.write(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # of a full disk: it is held without a name, too
+            os.ftruncate(self.descriptor, 0)
+            os.write(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return True
 
     def _lock(self) -> int | None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ssl3d.config import PretrainConfig
 from ssl3d.errors import BusyError, CheckpointError
-from ssl3d.files import is_temporary, remove_leftovers, set_aside, write_json
+from ssl3d.files import explained, is_temporary, remove_leftovers, set_aside, write_json
 from ssl3d.locks import Held
 from ssl3d.models.weights.checkpoint import (
     BACKBONE,
@@ -125,7 +125,8 @@ class RunFolder:
         for kept in self.path.glob(
             f"{BACKBONE_AT.partition('{')[0]}*"
         ):  # of a run that was killed before its first state
-            kept.unlink()
+            with explained(kept):
+                kept.unlink()
         write_json(self.path / RUN, {**run, "format": RUN_FORMAT})
 
     def load(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl3d.data.prepared.arrays import verify_array
+from ssl3d.data.prepared.arrays import SUFFIX, verify_array
 from ssl3d.data.prepared.cohort import PREPARATION_VERSION
-from ssl3d.data.prepared.stored import MANIFEST, read_manifest
+from ssl3d.data.prepared.stored import read_manifest
 from ssl3d.errors import DataError
 from ssl3d.files import STALE_S, is_temporary
 
 __without_effect__ = "it looks after what is stored"
 
 PREPARED, DAY_S = "prepared", 24 * 3600.0
+_ARRAYS = (SUFFIX, ".npy")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Stored:
         dataset: name of the data set, or of the folder where nothing more is known.
         cases: how many; None: it is not complete.
         size: bytes on the disk, whatever lies in the folder.
-        used: when it was last read or written, in seconds since 1970.
+        used: when a volume was last read or written, in seconds since 1970; where the file system notes no reading
+            (``noatime``), when it was written.
         leftovers: files of builds that were killed, and damaged ones that were set aside.
     """
 
@@ -52,7 +54,8 @@ def stored(cache: Path) -> Iterator[Stored]:
             continue
         manifest = read_manifest(folder, PREPARATION_VERSION)
         files = [(path, path.lstat()) for path in folder.iterdir()]
-        marks = [max(s.st_atime, s.st_mtime) for path, s in files if path.name == MANIFEST]
+        # By the arrays: whoever looks into the cache, as this does, reads the manifest.
+        marks = [max(s.st_atime, s.st_mtime) for path, s in files if path.suffix in _ARRAYS]
         used = max(marks or [s.st_mtime for _, s in files] or [folder.stat().st_mtime])
         left = tuple(path for path, _ in files if is_temporary(path) or ".damaged" in path.name)
         name = folder.name if manifest is None else str(manifest["dataset"])

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ssl3d.config import BackboneConfig, validate
 from ssl3d.errors import CheckpointError, ConfigError, ReadError
-from ssl3d.files import parse_json, read_bytes, read_json, set_aside, write_bytes
+from ssl3d.files import explained, parse_json, read_bytes, read_json, set_aside, write_bytes
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.progress import say
@@ -350,8 +350,9 @@ def save_state(
     save_tensors(path, tensors, {"run": run, "facts": json.dumps(facts or {})})
     others = [old for old in _states(folder) if old != path]
     for old in others[max(keep - 1, 0) :]:
-        old.unlink(missing_ok=True)
-        digest_file(old).unlink(missing_ok=True)
+        with explained(old):
+            old.unlink(missing_ok=True)
+            digest_file(old).unlink(missing_ok=True)
 
 
 def newest_state(folder: Path, *, undigested: bool = False) -> State | None:
@@ -373,7 +374,8 @@ def newest_state(folder: Path, *, undigested: bool = False) -> State | None:
             say(
                 f"{error}\nIt is now called {new.name}; the run goes on from the state before it, if there is one."
             )
-            digest_file(path).unlink(missing_ok=True)
+            with explained(path):
+                digest_file(path).unlink(missing_ok=True)
     return None
 
 
