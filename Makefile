@@ -8,7 +8,7 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: faults check-results bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: faults check-results speed bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -86,6 +86,11 @@ lint: .venv/.installed
 # Do the tables of README.md and docs/ follow from committed records that are current?
 check-results: .venv/.installed
 	$(BIN)/python benchmarks/check_results.py
+
+# How fast, against what: one table of ratios against peers, on one thread; twelve minutes. On a GPU: benchmarks/speed/gpu.py.
+speed: .venv/.installed
+	$(BIN)/python -m pip install --quiet -e ".[speed]"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/compare.py
 
 phantom-pictures: .venv/.installed
 	$(BIN)/python benchmarks/studies/phantom_pictures.py --out docs/images

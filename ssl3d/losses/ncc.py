@@ -24,7 +24,7 @@ def ncc_loss(warped: Tensor, fixed: Tensor, window: int = 9, eps: float = 1e-5) 
 
     The sums are separable, and each axis doubles its way to the window (2, 4, 8, 9 neighbours are four additions); the
     gradient is written out, since the derivative of a window sum is a window sum. At 96^3 on one core: 45 ms, band matrices
-    84, MONAI's 550 (220 where freed memory is kept, as ``ssl3d pretrain`` does; benchmarks/speed/ncc_speed.py).
+    84, MONAI's 550 (220 where freed memory is kept, as ``ssl3d pretrain`` does; row ncc of benchmarks/speed).
 
     In float32, sum(A^2) - sum(A)^2 / n turns slightly negative in flat regions; the product of two variances would then
     pass through zero and the loss explode, so each is clamped at 0. Computed in float32 at least, also under autocast. It

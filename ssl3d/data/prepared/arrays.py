@@ -1,7 +1,7 @@
 """Prepared arrays on disk: compressed in chunks by Blosc2, so that a crop is read without the rest.
 
 As in nnU-Net v2: Zstandard after a byte shuffle. A chunk of 64^3 voxels holds blocks of 32^3, and only
-blocks that a crop touches are decompressed (``benchmarks/speed/cache_speed.py``).
+blocks that a crop touches are decompressed (row ``crop`` of ``benchmarks/speed``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _verifying = threading.Lock()
 
 
 def verify_array(path: Path, digest: str) -> None:
-    """Compare a stored array with its digest, once in a process (``benchmarks/speed/cache_speed.py``).
+    """Compare a stored array with its digest, once in a process (row ``crop`` of ``benchmarks/speed``).
 
     A damaged one is renamed, so that the next preparation stores it again.
 

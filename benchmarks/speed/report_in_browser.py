@@ -1,6 +1,6 @@
 """How heavy is a report of 20 methods x 4 tasks x 2 modes x 5 seeds, and how soon does a browser show it?
 
-    python benchmarks/speed/report_speed.py --out report.html
+    python benchmarks/speed/report_in_browser.py --out report.html
 
 Made-up records, pretraining logs and segmentations in a temporary store. Where Chromium is
 installed, it also prints how long it takes from the start of the navigation until every section is drawn.
@@ -14,11 +14,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table_speed import TASKS, made_up_records, timed
+from rows.results import TASKS, made_up_records
 
 from ssl3d.report.data import report_data
 from ssl3d.report.page import render
@@ -87,10 +88,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = ResultStore(folder)
         fill(store, options.methods, options.cases, options.edge)
-        with timed("collect"):
-            data, _ = report_data(store)
-    with timed("render"):
-        page = render(data, "Made-up records")
+        began = time.perf_counter()
+        data, _ = report_data(store)
+    page = render(data, "Made-up records")
+    print(f"collected and rendered in {time.perf_counter() - began:.2f} s")
     options.out.write_text(page, encoding="utf-8")
     print(
         f"{len(data['records'])} records, {len(data['viewer']['scenes'])} scenes: {len(page.encode()) / 2**20:.1f} MiB"
