@@ -184,7 +184,7 @@ def test_promises_of_a_decathlon(tmp_path: Path) -> None:
     for name in entry.values():
         save(tmp_path / name, 0, label="labels" in name)
     save(tmp_path / "imagesTr" / "unlisted.nii.gz", 1)
-    for promised, problems in ((1, []), (3, ["promises 3 training cases (numTraining), and 1 are there"])):
+    for promised, problems in ((1, []), (3, ["promises 3 training cases (numTraining), and 1 is there"])):
         (tmp_path / "dataset.json").write_text(json.dumps({**facts, "numTraining": promised}))
         listing = list_cases(MSD().open(tmp_path), tmp_path)
         assert [finding.problem for finding in listing.findings] == problems
