@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: From the ground up: a package may import the packages of its own layer's number or below, never those above.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("tools", ("calls", "errors", "marks", "memory", "progress", "parallel", "remedies", "signals")),
+    (
+        "tools",
+        ("calls", "errors", "marks", "memory", "progress", "parallel", "remedies", "signals", "spreadsheet"),
+    ),
     ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim")),
     ("machine, randomness, geometry", ("environment", "rng", "geometry")),
     ("plugins by name", ("registry", "source_hash")),

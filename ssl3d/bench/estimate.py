@@ -108,7 +108,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return it for people."""
         todo = self.cells - self.finished
-        lines = [f"cells   {self.cells}: {self.finished} in the store already, {todo} to compute"]
+        lines = [f"cells   {self.cells}: {self.finished} already in the store, {todo} to compute"]
         parallel = (
             f", about {duration(self.seconds / self.jobs)} with --jobs {self.jobs}" if self.jobs > 1 else ""
         )

@@ -174,7 +174,7 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
             for record, computed in job.run():
                 records.append(record)
                 if computed or jobs == 1:
-                    say(_line(record, whole.said() if computed else "in the store already"))
+                    say(_line(record, whole.said() if computed else "already in the store"))
         except CellsFailed as error:
             failed = error
     failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]

@@ -36,7 +36,7 @@ from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
-from ssl3d.results.spreadsheet import csv_text
+from ssl3d.spreadsheet import csv_text
 
 if TYPE_CHECKING:
     from ssl3d.downstream.harness import Evaluation

@@ -259,10 +259,10 @@ def test_a_failing_evaluation_is_one_failed_cell(
 
     true = module.evaluate
 
-    def failing(backbone: Any, evaluation: Any, **more: Any) -> Any:
+    def failing(backbone: Any, evaluation: Any, *others: Any, **more: Any) -> Any:
         if evaluation.mode == "linear":
             raise TrainingError("loss = inf at step 3.")
-        return true(backbone, evaluation, **more)
+        return true(backbone, evaluation, *others, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "evaluate", failing)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from cohorts import sphere_cohort
+from run_facts import finished_run
 
 from ssl3d.bench.cell import TaskData
 from ssl3d.bench.run import RELATIVE_COST, Bench, Cell, Conduct, Grid, Pretraining
@@ -54,7 +55,7 @@ def test_a_cost_that_was_measured_decides_and_a_finished_run_is_no_pretraining(
     done = next(cell for cell in bench.cells() if cell.weights.spec.name == "byol")
     folder = bench.run_folder(done.weights)
     folder.mkdir(parents=True)
-    (folder / RUN).write_text(json.dumps({"status": "finished"}))
+    (folder / RUN).write_text(json.dumps(finished_run()))
     assert names(bench.longest_first())[:3] == [
         ("byol", 1, "linear"),
         ("gvsl", 0, "linear"),

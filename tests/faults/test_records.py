@@ -23,12 +23,12 @@ from ssl3d.config import load_settings
 from ssl3d.errors import SSL3DError
 from ssl3d.registry.registry import registry
 from ssl3d.report.data import report_data
-from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.statistics.annotate import with_statistics
 from ssl3d.results.store.manage import export
 from ssl3d.results.store.record import SCHEMA, canonical_json, identity_hash
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.build import build_table
+from ssl3d.spreadsheet import csv_text
 
 SETTINGS = load_settings("smoke").model_dump(mode="json")
 FORMATS = ("rich", "markdown", "latex", "html", "csv")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from run_facts import finished_run
 
 import ssl3d
 from ssl3d.cli import main
@@ -32,7 +33,7 @@ def finished(folder: Path, backbone: list[int] | dict) -> Path:  # type: ignore[
     options = backbone if isinstance(backbone, dict) else {"channels": backbone}
     config = BackboneConfig.model_validate(options)
     save_tensors(folder / "run" / "backbone.safetensors", build_backbone(config, seed=3).state_dict())
-    facts = {"status": "finished", "backbone": config.model_dump(mode="json"), "method_name": "gvsl"}
+    facts = finished_run(backbone=config.model_dump(mode="json"))
     (folder / "run" / "run.json").write_text(json.dumps(facts))
     return folder / "run"
 

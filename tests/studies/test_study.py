@@ -1,6 +1,7 @@
 """A study runs from its YAML, resumes from the store, and draws its figure."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from run_facts import finished_run
 from scipy import stats
 
 from ssl3d.config import load_settings
@@ -270,7 +272,7 @@ def test_a_transplant_wants_one_run(tmp_path: Path) -> None:
         transplant.network(tmp_path, "byol", 1, settings)
     for name in ("a", "b"):
         (tmp_path / "runs" / f"byol-s1-{name}").mkdir(parents=True)
-        (tmp_path / "runs" / f"byol-s1-{name}" / "run.json").write_text('{"format": 1, "status": "finished"}')
+        (tmp_path / "runs" / f"byol-s1-{name}" / "run.json").write_text(json.dumps(finished_run()))
     with pytest.raises(ConfigError, match=r"more than one.*name one, for example .*byol-s1-a"):
         transplant.network(tmp_path, "byol", 1, settings)
 

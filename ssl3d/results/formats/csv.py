@@ -8,11 +8,11 @@ from typing import Any
 from ssl3d.results.formats import wording
 from ssl3d.results.formats.terminal import _csv_head
 from ssl3d.results.formats.wording import printable
-from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.statistics.convergence import best_score, steps_to_reach
 from ssl3d.results.table.build import pretext_learned
 from ssl3d.results.table.cost import cost_of
 from ssl3d.results.table.model import BASELINE, Cell, Column, Row, Table, TableModel
+from ssl3d.spreadsheet import csv_text
 
 CSV_FIELDS = (
     "table", "preset", "method", "title", "method_config", "trains", "label_fraction",

@@ -10,10 +10,10 @@ from typing import Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_all, write_bytes
-from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.store.record import Record, canonical_json
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.caption import flatten
+from ssl3d.spreadsheet import csv_text
 
 # What an evaluation found out, against when, where and how fast it did.
 RESULT_FIELDS = ("metric", "score", "per_case", "excluded", "validation", "best_step")

@@ -14,8 +14,8 @@ from typing import Any
 
 from ssl3d.errors import ReadError
 from ssl3d.files import read_json, write_bytes
-from ssl3d.results.spreadsheet import csv_text
 from ssl3d.results.store.model import REPRESENTATION, problem_of
+from ssl3d.spreadsheet import csv_text
 
 SCHEMA = 1
 FOLDER = "representation"
