@@ -64,7 +64,7 @@ def test_a_preset_extends_another(tmp_path: Path) -> None:
     mine = load_settings(str(own), ["pretrain.lr=1"])
     assert (mine.preset, mine.pretrain.steps, mine.pretrain.lr) == ("own", 5, 1)
     assert mine.pretrain.batch_size == quick.pretrain.batch_size and mine.downstream == quick.downstream
-    assert mine.methods == {"byol": {"base_momentum": 0.9}}
+    assert mine.methods == quick.methods | {"byol": {"base_momentum": 0.9}}
     for text, words in (
         ("extends: quik", 'Did you mean "quick"'),
         (f"extends: {own}", "leads back to itself"),

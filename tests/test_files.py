@@ -60,7 +60,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
         (errno.EROFS, "can be written to"),
         (errno.EACCES, "permissions"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EIO, "file system"),
+        (errno.EIO, "disk, which fails"),
     ],
 )
 def test_what_the_system_refuses_is_explained_and_nothing_is_left(

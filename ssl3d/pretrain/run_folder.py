@@ -115,7 +115,9 @@ class RunFolder:
         """Return how far the run is, for its provenance: ``step``, ``losses`` and ``seconds``."""
         if self.state is None:
             return {"step": 0, "losses": {}, "seconds": 0.0}
-        known = {key: self.previous[key] for key in ("losses", "seconds") if key in self.previous}
+        known: dict[str, Any] = {
+            key: self.previous[key] for key in ("losses", "seconds") if key in self.previous
+        }
         return {"losses": {}, "seconds": 0.0, **known, **self.state.facts, "step": self.state.step}
 
     def begin(self, run: Mapping[str, Any]) -> None:
@@ -150,7 +152,7 @@ class RunFolder:
         step = int(run["step"])
         # Before the state: killed between the two, the run does this step again.
         if config.keep_checkpoints and (step % config.checkpoint_every == 0 or step == config.steps):
-            save_tensors(self.path / BACKBONE_AT.format(step=step), method.backbone.state_dict())
+            save_tensors(self.path / BACKBONE_AT.format(step=step), method.backbone.state_dict())  # type: ignore[union-attr]
         facts = {"losses": run["losses"], "seconds": run["seconds"]}
         save_state(self.path, step, method, optimizer, run=self._run, facts=facts, keep=config.keep)
         write_json(self.path / RUN, {**run, "format": RUN_FORMAT})

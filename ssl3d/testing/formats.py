@@ -49,6 +49,7 @@ class FormatChecks(Checks):
             callable(render), f"render = {render!r} is no function", None, "def render(model): return text"
         )
         try:
+            assert callable(render)
             inspect.signature(render).bind(None)
         except TypeError as error:
             raise Fault(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def disturbed(number: int) -> Iterator[None]:
 
 
 def _generators() -> dict[str, object]:
-    numpy = np.random.get_state()  # noqa: NPY002
+    numpy: Any = np.random.get_state()  # noqa: NPY002
     return {
         "torch's": torch.get_rng_state().numpy().tobytes(),
         "numpy's": (str(numpy[0]), np.asarray(numpy[1]).tobytes(), *numpy[2:]),

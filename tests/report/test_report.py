@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from ssl3d.cli import main
 from ssl3d.downstream.features.maps import draw
-from ssl3d.errors import TrainingError
+from ssl3d.errors import DataError, TrainingError
 from ssl3d.report.data import read_log, report_data, thin
 from ssl3d.report.page import embed_json, render
 from ssl3d.results.store.predictions import keep_prediction, nifti
@@ -228,8 +228,11 @@ def test_a_record_cannot_embed_a_file_outside_its_store(tmp_path: Path) -> None:
     made = record(store, "scratch", "Scratch", 0, 0.5, [1])
     (tmp_path / "secret").write_text("secret")
     made["predictions"][0]["image"] = "../secret"
-    store.write(made, replace=True)
-    assert report_data(store)[0]["viewer"]["scenes"] == []
+    with pytest.raises(DataError, match=r"predictions\.0\.image"):
+        store.write(made, replace=True)
+    next((store.root / "records").glob("*.json")).write_text(json.dumps(made))
+    with pytest.raises(DataError, match="altered after it was written"):
+        report_data(store)
 
 
 # --- Page -------------------------------------------------------------------------------------------

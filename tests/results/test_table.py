@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from typing import Any
 
@@ -437,6 +438,11 @@ def test_digits_unit_and_colours_follow_the_metric(
         lines = list(csv.DictReader(io.StringIO(text)))
         assert {(x["task"], x["unit"]) for x in lines} == {("age", "value"), ("shc", "%")}
         assert [float(x["mean"]) for x in lines if x["task"] == "age"] == list(errors)
+        return
+    if table_format.name == "json":
+        cells = [cell for table in json.loads(text)["tables"] for cell in table["cells"]]
+        assert {(x["task"], x["unit"]) for x in cells} == {("age", "value"), ("shc", "%")}
+        assert [x["mean"] for x in cells if x["task"] == "age"] == list(errors)
         return
     bold = {"rich": "{}*", "markdown": "**{}**", "latex": r"\textbf{{{}}}", "html": "<strong>{}</strong>"}
     marked = [bold[table_format.name].format(value) in text for value in shown]

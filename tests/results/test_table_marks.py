@@ -20,7 +20,7 @@ from ssl3d.results.statistics.annotate import with_statistics
 from ssl3d.results.table.build import build_table
 from ssl3d.results.table.model import TableModel
 
-TEXT_FORMATS = [f for f in BUILTIN_FORMATS if f.name != "csv"]
+TEXT_FORMATS = [f for f in BUILTIN_FORMATS if f.name not in ("csv", "json")]
 
 
 def words(text: str) -> str:

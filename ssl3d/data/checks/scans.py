@@ -106,7 +106,7 @@ class KeptScans:
 
     def _shows_enough(self, case: Case) -> bool:
         shape, _, spacing_mm, _ = self._grids[case.image]
-        return spacing_mm <= COARSEST_MM and np.prod(shape) * spacing_mm**3 >= 1000 * _LEAST_ML
+        return bool(spacing_mm <= COARSEST_MM and np.prod(shape) * spacing_mm**3 >= 1000 * _LEAST_ML)
 
     def _place(self, path: Path) -> Path:
         return self.folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{SUFFIX}"
