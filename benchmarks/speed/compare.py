@@ -184,6 +184,14 @@ class Limits:
         """The better rate of the two."""
         return max(self.product, self.convolution)
 
+    def written(self) -> dict[str, float]:
+        """Return the rates for the file."""
+        return {
+            "matrix product, GFLOP/s": round(self.product / 1e9, 1),
+            "convolution, GFLOP/s": round(self.convolution / 1e9, 1),
+            "bandwidth, GB/s": round(self.bandwidth / 1e9, 1),
+        }
+
 
 def best(run: Run, rounds: int = 5) -> float:
     """Return the least seconds of a call after the first."""
@@ -198,7 +206,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         The figures of each by name (``ours``, the peers, ``bound``), their medians, and who is missing.
 
     Raises:
-        SystemExit: a peer that should compute the same gives something else.
+        Disagreement: a peer that should compute the same gives something else.
     """
     runs: dict[str, Run] = {"ours": case.ours}
     runs |= {name: run for name, run in case.peers.items() if not isinstance(run, Missing)}
@@ -224,6 +232,10 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         "median": {name: statistics.median(values) for name, values in found.items()},
         "missing": {name: run.why for name, run in case.peers.items() if isinstance(run, Missing)},
     }
+
+
+class Disagreement(Exception):
+    """Two forms of one quantity of which at least one is wrong."""
 
 
 def check(case: Case, name: str, ours: Any, theirs: Any) -> None:
@@ -266,8 +278,13 @@ def machine() -> dict[str, Any]:
         "versions": found["versions"],
         "python": found["python"],
         "threads": torch.get_num_threads(),
-        "load": [round(load, 2) for load in os.getloadavg()],
+        "load": load(),
     }
+
+
+def load() -> list[float]:
+    """Return how many processes wanted a processor over the last 1, 5 and 15 minutes."""
+    return [round(number, 2) for number in os.getloadavg()]
 
 
 @dataclass
@@ -304,6 +321,7 @@ class Table:
                 "row": row, "what": case.what, "unit": "s" if case.unit == "ms" else case.unit, **found,
                 "ratio": {name: median[name] / median["ours"] for name in case.peers if name in median},
                 "share": reached, "limit": limit, "flops": case.flops, "bytes": case.bytes, "note": case.note,
+                "limits": self.limits.written(), "load": load(),
             }
         )  # fmt: skip
 
@@ -334,6 +352,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--quick", action="store_true", help="one round at tiny sizes: a check that every row runs"
     )
     parser.add_argument(
+        "--add", action="store_true", help="keep the other rows of the file, each with its run's limits"
+    )
+    parser.add_argument(
         "--out", type=Path, help="JSON file; all rows at full size go to results/ without being told"
     )
     options = parser.parse_args(arguments)
@@ -345,10 +366,13 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     setting, limits, began = Setting(options.quick), Limits(), time.monotonic()
     start = machine()
+    kind = "-".join(f"{start['processor']} {start['widest']}".lower().split())
+    standing = not (options.only or options.quick)
+    out = options.out or (RESULTS / f"speed-{kind}.json" if standing or options.add else None)
+    before = json.loads(out.read_text())["cases"] if options.add and out and out.is_file() else []
     limits.measure(options.quick)
-    table = Table(limits)
+    table, failed = Table(limits), {}
     table.begin()
-    failed = {}
     for row in chosen:
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -357,24 +381,21 @@ def main(arguments: list[str] | None = None) -> None:
         except Exception as error:  # the other rows still count
             traceback.print_exc()
             failed[row] = f"{type(error).__name__}: {error}"
-    result = {
-        "machine": start, "load_at_the_end": [round(load, 2) for load in os.getloadavg()], "rounds": options.rounds,
-        "quick": options.quick, "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(processor_seconds(), 1),
-        "limits": {
-            "matrix product, GFLOP/s": round(limits.product / 1e9, 1),
-            "convolution, GFLOP/s": round(limits.convolution / 1e9, 1),
-            "bandwidth, GB/s": round(limits.bandwidth / 1e9, 1),
-        },
-        "cases": table.cases, "failed": failed,
-    }  # fmt: skip
-    print(", ".join(f"{name}: {value}" for name, value in result["limits"].items()))
-    kind = "-".join(f"{start['processor']} {start['widest']}".lower().split())
-    out = options.out or (None if options.only or options.quick else RESULTS / f"speed-{kind}.json")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written to {out}")
+        if out:  # after each row: what is there stays
+            kept = [case for case in before if case["row"] not in chosen]
+            found = sorted(kept + table.cases, key=lambda case: list(ROWS).index(case["row"]))
+            seconds = {
+                "seconds": round(time.monotonic() - began, 1),
+                "processor_seconds": round(processor_seconds(), 1),
+            }
+            facts = {"machine": start, "rounds": options.rounds, "quick": options.quick, **seconds}
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(
+                json.dumps({**facts, "limits": limits.written(), "failed": failed, "cases": found}, indent=1)
+                + "\n"
+            )
+    print(", ".join(f"{name}: {value}" for name, value in limits.written().items()))
+    print(f"{time.monotonic() - began:.0f} s{f'; written to {out}' if out else ''}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

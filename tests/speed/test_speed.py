@@ -69,7 +69,7 @@ def test_ours_and_peers_take_turns_and_the_first_call_is_not_counted() -> None:
 
 def test_forms_that_do_not_agree_are_not_timed() -> None:
     case = Case("x", lambda: torch.tensor(1.0), {"b": lambda: torch.tensor(1.1)}, same=("b",))
-    with pytest.raises(SystemExit, match="do not compute the same"):
+    with pytest.raises(compare.Disagreement, match="do not compute the same"):
         compare.measure(case, 1)
 
 
