@@ -266,9 +266,8 @@ class Bench:
             _Failed: it cannot be computed.
         """
         signals.check()
-        if (
-            not self.conduct.recompute
-        ):  # a finished store may be read-only: nothing is locked for what is there
+        if not self.conduct.recompute:
+            # Nothing is locked for what is there: a finished store may be read-only.
             with suppress(DataError):
                 return self.store.read(self.store.path_for(cell.identity)), False
         with self.store.claim(cell.identity, wait=False) as mine:
