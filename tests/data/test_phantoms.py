@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from scipy.spatial.transform import Rotation
 
 from ssl3d.data.checks.file import read_labels, read_volume
 from ssl3d.data.layouts.releases import ASOCA, CANDI, MMWHS, STOIC, Folder
-from ssl3d.data.phantoms import COHORTS, PhantomParameters, PhantomSubject, generate, write_cohorts
+from ssl3d.data.phantoms import COHORTS, PhantomParameters, PhantomSubject, generate, write, write_cohorts
 from ssl3d.data.phantoms.geometry import jacobian_determinant, voxel_centres
 from ssl3d.data.phantoms.subjects import Cohort, lesion_count
 from ssl3d.downstream.metrics import auc
-from ssl3d.errors import ConfigError, DataError
+from ssl3d.errors import ConfigError, DataError, ReadError
 
 SMALL = PhantomParameters(edge=32, spacing_mm=4.8)
 COUNTS = {"pretrain": 2, "mmwhs": (2, 1), "asoca": 3, "candi": 3, "stoic": 4}
@@ -377,14 +378,14 @@ def test_phantoms_that_are_finished_while_one_looks_are_found(
 ) -> None:
     """The other process writes the manifest, and deletes the mark of its start, right after the first look."""
     looked: list[str] = []
-    read = Path.read_text
+    read = write.read_json
 
-    def late(path: Path, *arguments: object, **options: object) -> str:
+    def late(path: Path) -> Any:
         looked.append(path.name)
         if looked == ["phantoms.json"]:
-            raise FileNotFoundError
-        return read(path, *arguments, **options)  # type: ignore[arg-type]
+            raise ReadError("not there") from FileNotFoundError()
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_text", late)
+    monkeypatch.setattr(write, "read_json", late)
     write_cohorts(root, SMALL, COUNTS)
     assert looked == ["phantoms.json", "phantoms.started.json", "phantoms.json"]
