@@ -54,7 +54,8 @@ def forest(
     ]
     if not panels:
         raise DataError(
-            f"{_place(source)} has no row with the seeds and cases of its reference, {reference}: nothing to compare."
+            f"{_place(source)} has no row with three seeds or more and the cases of its reference, {reference}: "
+            "nothing to compare."
         )
     drawn = _axes(len(panels), max(len(rows) for _, rows in panels), axes)
     for ax, (column, rows) in zip(drawn, panels, strict=True):

@@ -40,7 +40,7 @@ ARGUMENTS = {
     "ssl3d.bench.api:bench": "methods tasks store preset options more",
     "ssl3d.bench.plan:BenchOptions": """store methods tasks modes seeds preset options data task_data checkpoint
         label_fractions match recompute allow_overlap exclude_test splits_file subject_patterns policy keep_predictions
-        allow_code_change device cache session""",
+        allow_code_change device cache session jobs""",
     "ssl3d.bench.pretraining:PretrainOptions": """method out data preset options seed resume allow_code_change exclude_test
         subject_patterns policy device cache""",
     "ssl3d.downstream.model:load": "name_or_path device preparation",
@@ -127,9 +127,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                          cache=root / "cache")  # type: ignore[operator]  # fmt: skip
     assert run["step"] == 2 and run["preparation"]["parameters"]["spacing_mm"] == 6.4
     results = ssl3d.bench(["denoising", "scratch"], ["shc"], store=root / "store", preset="smoke", options=options,
-                          modes=["linear"], seeds=[0, 1], label_fractions=[0.5, 1], device="cpu",
+                          modes=["linear"], seeds=[0, 1, 2], label_fractions=[0.5, 1], device="cpu",
                           cache=root / "cache")  # type: ignore[operator]  # fmt: skip
-    assert len(results) == 8 and not results.failures
+    assert len(results) == 12 and not results.failures
     return root
 
 
@@ -145,7 +145,7 @@ def test_the_run_of_python_is_that_of_the_command_line(made: Path, tmp_path: Pat
 def test_a_store_is_a_data_frame_of_cells_and_of_cases(made: Path) -> None:
     results = ssl3d.store(made / "store")
     cells, cases = results.to_dataframe(), results.to_dataframe(per_case=True)
-    assert len(cells) == 8 and set(cells["method"]) == {"scratch", "denoising"}
+    assert len(cells) == 12 and set(cells["method"]) == {"scratch", "denoising"}
     assert set(cells["label_fraction"]) == {0.5, 1.0} and cells["score"].notna().all()
     assert len(cases) == sum(len(record["per_case"]) for record in results)
     for (method, seed), group in cases[cases.label_fraction == 1].groupby(["method", "seed"]):

@@ -1093,7 +1093,7 @@ def texts() -> Iterator[tuple[str, str]]:
                 yield str(path.relative_to(root)), node.value
 
 
-OTHERS_OPTIONS = {"--help", "--version", "--always", "--dirty", "--abbrev"}
+OTHERS_OPTIONS = {"--help", "--version", "--always", "--dirty", "--abbrev", "--debug"}
 """Options in texts that belong to other programs (git), or to all commands."""
 
 

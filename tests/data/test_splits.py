@@ -150,7 +150,7 @@ def test_unlabelled_cases_are_left_out() -> None:
         (cohort(2), {}, "2 labelled subjects cannot be split .* at least 3"),
         (cohort(5, labelled=False), {}, "None of the 5 cases has a label"),
         (cohort(5), {"scheme": "official"}, "There is no test case with a label or a class"),
-        (cohort(3), {"scheme": "cv", "folds": 4}, "4 folds needs at least 4 labelled subjects.*there are 3"),
+        (cohort(3), {"scheme": "cv", "folds": 4}, "4 folds needs at least 4 labelled subjects.*here are 3"),
         (cohort(1, "train") + cohort(5, "test", start=9), {}, "1 labelled subject cannot be split"),
         (classified([0] * 9), {}, "Every labelled case is of class 0"),
         (classified([0] * 20 + [1]), {"counts": (10, 5, 5)}, "hold no case of class 1"),
