@@ -243,7 +243,7 @@ def check(case: Case, name: str, ours: Any, theirs: Any) -> None:
     a, b = (np.asarray(x.detach() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (ours, theirs))
     scale = max(np.abs(b).max(), 1e-12)
     if a.shape != b.shape or np.abs(a - b).max() > case.close * scale:
-        sys.exit(
+        raise Disagreement(
             f"{case.what}: {name} gives {b.ravel()[:3]}, ours {a.ravel()[:3]}: they do not compute the same."
         )
 
