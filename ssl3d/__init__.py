@@ -1,6 +1,6 @@
 """ssl3d: a benchmark for self-supervised learning on 3D medical images.
 
-This module is the public API (docs/python.md). Names are imported on first use (PEP 562), so that ``import ssl3d`` costs
+This module is the public API (the docstrings). Names are imported on first use (PEP 562), so that ``import ssl3d`` costs
 milliseconds and a listing never pays for torch. What is not in ``__all__`` here, or in that of :mod:`ssl3d.transforms`,
 :mod:`ssl3d.losses`, :mod:`ssl3d.errors`, :mod:`ssl3d.testing` and :mod:`ssl3d.plot`, may change without notice.
 """
