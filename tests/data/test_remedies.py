@@ -1064,14 +1064,14 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
 
 
 def options_of(group: click.Group) -> set[str]:
-    found: set[str] = set()
+    found = own_options(group)
     for command in group.commands.values():
-        if isinstance(command, click.Group):
-            found |= options_of(command)
-        found |= {
-            name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
-        }
+        found |= options_of(command) if isinstance(command, click.Group) else own_options(command)
     return found
+
+
+def own_options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -1093,7 +1093,7 @@ def texts() -> Iterator[tuple[str, str]]:
                 yield str(path.relative_to(root)), node.value
 
 
-OTHERS_OPTIONS = {"--help", "--version", "--always", "--dirty", "--abbrev", "--debug"}
+OTHERS_OPTIONS = {"--help", "--version", "--always", "--dirty", "--abbrev"}
 """Options in texts that belong to other programs (git), or to all commands."""
 
 

@@ -102,6 +102,16 @@ def test_a_damaged_file_is_built_again(source: Path, way: Callable[[bytearray], 
     assert same(voxels(built(source)), before)
 
 
+def unsealed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the manifests in ``folder`` say of every image, and take their digests away."""
+    for path in folder.glob("*.json"):
+        data = json.loads(path.read_text())
+        data.pop("digest")
+        for record in data.get("cases", [data]):
+            change(record["arrays"]["image"])
+        path.write_text(json.dumps(data))
+
+
 CONTENTS: tuple[Any, ...] = (
     [], 3, None, {}, {"format": 1, "cases": []}, "x" * 1000, {"cases": None}, {"format": 1, "cases": [None]},
 )  # fmt: skip
@@ -122,12 +132,7 @@ def test_a_manifest_that_was_written_over_leads_nowhere(source: Path, key: str, 
     """Without a digest, as of an earlier version or by an attacker: nothing outside of the folder is read."""
     cohort = built(source)
     before = voxels(cohort)
-    for path in cohort.folder.glob("*.json"):
-        data = json.loads(path.read_text())
-        data.pop("digest")
-        for record in data.get("cases", [data]):
-            record["arrays"]["image"][key] = value
-        path.write_text(json.dumps(data))
+    unsealed(cohort.folder, lambda image: image.update({key: value}))
     mended(source, before)
     assert same(voxels(built(source)), before)
 
@@ -175,12 +180,7 @@ def test_a_cache_that_is_read_only_is_read(source: Path, monkeypatch: pytest.Mon
 def test_old_caches_without_digests_are_read(source: Path) -> None:
     cohort = built(source)
     before = voxels(cohort)
-    for path in cohort.folder.glob("*.json"):
-        data = json.loads(path.read_text())
-        data.pop("digest")
-        for record in data.get("cases", [data]):
-            record["arrays"]["image"].pop("sha256")
-        path.write_text(json.dumps(data))
+    unsealed(cohort.folder, lambda image: image.pop("sha256"))
     times = {path: path.stat().st_mtime_ns for path in cohort.folder.iterdir()}
     assert same(voxels(built(source)), before)
     assert {path: path.stat().st_mtime_ns for path in cohort.folder.iterdir()} == times
