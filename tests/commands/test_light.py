@@ -20,13 +20,13 @@ LATER = (
 UP_TO_DATA = """
 import json, sys
 from ssl3d.cli import main
-import ssl3d.commands.bench as bench
+import ssl3d.bench.plan as plan_module
 
 def stop(plan, options):
     print(json.dumps(sorted(sys.modules)))
     sys.exit(0)
 
-bench._prepared = stop
+plan_module._prepared = stop
 main(sys.argv[1:])
 """
 

@@ -130,7 +130,7 @@ def test_a_lazy_reader_finds_the_same_faults(store: ResultStore, how: str) -> No
 
 
 DECEITFUL: list[dict[str, Any]] = [
-    {"run": {"per_case": [1], "preset": "x"}},
+    {"facts": {"per_case": [1], "preset": "x"}},
     {"best": {"per_case": [{"a": 1}], "preset": "x"}},
     {"a": {"per_case": None}, "per_case": []},
     {"per_case": [{"case": "1", "list": [1, [2]], "preset": "mine"}]},

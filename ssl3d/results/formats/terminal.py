@@ -29,26 +29,31 @@ def render_rich(model: TableModel, console: Console | None = None) -> str:
             colours when that is no terminal (a log, a pipe) and COLUMNS is not set.
     """
     console = console or _standard_console()
+    wrapped = console.is_terminal  # a line of a log or a pipe stays one, as searching it needs
+
+    def say(text: str, style: str) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrapped)
+
     with console.capture() as capture:
         for number, table in enumerate(model.tables):
             if number:
                 console.print("\n")
-            console.print(wording.heading(model, table), style="bold", markup=False, highlight=False)
+            say(wording.heading(model, table), "bold")
             for block in _blocks(table, console):
                 console.print()
                 console.print(block)
             console.print()
             styled = console.is_terminal
-            legend = wording.legend(
-                table, best="bold" if styled else "*", second="underlined" if styled else ""
+            say(
+                wording.legend(table, best="bold" if styled else "*", second="underlined" if styled else ""),
+                "dim",
             )
-            console.print(legend, style="dim", markup=False, highlight=False)
             for note in wording.notes(table):
-                console.print(note, style="dim", markup=False, highlight=False)
+                say(note, "dim")
             if lines := wording.cost_lines(table):
                 console.print()
                 console.print(_cost_block(lines))
-                console.print(wording.COST_LEGEND, style="dim", markup=False, highlight=False)
+                say(wording.COST_LEGEND, "dim")
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
