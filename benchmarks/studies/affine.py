@@ -73,7 +73,7 @@ def new_method(name: str, settings: Settings, lr: float) -> tuple[GVSL, torch.op
 def step(method: GVSL, optimizer: torch.optim.Optimizer, views: dict[str, Tensor]) -> dict[str, float]:
     """Take one step of 1 - NCC on pairs (B, 1, D, H, W); return the gain in NCC and the spread of psi^g."""
     moving, fixed = views["a"], views["b"]
-    matrix = matrices(method, views["a_seen"], views["b_seen"])
+    matrix = matrices(method, views["a_seen"], views.get("b_seen", views["b"]))
     loss = ncc_loss(warp(moving, affine_coords(matrix, fixed.shape[2:])), fixed)
     optimizer.zero_grad()
     loss.backward()

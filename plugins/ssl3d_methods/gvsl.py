@@ -353,7 +353,8 @@ class GVSL(Method):
     def views(self, x: Tensor, rng: BatchRng) -> dict[str, Tensor]:
         """Return x_A and x_B (``a``, ``b``) and what the network sees of them (``a_seen``, ``b_seen``), all (B, 1, D, H, W).
 
-        t(x_A) and, with ``damage="both"``, t'(x_B), else x_B; all deformed by one random map.
+        t(x_A) and, with ``damage="both"``, t'(x_B); else it sees ``b`` itself, and there is no ``b_seen``. All are deformed
+        by one random map.
 
         Args:
             x: pairs (B, 2, 1, D, H, W).
@@ -366,7 +367,7 @@ class GVSL(Method):
         if self.config.spatial:
             moved = self.spatial(torch.cat(list(volumes.values()), dim=1), rng)  # all in one resampling
             volumes = dict(zip(volumes, moved.split(1, dim=1), strict=True))
-        return {"b_seen": volumes["b"]} | volumes
+        return volumes
 
     def damaged(self, x: Tensor, rng: BatchRng) -> Tensor:
         """Return ``x`` (B, 1, D, H, W) in another appearance."""
@@ -376,7 +377,8 @@ class GVSL(Method):
 
     def training_step(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         cfg = self.config
-        a, b, both = views["a"], views["b"], torch.cat([views["a_seen"], views["b_seen"]])
+        a, b = views["a"], views["b"]  # (B, 1, D, H, W) each
+        both = torch.cat([views["a_seen"], views.get("b_seen", b)])  # (2B, 1, D, H, W)
         restored_from = len(both) if cfg.damage == "both" else len(a)  # those that are damaged come first
         # Without matching, only what is restored is seen.
         features = self.backbone.encode(both if cfg.matching else both[:restored_from])

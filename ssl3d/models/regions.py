@@ -39,12 +39,12 @@ def _again(forward: Callable[..., Any], *inputs: Tensor) -> Any:
     return checkpoint(forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else forward(*inputs)
 
 
-def take_in_turn(backbone: Backbone, parts: int) -> None:
-    """Let ``encode`` and ``decode`` take the volumes of a batch in ``parts`` parts, one after the other.
+def check_parts(backbone: Backbone, parts: int) -> None:
+    """Refuse a backbone of which parts of a batch have other features than the whole.
 
-    Of each part only the features are kept, and the rest is computed again in the backward pass (gradient caching: Gao et
-    al., RepL4NLP 2021). What a method computes of the features, it computes of all: losses that compare samples and
-    norms over the batch are those without it.
+    Args:
+        backbone: the network.
+        parts: in how many it is to see a batch, whoever parts it.
 
     Raises:
         ConfigError: a volume's features depend on the others of its batch.
@@ -55,6 +55,19 @@ def take_in_turn(backbone: Backbone, parts: int) -> None:
             f"pretrain.accumulate={parts}: backbone {backbone.name} normalises over the volumes of a batch, so that parts "
             "of it have other features. Use pretrain.accumulate=1 and pretrain.checkpoint_activations=true."
         )
+
+
+def take_in_turn(backbone: Backbone, parts: int) -> None:
+    """Let ``encode`` and ``decode`` take the volumes of a batch in ``parts`` parts, one after the other.
+
+    Of each part only the features are kept, and the rest is computed again in the backward pass (gradient caching: Gao et
+    al., RepL4NLP 2021). What a method computes of the features, it computes of all: losses that compare samples and
+    norms over the batch are those without it.
+
+    Raises:
+        ConfigError: see :func:`check_parts`.
+    """
+    check_parts(backbone, parts)
     encode, decode = backbone.encode, backbone.decode
 
     def encode_in_turn(x: Tensor) -> Features:

@@ -19,7 +19,7 @@ from ssl3d.geometry import full_precision
 from ssl3d.marks import without_effect
 from ssl3d.models.contract import check_contract
 from ssl3d.models.factory import build_backbone
-from ssl3d.models.regions import compile_blocks, recompute_blocks, take_in_turn
+from ssl3d.models.regions import check_parts, compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.contract import check_losses
@@ -276,6 +276,8 @@ def _arrange(
         In how many parts ``training_step`` is called, and what the run says of it.
     """
     backbone, more = method.backbone, {}
+    if cfg.accumulate > 1:
+        check_parts(backbone, cfg.accumulate)
     parts = cfg.accumulate if method.splits and items >= cfg.accumulate else 1
     if cfg.compile:
         volumes = max(1, items * method.volumes_per_item * method.views_per_item // cfg.accumulate)

@@ -136,7 +136,7 @@ def test_losses_are_those_of_the_paper(moving: str, damage: str) -> None:
     views = method.views(pairs(), BatchRng(0, 0, [0, 1]))
     losses = method.training_step(views)
     global_a, local_a = method.backbone(views["a_seen"])
-    global_b, local_b = method.backbone(views["b_seen"])
+    global_b, local_b = method.backbone(views.get("b_seen", views["b"]))
     if moving == "a":
         result = method.matching(global_a, global_b, local_a, local_b)
         warped, fixed = warp(views["a"], result.coords), views["b"]
@@ -373,15 +373,15 @@ def test_geometry_is_float32_under_autocast() -> None:
 def test_views_share_one_spatial_map_and_are_damaged_apart(damage: str) -> None:
     method, x = build(damage=damage), pairs()
     views = method.views(x, BatchRng(0, 0, [0, 1]))
-    assert views.keys() == {"a", "b", "a_seen", "b_seen"}
+    assert views.keys() == {"a", "b", "a_seen"} | ({"b_seen"} if damage == "both" else set())
     assert all(
         v.shape == (2, 1, *SIZE) and float(v.min()) >= 0 and float(v.max()) <= 1 for v in views.values()
     )
     assert float((views["a_seen"] - views["a"]).abs().mean()) > 0.01
-    assert torch.equal(views["b_seen"], views["b"]) == (damage == "a")
+    assert damage == "a" or not torch.equal(views["b_seen"], views["b"])
     same = method.views(torch.stack([x[:, 0], x[:, 0]], dim=1), BatchRng(0, 0, [0, 1]))
     assert torch.equal(same["a"], same["b"])  # one and the same map
-    assert not torch.equal(same["a_seen"], same["b_seen"])  # other damage
+    assert not torch.equal(same["a_seen"], same.get("b_seen", same["b"]))  # other damage, or none
     assert not torch.equal(views["a"], x[:, 0])
 
 

@@ -147,12 +147,19 @@ def test_a_backbone_that_normalises_over_the_batch_is_refused(name: str) -> None
         take_in_turn(backbone, 2)
 
 
-def test_what_cannot_be_arranged_is_known_before_data_are_read() -> None:
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_cannot_be_arranged_is_known_before_data_are_read(splits: bool) -> None:
+    """Whoever takes the batch in parts: the loop, or the backbone."""
+
+    class Parted(Restore):
+        pass
+
+    Parted.splits = splits
     genesis = settings(crop=16, accumulate=2).model_copy(
         update={"backbone": BackboneConfig.model_validate({"name": "genesis_unet3d", "width": 4})}
     )
     with pytest.raises(ConfigError, match="pretrain.accumulate=2: backbone genesis_unet3d"):
-        check_run(MethodSpec("restore", Restore, Restore.Config(), "Restore"), genesis, 0)
+        check_run(MethodSpec("restore", Parted, Parted.Config(), "Restore"), genesis, 0)
 
 
 # Activations computed twice -----------------------------------------------------------------------

@@ -120,7 +120,7 @@ def released_step(method: GVSL, views: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     size = views["a"].shape[2:]
     global_a, local_a = method.backbone(views["a_seen"])
-    global_b, local_b = method.backbone(views["b_seen"])
+    global_b, local_b = method.backbone(views.get("b_seen", views["b"]))
     matrix = method.matching.affine(global_a, global_b)
     aligned = warp(local_a, affine_coords(matrix, size))
     flow = method.matching.flow(method.matching.blocks(torch.cat([aligned, local_b], dim=1)))

@@ -202,7 +202,7 @@ def bench(setting: Setting) -> Iterator[Case]:
 
     ours, copied, views = gvsl_pair(channels, edge, settings.pretrain.batch_size // 2)
     released = seconds(step_of(copied, lambda v: released_step(copied, v), views))
-    crops = torch.cat([views["a_seen"], views["b_seen"]])
+    crops = torch.cat([views["a_seen"], views.get("b_seen", views["b"])])
     passes = seconds(pass_of(lambda x: ours.backbone(x)[1], crops, ours))
     network, volume = (
         plain(ours.backbone),
