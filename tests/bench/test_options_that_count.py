@@ -24,7 +24,7 @@ from ssl3d.pretrain.spec import resolve_method
 CPU = torch.device("cpu")
 BACKBONE = BackboneConfig(channels=[4, 8])  # type: ignore[call-arg]
 BASE: dict[str, Any] = {
-    "crop": [6, 12, 12], "overlap": 0.5, "surface_tolerance_mm": 2.0,
+    "crop": [6, 12, 12], "overlap": 0.5, "surface_tolerance_mm": 2.0, "precision": "float32",
     "linear": {"voxels": 40}, "knn": {"voxels": 20, "neighbours": 5},
     "finetune": {"steps": 3, "validate_every": 1, "validation_share": 100},
 }  # fmt: skip

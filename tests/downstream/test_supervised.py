@@ -54,7 +54,8 @@ def test_every_sample_and_step_has_its_own_draw_and_the_same_one_again() -> None
     assert torch.equal(first, view(volumes, 3))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, view(volumes, 4))
-    assert torch.equal(first[:1], view(volumes[:1], 3))  # whatever its neighbours
+    # Whatever its neighbours, up to the rounding of sums of other lengths.
+    torch.testing.assert_close(first[:1], view(volumes[:1], 3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

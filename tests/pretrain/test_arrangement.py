@@ -111,7 +111,7 @@ def test_a_run_in_parts_ends_like_one_without(tmp_path: Path) -> None:
         pretrain(
             spec,
             noise_cohort(8),
-            settings(steps=4, batch_size=4, optimizer="momentum", **options),
+            settings(steps=4, batch_size=4, optimizer="momentum", precision="float32", **options),
             0,
             tmp_path / out,
             CPU,

@@ -80,7 +80,7 @@ def test_contract(transform) -> None:
     assert not torch.equal(y, transform(x, rng(step=1)))
     # The second sample alone: other batch size, other neighbours, the same result.
     alone = transform(x[1:2], rng((1,)))
-    torch.testing.assert_close(alone, y[1:2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone, y[1:2], atol=1e-5, rtol=0)  # sums of other lengths may round otherwise
 
 
 class Waits(TorchDispatchMode):
