@@ -22,15 +22,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ssl3d.bench.sources import pretraining_cohort, task_cohort
-from ssl3d.config import load_settings
+from ssl3d.config import Settings, load_settings
 from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.device import select_device
 from ssl3d.downstream.features.matching import (
@@ -102,26 +104,99 @@ def spread(method: Any, cohort: PreparedCohort, pairs: list[tuple[int, int]], ed
     return float(torch.cat(matrices).std(0).mean())
 
 
+@dataclass(frozen=True)
+class Trained:
+    """GVSL after pretraining and at its start, with what the run says of itself."""
+
+    method: Any
+    start: Any
+    run: dict[str, Any]
+    edges: Sequence[int]
+    device: torch.device
+
+
+def trained(
+    folder: Path, name: str, settings: Settings, seed: int, unlabelled: Any, device: torch.device
+) -> Trained:
+    """Pretrain in ``folder``, or go on there, and return both networks."""
+    spec = resolve_method(name, settings.methods)
+    settings = settings.for_method(name)
+    run = pretrain(spec, unlabelled, settings, seed, folder, device, resume=(folder / RUN).is_file())
+    method, start = (build_method(spec, settings, seed, device) for _ in range(2))
+    load_method(folder, method)
+    return Trained(method, start, run, settings.pretrain.crop, device)
+
+
+def match_with(gvsl: Trained, labelled: PreparedCohort, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+    """Return the scores of every pair by every way of warping but the single matrix, and the spreads of psi^g."""
+    found, start = (
+        evaluate_matching(method, labelled, pairs, gvsl.edges, gvsl.device)
+        for method in (gvsl.method, gvsl.start)
+    )
+    return {
+        "seconds": gvsl.run["seconds"],
+        "weights": gvsl.run["weights_sha256"],
+        "spread": {
+            "trained": spread(gvsl.method, labelled, pairs, gvsl.edges),
+            "untrained": spread(gvsl.start, labelled, pairs, gvsl.edges),
+        },
+        "scores": {
+            "not aligned": found[NOT_ALIGNED],
+            "not trained": start[PREDICTED],
+            "one matrix": [],
+            "affine only": found[AFFINE_ONLY],
+            "GVSL": found[PREDICTED],
+        },
+    }
+
+
+def gain(runs: list[dict[str, Any]], way: str, over: str, key: str) -> str:
+    """Return the mean difference of two ways of warping, the seeds' own, and the 95 % interval of a t over seeds."""
+    seeds = np.array(
+        [
+            np.mean([a[key] - b[key] for a, b in zip(r["scores"][way], r["scores"][over], strict=True)])
+            for r in runs
+        ]
+    )
+    digits, unit = (4, "") if key == "ncc" else (2, " points")
+    seeds = seeds * (1 if key == "ncc" else 100)
+    own = ", ".join(f"{value:+.{digits}f}" for value in seeds)
+    if len(seeds) < 3:
+        return f"{seeds.mean():+.{digits}f}{unit} (by seed {own}; no interval with fewer than three)"
+    half = float(stats.t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / np.sqrt(len(seeds)))
+    low, high = seeds.mean() - half, seeds.mean() + half
+    return f"{seeds.mean():+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}] (by seed {own})"
+
+
 def markdown(path: Path) -> str:
-    """Return the kept figures as a table, with the spread of the affine part below."""
+    """Return the kept figures as a table, with gains and the spread of the affine part below."""
     kept = json.loads(path.read_text(encoding="utf-8"))
-    reference = np.array([s["dice"] for s in kept["scores"]["not aligned"]])
+    runs = kept["runs"]
     lines = [
         "| warped by | NCC | label Dice, % | folded, % | pairs with a better Dice than unaligned |",
         "|---|--:|--:|--:|--:|",
     ]
-    for name, scores in kept["scores"].items():
+    for name in runs[0]["scores"]:
+        scores = [score for run in runs for score in run["scores"][name]]
+        reference = np.array([score["dice"] for run in runs for score in run["scores"]["not aligned"]])
         ncc, dice, folded = (np.array([s[k] for s in scores]) for k in ("ncc", "dice", "folded"))
         lines.append(
             f"| {name} | {ncc.mean():.3f} ± {ncc.std():.3f} | {100 * dice.mean():.1f} ± {100 * dice.std():.1f} "
             f"| {100 * folded.mean():.2f} | {int((dice > reference).sum())} of {len(dice)} |"
         )
-    spread = kept["spread"]
+    spreads = ", ".join(f"{run['spread']['trained']:.4f}" for run in runs)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
     lines += [
         "",
-        f"{kept['method']}, preset {kept['preset']}, seed {kept['seed']}, {kept['steps']} steps; mean ± standard deviation "
-        f"of {len(kept['pairs'])} pairs. Spread of psi^g over the pairs: {spread['trained']:.4f} (untrained "
-        f"{spread['untrained']:.4f}).",
+        f"{kept['method']}, preset {kept['preset']}, seeds {seeds}, {kept['steps']} steps; mean ± standard deviation of "
+        f"{len(kept['pairs'])} pairs a seed. Spread of psi^g over the pairs: {spreads} (untrained "
+        f"{runs[0]['spread']['untrained']:.4f}).",
+        "",
+        "Gains of the affine part, mean over pairs, 95 % interval over seeds:",
+        "",
+        f"- NCC, over one matrix: {gain(runs, 'affine only', 'one matrix', 'ncc')}",
+        f"- NCC, over no alignment: {gain(runs, 'affine only', 'not aligned', 'ncc')}",
+        f"- label Dice, over no alignment: {gain(runs, 'affine only', 'not aligned', 'dice')}",
     ]
     return "\n".join(lines)
 
@@ -131,9 +206,11 @@ def main() -> None:
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--method", default="gvsl", help="gvsl or a variant of it that matches")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--run", type=Path, help="folder of the GVSL run; continued or made if need be")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of the GVSL runs; continued or made"
+    )
     parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json")
@@ -145,48 +222,27 @@ def main() -> None:
 
     device = select_device(args.device)
     settings = load_settings(args.preset, args.overrides, registry().methods.names())
-    spec = resolve_method(args.method, settings.methods)
-    run_folder = args.run or Path("runs") / f"matching-{args.method}-{args.preset}-seed{args.seed}"
     unlabelled = pretraining_cohort("phantoms", settings, args.cache)
     labelled = task_cohort(registry().tasks.get("shc").load(), None, settings, args.cache)
-    resume = (run_folder / RUN).is_file()
-    run = pretrain(spec, unlabelled, settings, args.seed, run_folder, device, resume=resume)
-
-    methods: dict[str, Any] = {
-        name: build_method(spec, settings, args.seed, device) for name in ("trained", "untrained")
-    }
-    load_method(run_folder, methods["trained"])
     pairs = labelled_pairs(labelled, args.pairs)
-    found = {
-        name: evaluate_matching(method, labelled, pairs, settings.pretrain.crop, device)
-        for name, method in methods.items()
-    }
     best = one_matrix(labelled, pairs, settings.pretrain.crop)
-    spreads = {
-        name: spread(method, labelled, pairs, settings.pretrain.crop) for name, method in methods.items()
-    }
-    rows = {
-        "not aligned": found["trained"][NOT_ALIGNED],
-        "not trained": found["untrained"][PREDICTED],
-        "one matrix": scores_of_matrix(best, labelled, pairs, settings.pretrain.crop),
-        "affine only": found["trained"][AFFINE_ONLY],
-        "GVSL": found["trained"][PREDICTED],
-    }
+    runs = []
+    for seed in args.seeds:
+        folder = args.runs / f"matching-{args.method}-{args.preset}-seed{seed}"
+        found = match_with(trained(folder, args.method, settings, seed, unlabelled, device), labelled, pairs)
+        found["scores"]["one matrix"] = scores_of_matrix(best, labelled, pairs, settings.pretrain.crop)
+        runs.append({"seed": seed, **found})
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "method": args.method,
         "preset": args.preset,
         "overrides": args.overrides,
-        "seed": args.seed,
-        "steps": run["steps"],
-        "seconds": run["seconds"],
-        "weights": run["weights_sha256"],
+        "steps": settings.pretrain.steps,
         "environment": environment(),
         "pairs": [[labelled.cases[i].id, labelled.cases[j].id] for i, j in pairs],
-        "scores": rows,
         "one_matrix": best[0].tolist(),
-        "spread": spreads,
+        "runs": runs,
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{markdown(args.out)}\n\nwritten to {args.out}")

@@ -151,6 +151,16 @@ def test_a_number() -> None:
     assert outcome.best_step == best["step"], "the lowest error is chosen"
 
 
+def test_a_number_in_a_large_unit_keeps_its_digits() -> None:
+    """Litres of a billionth: errors far below 1e-6 are scores like others, not 0."""
+    usual, small = several_balls(36), several_balls(36)
+    small.values = [1e-9 * value for value in small.values]
+    one, other = (evaluated("regression", "mae", cohort) for cohort in (usual, small))
+    assert other.score == pytest.approx(1e-9 * one.score, rel=1e-3) and 0 < other.score < 1e-6
+    errors = [[case["mae"] for case in outcome.per_case] for outcome in (one, other)]
+    np.testing.assert_allclose(errors[1], 1e-9 * np.array(errors[0]), rtol=1e-3, atol=1e-13)
+
+
 def record(method: str, score: float, errors: list[float], metric: str = "mae") -> dict:
     return {
         "schema": 1, "metric": metric, "score": score, "preset": "t",
