@@ -266,11 +266,20 @@ def plugins(as_json: bool) -> None:
 @subject_option
 @policy_option
 @device_option
+@click.option(
+    "--devices",
+    default=1,
+    show_default=True,
+    help="GPUs on each machine, or processes on a CPU; they share each batch.",
+)
+@click.option("--nodes", default=1, show_default=True, help="Machines.")
+@click.option("--strategy", default="ddp", show_default=True, type=click.Choice(["ddp"]),
+              help="How devices share the work: each has the whole network.")  # fmt: skip
 @cache_option
 def pretrain(
     method_name: str, data: str, preset: str, overrides: tuple[str, ...], seed: int, out: Path, resume: bool,
     allow_code_change: bool, exclude_test: str | None, subject_patterns: tuple[str, ...], policy: Policy, device: str,
-    cache: Path | None,
+    devices: int, nodes: int, strategy: str, cache: Path | None,
 ) -> None:  # fmt: skip
     """Pretrain a backbone with one method."""
     quiet_libraries()
@@ -281,9 +290,11 @@ def pretrain(
     tasks = tuple(split_names(exclude_test)) if exclude_test else ()
     options = PretrainOptions(
         method_name, out, data, preset, overrides, seed, resume, allow_code_change, tasks, subject_patterns, policy, device,
-        cache,
+        cache, devices, nodes, strategy,
     )  # fmt: skip
     run = run_pretraining(options)
+    if not run:
+        return  # one of several processes, of which the first speaks
     losses = ", ".join(f"{name} {value:.4g}" for name, value in run["losses"].items())
     click.echo(
         f"{method_name}: {run['step']} steps in {duration(run['seconds'])}{f', last losses {losses}' if losses else ''}"

@@ -62,6 +62,10 @@ class TrainingError(SSL3DError):
     """Training that cannot go on, for example because a loss is not finite."""
 
 
+class LostError(SSL3DError):
+    """Another process that trains the same network has ended, or cannot be reached."""
+
+
 class CellsFailed(SSL3DError):
     """Cells of a bench that failed while the others were computed.
 

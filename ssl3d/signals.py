@@ -93,6 +93,11 @@ def asked() -> bool:
     return _asked is not None
 
 
+def number() -> int:
+    """Return the number of the signal by which the process was asked to stop; 0: it was not."""
+    return _asked or 0
+
+
 def check() -> None:
     """Stop, if that was asked for.
 

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "tools",
         ("calls", "errors", "marks", "memory", "progress", "parallel", "remedies", "signals", "spreadsheet"),
     ),
-    ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim")),
+    ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim", "ranks")),
     ("machine, randomness, geometry", ("environment", "rng", "geometry")),
     ("plugins by name", ("registry", "source_hash")),
     ("volumes; transforms; losses; records and tables", ("data", "transforms", "losses", "results")),

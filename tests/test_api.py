@@ -42,7 +42,7 @@ ARGUMENTS = {
         label_fractions match recompute allow_overlap exclude_test splits_file subject_patterns policy keep_predictions
         allow_code_change device cache session jobs""",
     "ssl3d.bench.pretraining:PretrainOptions": """method out data preset options seed resume allow_code_change exclude_test
-        subject_patterns policy device cache""",
+        subject_patterns policy device cache devices nodes strategy""",
     "ssl3d.downstream.model:load": "name_or_path device preparation",
     "ssl3d.downstream.model:PretrainedModel.features": "self path local window overlap affine channel offset",
     "ssl3d.downstream.model:PretrainedModel.predict": "self path affine channel offset",

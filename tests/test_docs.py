@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 import ssl3d
 from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, validate
+from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.registry.registry import Registry
 from ssl3d.registry.registry import registry as installed
@@ -51,6 +52,7 @@ def take(page: str, language: str, word: str = "") -> list[str]:
 (CHECK,) = take("docs/plugins.md", "python", "check_method")
 BLOCKS = take("docs/plugins.md", "python", "@ssl3d.hookimpl")
 (ENTRY_POINTS,) = take("docs/plugins.md", "toml")
+(GATHERED,) = take("docs/plugins.md", "python", "from ssl3d.ranks import gather")
 (README_METHOD,) = take("README.md", "python", "class Denoise")
 (TASK_FILE,) = take("docs/own_data.md", "yaml")
 (NNUNET,) = take("docs/weights.md", "python", "nnUNetPlans")
@@ -86,6 +88,17 @@ def test_every_block_registers_without_a_complaint(registry: Registry) -> None:
 def test_the_documented_method_is_shorter_than_40_lines() -> None:
     (block,) = (block for block in BLOCKS if "class Denoise" in block)
     assert len(block.splitlines()) < 40
+
+
+def test_the_documented_method_for_several_devices_is_on_one_what_it_was(registry: Registry) -> None:
+    plain = registry.methods.get("my_same_place").load()
+    names = dict(vars(sys.modules[plain.__module__]))
+    exec(GATHERED, names)
+    torch.manual_seed(0)
+    method = plain(build_backbone(BackboneConfig.model_validate({"channels": [4, 8]}), 0), plain.Config())
+    views = {name: torch.rand(3, 1, 8, 8, 8) for name in ("first", "second")}
+    expected = method.training_step(views)["cross_entropy"]
+    assert torch.equal(names["SamePlaceAnywhere"].training_step(method, views)["cross_entropy"], expected)
 
 
 def test_the_documented_dataset_and_task_find_their_cases(registry: Registry, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ LONG = {
     "ssl3d/data/phantoms/anatomy_heart.py:coronary_tree": "one list of vessels, each from a parent in it",
     "ssl3d/data/phantoms/brain.py:paint_brain": "one list of structures, painted over each other in this order",
     "ssl3d/data/files/dicom.py:open_series": "one refusal after the other, in the order in which a file can be read",
-    "ssl3d/pretrain/loop.py:_train": "the one training step, which is to be read from top to bottom in one place",
 }
 
 WIDE = {

@@ -27,6 +27,7 @@ from ssl3d.geometry import (
 from ssl3d.losses import ncc_loss, smoothness_loss
 from ssl3d.models.heads import mean_image_error
 from ssl3d.models.join import join
+from ssl3d.ranks import gather
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import BezierIntensity, InPainting, LocalShuffle, RandomSpatial
 
@@ -183,7 +184,7 @@ class RunningScale(nn.Module):
             with torch.no_grad():
                 self.steps += 1
                 weight = (1 / self.steps).clamp(min=self.momentum)
-                self.mean_square.lerp_(x.square().mean(0), weight)
+                self.mean_square.lerp_(gather(x).square().mean(0), weight)
         return x / (self.mean_square + 1e-8).sqrt()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssl3d import Method, MethodConfig
 from ssl3d.geometry import full_precision
 from ssl3d.models.heads import RestorationHead, mean_image_error
+from ssl3d.ranks import total
 from ssl3d.rng import BatchRng
 from ssl3d.transforms import InPainting as Boxes
 
@@ -82,4 +83,5 @@ class InPainting(Method):
         error = (full_precision(self.restoration(local)) - views["whole"]).square()  # (B, 1, D, H, W)
         if self.config.loss_over == "whole":
             return {"mse": error.mean()}
-        return {"mse": (error * views["holes"]).sum() / views["holes"].sum()}
+        # A crop counts by how many holes it has, on whichever device it is.
+        return {"mse": total((error * views["holes"]).sum()) / total(views["holes"].sum())}

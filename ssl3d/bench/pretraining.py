@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ class PretrainOptions:
         policy: what to do about bad files: ``refuse`` or ``skip``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         cache: folder of prepared volumes and phantoms; None: ``~/.cache/ssl3d``.
+        devices: on each machine; on a CPU as many processes. Above 1 the program is started again for each.
+        nodes: machines.
+        strategy: how they share the work: ``ddp``.
     """
 
     method: str
@@ -48,10 +52,15 @@ class PretrainOptions:
     policy: Policy = "refuse"
     device: str = "auto"
     cache: Path | None = None
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "ddp"
 
 
 def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
     """Pretrain and return the provenance that ``run.json`` has.
+
+    With several devices each process calls this, and the first one returns it; the others return {}.
 
     Raises:
         SSL3DError: see :func:`ssl3d.pretrain.loop.pretrain`; or the data cannot be used.
@@ -61,33 +70,48 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
     from ssl3d.registry.registry import registry
 
     registry().methods.get(options.method)  # a misspelt name must not cost an import of torch
+    from ssl3d import ranks
     from ssl3d.bench import sizes
     from ssl3d.device import select_device
     from ssl3d.errors import count
+    from ssl3d.pretrain.devices import Devices, speaks, started
     from ssl3d.pretrain.loop import check_run, pretrain
     from ssl3d.pretrain.run_folder import check_folder
     from ssl3d.pretrain.spec import resolve_method
-    from ssl3d.progress import say
+    from ssl3d.progress import quiet, say
 
-    check_folder(options.out, options.resume)
-    spec = resolve_method(options.method, settings.methods)
+    devices = Devices(options.devices, options.nodes, options.strategy)
     device = select_device(options.device)
-    check_run(spec, settings, options.seed)
-    cohort: PreparedCohort | None = None
-    if spec.cls.trains != "none":
-        settings, cohort = _volumes(options, settings)
-        say_skipped(cohort.skipped)
-        say(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
-    with sizes.pretraining(options.method, settings):
+    devices.check(device)
+    with quiet() if devices.processes > 1 and not speaks() else nullcontext():
+        check_folder(options.out, options.resume)
+        spec = resolve_method(options.method, settings.methods)
+        check_run(spec, settings, options.seed, devices.processes)
+        cohort: PreparedCohort | None = None
+        if spec.cls.trains != "none":
+            with _in_turn(options) if devices.processes > 1 else nullcontext():
+                settings, cohort = _volumes(options, settings)
+            say_skipped(cohort.skipped)
+            say(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
+    with started(devices, device) as own, sizes.pretraining(options.method, settings):
+        first = ranks.rank() == 0
         run = pretrain(
-            spec, cohort, settings, options.seed, options.out, device,
+            spec, cohort, settings, options.seed, options.out, own,
             resume=options.resume, allow_code_change=options.allow_code_change,
         )  # fmt: skip
-    if cohort is not None and cohort.skipped:
+    if first and cohort is not None and cohort.skipped:
         from ssl3d.files import write_json
 
         write_json(options.out / "skipped.json", cohort.skipped)
-    return run
+    return run if first else {}
+
+
+def _in_turn(options: PretrainOptions) -> AbstractContextManager[bool]:
+    """Let one process after the other prepare the volumes: the first does it, the others find them."""
+    from ssl3d.bench.sources import cache_folder
+    from ssl3d.locks import Held
+
+    return Held(cache_folder(options.cache) / "pretrain.lock", wait=True, what="the volumes to prepare")
 
 
 def _volumes(options: PretrainOptions, settings: Settings) -> tuple[Settings, PreparedCohort]:

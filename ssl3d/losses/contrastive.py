@@ -5,45 +5,13 @@ Everything is computed in float32 at least, also under autocast.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl3d.errors import ConfigError
 from ssl3d.geometry import full_precision, no_autocast
-
-
-class _Gather(torch.autograd.Function):
-    """Concatenate the tensors of all processes; the gradient goes back to where each came from.
-
-    ``torch.distributed.all_gather`` alone would stop it. torch.distributed.nn's own version is
-    deprecated.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)  # (world * B, ...)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Every process's loss depends on this process's part.
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather(x: Tensor) -> Tensor:
-    """Return the ``x`` (B, ...) of all processes, by rank: (world * B, ...); ``x`` itself if there is one.
-
-    Differentiable. All processes must have the same B.
-    """
-    distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return _Gather.apply(x) if distributed else x
+from ssl3d.ranks import gather, mine
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float, identity: Tensor | None = None) -> Tensor:
@@ -57,30 +25,28 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, identity: Tensor | None = 
     of it and leave K(i) too; a sample all of whose batch shows one volume has no negatives, and a
     loss of 0.
 
-    Where torch.distributed runs, the negatives come from all processes, with gradient; each process
-    returns the mean over its own samples. The mean of that over processes is the loss of the whole
-    batch, and so is what DistributedDataParallel makes of the gradients.
+    On several devices the negatives come from all of them, with gradient (:mod:`ssl3d.ranks`); each process
+    returns the mean over its own samples.
 
     Args:
         a: embeddings of the first views (B, C), any length.
         b: of the second views (B, C).
         temperature: t > 0.
-        identity: which volume each sample shows (B,) int64, the same numbers in all processes.
+        identity: which volume each sample shows (B,) int64.
 
     Raises:
-        ConfigError: the batch over all processes has one sample: loss and gradient would be 0.
+        ConfigError: the batch over all devices has one sample: loss and gradient would be 0.
     """
     with no_autocast(a):
         z_a, z_b = (F.normalize(full_precision(z), dim=1) for z in (a, b))
         others = torch.cat([gather(z_a), gather(z_b)])  # (2N, C), N over all processes
-        n, here = len(others) // 2, len(a)
+        n = len(others) // 2
         if n < 2:
             raise ConfigError(
                 "NT-Xent of one sample is 0, whatever the network does: use a batch of at least 2."
             )
         logits = torch.cat([z_a, z_b]) @ others.T / temperature  # (2B, 2N)
-        rank = dist.get_rank() if n > here else 0
-        first = rank * here + torch.arange(here, device=a.device)  # (B,) columns of the own first views
+        first = mine(torch.arange(n, device=a.device))  # (B,) columns of the own first views
         itself, positive = torch.cat([first, first + n]), torch.cat([first + n, first])  # (2B,) each
         shown = torch.arange(n, device=a.device) if identity is None else gather(identity)  # (N,)
         # The same volume is no negative: the sample itself, and other crops of its volume.

@@ -37,6 +37,9 @@ class Backbone(nn.Module, ABC):
     samples_apart: ClassVar[bool] = True
     """Whether a volume's features depend on no other volume of its batch, so that parts of a batch can be taken in turn
     (``pretrain.accumulate``); False for norms over the batch."""
+    synchronised: ClassVar[bool] = False
+    """Whether a backbone with ``samples_apart = False`` normalises over the volumes of all devices (``--devices``), as the
+    norms in :mod:`ssl3d.models.norms` do."""
     global_channels: int
     local_channels: int
     encoder: nn.Module

@@ -19,6 +19,7 @@ from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.conv import Conv3d
 from ssl3d.models.join import join
+from ssl3d.models.norms import normalised, several, statistics
 from ssl3d.models.padding import crop_to, pad_to_multiple, padded_grid
 
 STAGES = 4
@@ -37,7 +38,10 @@ class BatchStatisticsNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        if not several():
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        mean, variance, _ = statistics(x)  # (C,) each
+        return normalised(x, mean, variance, self.weight, self.bias, 1e-5)
 
 
 class ConvPair(nn.Sequential):
@@ -76,6 +80,7 @@ class GenesisUNet3D(Backbone):
 
     name = "genesis_unet3d"
     samples_apart = False
+    synchronised = True
 
     class Config(Model):
         """Options of Models Genesis' U-Net."""

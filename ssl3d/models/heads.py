@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from ssl3d.errors import ConfigError
 from ssl3d.geometry import full_precision, no_autocast
 from ssl3d.models.conv import Conv3d
+from ssl3d.models.norms import BatchNorm1d
+from ssl3d.ranks import gather
 
 Norm = Literal["batch", "layer"]
 """Normalisation in projectors and predictors: over all views of all crops of a step, or within each
@@ -86,15 +88,18 @@ class PooledNorm(nn.Module):
             x = full_precision(x)
             mean, variance = self.mean, self.variance
             if self.training:
-                share = len(x) / (self.seen.clamp(max=self.memory) + len(x))
+                batch = gather(x)  # (B of all devices, C)
+                share = len(batch) / (self.seen.clamp(max=self.memory) + len(batch))
                 # Two groups of samples as one: their means differ, which is variance, too.
-                apart = x.mean(0) - mean
-                variance = (1 - share) * (variance + share * apart.square()) + share * x.var(0, correction=0)
+                apart = batch.mean(0) - mean
+                variance = (1 - share) * (variance + share * apart.square()) + share * batch.var(
+                    0, correction=0
+                )
                 mean = mean + share * apart
                 with torch.no_grad():
                     self.mean.copy_(mean)
                     self.variance.copy_(variance)
-                    self.seen += len(x)
+                    self.seen += len(batch)
             return (x - mean) / (variance + self.eps).sqrt()
 
 
@@ -203,7 +208,7 @@ class MLP(nn.Sequential):
             if after == "layer":
                 layers.append(nn.LayerNorm(c_out, elementwise_affine=hidden))
             elif after == "batch":
-                layers.append(nn.BatchNorm1d(c_out, affine=hidden))
+                layers.append(BatchNorm1d(c_out, affine=hidden))
             if hidden:
                 layers.append(nn.ReLU())
         if last_scale:

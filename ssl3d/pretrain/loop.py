@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssl3d import signals
+from ssl3d import ranks, signals
 from ssl3d.config import PretrainConfig, Settings, identity_values
 from ssl3d.data.prepared.facts import preparation_facts
 from ssl3d.device import PeakMemory, autocast_dtype, convolutions, to_device
 from ssl3d.environment import device_name, environment
-from ssl3d.errors import ConfigError
+from ssl3d.errors import ConfigError, count
 from ssl3d.geometry import full_precision
 from ssl3d.marks import without_effect
 from ssl3d.models.contract import check_contract
 from ssl3d.models.factory import build_backbone
+from ssl3d.models.norms import check_norms
 from ssl3d.models.regions import check_parts, compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
@@ -73,8 +74,10 @@ def freeze_untrained(method: Method) -> None:
         method.backbone.encoder.requires_grad_(False)
 
 
-def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
+def check_run(spec: MethodSpec, settings: Settings, seed: int, processes: int = 1) -> None:
     """Raise ConfigError for whatever can be known to be wrong before any data are read.
+
+    ``processes``: how many are to train together.
 
     Builds the method once on the CPU: a backbone option, a head that does not fit, an optimizer
     that does not exist or a crop too small for the depth all show here. So does a backbone that does not
@@ -87,6 +90,8 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
     method = build_method(spec, settings, seed, cpu)
     if spec.cls.trains != "none":
         _arrange(method, settings.pretrain.model_copy(update={"compile": False}), 1, cpu, None)
+    if processes > 1:
+        check_together(method, settings.pretrain, processes)
     least = backbone.minimum_edge()
     view = method.view_shape(settings.pretrain.crop)
     if spec.cls.trains != "none" and min(view) < least:
@@ -97,6 +102,19 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int) -> None:
             "backbone.channels."
         )
     check_contract(backbone, [max(edge, least) for edge in view])
+
+
+def check_together(method: Method, cfg: PretrainConfig, processes: int) -> None:
+    """Raise ConfigError where so many processes cannot train the method together."""
+    if method.trains == "none":
+        raise ConfigError(f"{method.name} trains nothing: leave --devices and --nodes out.")
+    items = method.items_per_step(cfg.crop, cfg.batch_size)
+    if items < processes:
+        raise ConfigError(
+            f"A step of {method.name} has {count(items, 'item')} (pretrain.batch_size={cfg.batch_size}), fewer than the "
+            f"{processes} devices: use {count(items, 'device')}, or a larger pretrain.batch_size (which is another run)."
+        )
+    check_norms(method, method.name, method.backbone)
 
 
 def pretrain(
@@ -111,6 +129,9 @@ def pretrain(
     allow_code_change: bool = False,
 ) -> dict[str, Any]:
     """Pretrain a backbone and write it to ``out``.
+
+    Where several processes have met (:mod:`ssl3d.pretrain.devices`), each calls this and trains on its share of every
+    batch; the first one writes, monitors and scores.
 
     Args:
         spec: the method.
@@ -137,8 +158,9 @@ def pretrain(
     identity = pretrain_identity(spec, settings, cohort.fingerprint if cohort else "", seed)
     code = pretraining_code(spec.cls, settings.backbone.name)
     with opened(out, identity, code, resume=resume, allow_code_change=allow_code_change) as folder:
-        if folder.finished:
-            return folder.previous
+        finished: dict[str, Any] | None = ranks.first_ones(folder.previous if folder.finished else None)
+        if finished is not None:
+            return finished
         return _pretrain(spec, cohort, settings, seed, folder, device, identity)
 
 
@@ -164,7 +186,7 @@ def _pretrain(
         "preset": settings.preset,
         "backbone": settings.backbone.model_dump(mode="json"),
         "identity": identity,
-        "environment": environment(),
+        "environment": {**environment(), "processes": ranks.world()},
         "code": "+".join(folder.codes.values()),
         **({"code_by_step": folder.codes} if len(folder.codes) > 1 else {}),
         "volumes": None if cohort is None else {"cases": len(cohort), "taken_for": cohort.taken_for},
@@ -178,6 +200,7 @@ def _pretrain(
         items = method.items_per_step(cfg.crop, cfg.batch_size)
         held_back = max(1, HELD_BACK_CROPS // cfg.batch_size)
         source = training_source(cohort, cfg.crop, items, method.volumes_per_item, seed, held_back)
+        source.own = ranks.own(items)
         run |= {"padded": source.padded, "excluded": list(settings.data.exclude)}
         with convolutions(cfg.deterministic):
             _train(method, source, settings, seed, folder, device, run)
@@ -193,43 +216,35 @@ def _pretrain(
 
 
 def _train(
-    method: Method,
-    source: CropSource,
-    settings: Settings,
-    seed: int,
-    folder: RunFolder,
-    device: torch.device,
+    method: Method, source: CropSource, settings: Settings, seed: int, folder: RunFolder, device: torch.device,
     run: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     cfg, name = settings.pretrain, run["method_name"]
     optimizer, scheduler = make_optimizer(method, cfg)
     dtype = autocast_dtype(cfg.precision, device)
     method.setup(source)
     to_device(method, device)  # the buffers that setup made
-    start = folder.load(method, optimizer)
+    start = ranks.share_state(folder.load(method, optimizer), method, optimizer)
     parts, more = _arrange(method, cfg, source.batch_size, device, dtype)
     run |= more
-    probe = torch.stack([source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]).to(device)
-    began, before = time.monotonic(), run["seconds"]
+    began = time.monotonic() - run["seconds"]
     method.train()
-    score: Score | None = None
     watch = Watch(name)
-    title = f"Pretraining {name}, seed {seed}"
-    with Log(folder.path, start) as log, Track(title, cfg.steps) as track, signals.listening():
+    track = Track(f"Pretraining {name}, seed {seed}", cfg.steps)
+    with folder.log(start) as log, track, signals.listening():
+        looking = Looking(method, source, seed, device, dtype, log)
         for step, batch in enumerate(source.batches(start, cfg.steps, cfg.workers, device), start):
             if source.starts_epoch(step):
-                if type(method).on_epoch_start is not Method.on_epoch_start:
-                    watch.look()  # what begins here is no fault of the features, and names no step
-                method.on_epoch_start(source, source.epoch_of(step))
+                _start_epoch(method, source, step, watch)
             if step == 0:
-                log.write(
-                    0, {HELD_BACK_SCORE: held_back_score(method, source.held_back, device, dtype).value}
-                )
+                looking.score(0)
             rng = BatchRng(seed, step, batch.items, device, ("views",), batch.volumes)
             views = method.views(batch.x, rng)  # of crops (B, [V,] 1, D, H, W)
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
-            losses = backpropagate(method, views, dtype, parts)
+            with ranks.together(source.batch_size):
+                losses = backpropagate(method, views, dtype, parts)
+            ranks.add_gradients(method)
             watch.note(losses, limit_gradient(method, cfg.clip_grad), step)
             optimizer.step()
             done = step + 1
@@ -240,31 +255,79 @@ def _train(
                 done % every == 0 or done == cfg.steps
                 for every in (cfg.log_every, cfg.monitor_every, cfg.checkpoint_every)
             )
-            save_now |= signals.asked()
+            (asked,) = ranks.exchanged([signals.number()])  # one process that was asked to stop stops all
+            save_now |= bool(asked)
             if log_now or measure_now or save_now:
                 watch.look()
             if measure_now or save_now:
                 check_weights(method, name, done)
+                ranks.check_same(method, name)
             if measure_now:
-                score = held_back_score(method, source.held_back, device, dtype)
-                measures = measure(method, probe, seed) if len(probe) > 1 else {}
-                log.write(done, {HELD_BACK_SCORE: score.value, **measures})
+                looking.measure(done)
             if log_now:
                 log.write(done, {**watch.values, "lr": optimizer.param_groups[0]["lr"]})
             track.update(done, watch.values or None)
             if save_now:
-                run |= {
-                    "step": done,
-                    "losses": watch.values,
-                    "seconds": round(before + time.monotonic() - began, 2),
-                }
+                run |= {"step": done, "losses": watch.values, "seconds": round(time.monotonic() - began, 2)}
                 log.flush()
                 folder.save(run, method, optimizer, cfg)
-                if done < cfg.steps:
-                    signals.check()
+                ranks.wait()
+                if asked and done < cfg.steps:
+                    raise signals.Stopped(asked)
+        run["pretext"] = looking.summary()
+
+
+def _start_epoch(method: Method, source: CropSource, step: int, watch: Watch) -> None:
+    """Let the method begin a pass over the volumes; on every process, which then has what it came to on the first."""
+    if type(method).on_epoch_start is Method.on_epoch_start:
+        return
+    watch.look()  # what begins here is no fault of the features, and names no step
+    method.on_epoch_start(source, source.epoch_of(step))
+    ranks.share_state(step, method)
+
+
+@without_effect
+class Looking:
+    """How the method does, as the first process looks at it; the others do nothing here.
+
+    Args:
+        method: in training.
+        source: with the held-back crops.
+        seed: the run's.
+        device, dtype: where to compute, and in what.
+        log: where it is written.
+    """
+
+    def __init__(
+        self, method: Method, source: CropSource, seed: int, device: torch.device, dtype: torch.dtype | None, log: Log
+    ) -> None:  # fmt: skip
+        self.method, self.source, self.seed, self.log = method, source, seed, log
+        self._where = device, dtype
+        self._last: Score | None = None
+        self._idle = ranks.rank() > 0
+        if not self._idle:
+            crops = [source.fixed_crop(v) for v in range(min(PROBE_CROPS, len(source)))]
+            self._probe = torch.stack(crops).to(device)  # (N, 1, D, H, W)
+
+    def score(self, step: int, more: bool = False) -> None:
+        """Write the score on held-back crops, and with ``more`` the measures of collapse."""
+        if self._idle:
+            return
+        self._last = held_back_score(self.method, self.source.held_back, *self._where)
+        measures = measure(self.method, self._probe, self.seed) if more and len(self._probe) > 1 else {}
+        self.log.write(step, {HELD_BACK_SCORE: self._last.value, **measures})
+
+    def measure(self, step: int) -> None:
+        """Write both."""
+        self.score(step, more=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the pretext task."""
+        if self._idle:
+            return {}
         # Without a step to do (killed after the last state was saved), the score has to be taken anew.
-        end = score or held_back_score(method, source.held_back, device, dtype)
-        run["pretext"] = summary(method, log.before_training(HELD_BACK_SCORE), end, source.held_back_is)
+        end = self._last or held_back_score(self.method, self.source.held_back, *self._where)
+        return summary(self.method, self.log.before_training(HELD_BACK_SCORE), end, self.source.held_back_is)
 
 
 def _arrange(
@@ -276,11 +339,12 @@ def _arrange(
         In how many parts ``training_step`` is called, and what the run says of it.
     """
     backbone, more = method.backbone, {}
+    here = ranks.counts(items)[ranks.rank()]
+    splits = method.splits and items >= cfg.accumulate
     if cfg.accumulate > 1:
         check_parts(backbone, cfg.accumulate)
-    parts = cfg.accumulate if method.splits and items >= cfg.accumulate else 1
     if cfg.compile:
-        volumes = max(1, items * method.volumes_per_item * method.views_per_item // cfg.accumulate)
+        volumes = max(1, here * method.volumes_per_item * method.views_per_item // cfg.accumulate)
         x = torch.zeros(volumes, 1, *method.view_shape(cfg.crop), device=device)
         why = compile_blocks(backbone, x, dtype, method.trains == "encoder+decoder")
         if why:
@@ -288,9 +352,9 @@ def _arrange(
         more["compiled"] = why is None
     if cfg.checkpoint_activations:
         recompute_blocks(backbone)
-    if cfg.accumulate > parts:
+    if cfg.accumulate > 1 and not splits:
         take_in_turn(backbone, cfg.accumulate)
-    return parts, more
+    return min(cfg.accumulate, here) if splits else 1, more
 
 
 def backpropagate(
@@ -305,7 +369,7 @@ def backpropagate(
         parts: of how many items at a time, for a method that ``splits``.
 
     Returns:
-        The losses of the whole batch, scalars on the device.
+        The losses of the whole batch, of all processes, scalars on the device.
 
     Raises:
         TrainingError: it returned something else than scalar losses with a gradient.
@@ -317,11 +381,13 @@ def backpropagate(
             found = method.training_step(part)
         check_losses(found, method)
         total = torch.stack([full_precision(loss) for loss in found.values()]).sum()
-        share = 1.0 if parts == 1 else len(next(iter(part.values()))) / len(next(iter(views.values())))
-        (total if parts == 1 else share * total).backward()
+        share = ranks.share()
+        if parts > 1:
+            share *= len(next(iter(part.values()))) / len(next(iter(views.values())))
+        (total if share == 1 else share * total).backward()
         for name, loss in found.items():
             losses[name] = share * loss.detach() + losses.get(name, 0)
-    return losses
+    return ranks.added_losses(losses)
 
 
 def _split(views: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:

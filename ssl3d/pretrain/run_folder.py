@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl3d import ranks
 from ssl3d.config import PretrainConfig
 from ssl3d.errors import BusyError, CheckpointError
 from ssl3d.files import explained, is_temporary, remove_leftovers, set_aside, write_json
@@ -37,6 +38,7 @@ from ssl3d.models.weights.checkpoint import (
     save_state,
     save_tensors,
 )
+from ssl3d.pretrain.run_log import Log, NoLog
 from ssl3d.progress import say
 
 __without_effect__ = "a run that was interrupted ends with the weights of one that was not"
@@ -73,6 +75,9 @@ def opened(
         BusyError: another process is at work on it.
         WriteError: it cannot be written to.
     """
+    if ranks.rank():  # the first process holds it for all
+        yield Elsewhere(out, identity, {})
+        return
     previous = _look(out, resume)
     _same(out, previous, identity)
     if _finished(out, previous):  # the folder may be read-only
@@ -131,6 +136,10 @@ class RunFolder:
                 kept.unlink()
         write_json(self.path / RUN, {**run, "format": RUN_FORMAT})
 
+    def log(self, start: int) -> Log:
+        """Return the log of the run, without the lines behind step ``start``."""
+        return Log(self.path, start)
+
     def load(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Copy the state into the method and the optimizer, free it, and return its step; 0 without one."""
         state, self.state = self.state, None
@@ -164,6 +173,27 @@ class RunFolder:
         whole = {**run, "status": "finished", "finished": finished, "format": RUN_FORMAT}
         write_json(self.path / RUN, whole)
         return whole
+
+
+class Elsewhere(RunFolder):
+    """The folder of a run as the other processes of it see it, which neither read nor write there."""
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        pass
+
+    def log(self, start: int) -> Log:
+        return NoLog()
+
+    def load(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        return 0
+
+    def save(
+        self, run: Mapping[str, Any], method: nn.Module, optimizer: torch.optim.Optimizer, config: PretrainConfig
+    ) -> None:  # fmt: skip
+        pass
+
+    def finish(self, run: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
+        return dict(run)
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

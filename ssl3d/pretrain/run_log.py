@@ -70,3 +70,23 @@ class Log:
         with explained(self.path):
             self._file.close()
             self._board.close()
+
+
+@without_effect
+class NoLog(Log):
+    """The log of a process that writes none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def before_training(self, name: str) -> float | None:
+        return None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def __exit__(self, *exc: Any) -> None:
+        pass

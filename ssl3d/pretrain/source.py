@@ -108,6 +108,8 @@ class CropSource:
         """Crops on which the pretext task is scored; see :func:`training_source`."""
         self.held_back_is = "nothing"
         """What these are, in words."""
+        self.own = slice(None)
+        """Which items of each step :meth:`batches` yields: with several devices, those of this process."""
         self.places = list(range(len(cohort)) if volumes is None else volumes)
         self.cohort, self.crop, self.batch_size = cohort, crop, batch_size
         self.volumes_per_item, self.seed = volumes_per_item, seed
@@ -148,9 +150,9 @@ class CropSource:
         """Whether ``step`` is the first of a pass over the volumes."""
         return step == 0 or self.epoch_of(step) != self.epoch_of(step - 1)
 
-    def batch(self, step: int) -> Batch:
-        """Return the crops of ``step``; a pure function of (seed, step)."""
-        items = [step * self.batch_size + i for i in range(self.batch_size)]
+    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+        """Return the crops of ``step``, or its ``own`` items of them; a pure function of (seed, step)."""
+        items = [step * self.batch_size + i for i in range(self.batch_size)][own]
         volumes = [self._volumes(item) for item in items]
         crops = [self._crops(item, chosen) for item, chosen in zip(items, volumes, strict=True)]
         x = torch.from_numpy(np.stack(crops))  # (B, V, 1, D, H, W)
@@ -201,7 +203,7 @@ class CropSource:
         copies = Copies(torch.device(device))
 
         def read(step: int) -> tuple[Batch, Any]:
-            batch = self.batch(step)
+            batch = self.batch(step, self.own)
             return batch, copies.send(batch.x)
 
         def received(batch: Batch, sent: Any) -> Batch:
