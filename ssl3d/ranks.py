@@ -206,7 +206,7 @@ def share_state(start: int, module: nn.Module, optimizer: torch.optim.Optimizer 
             whole = tensor.detach().contiguous()
             dist.broadcast(whole, 0)
             tensor.copy_(whole)
-    state = first_ones((start, optimizer and _on_host(optimizer.state_dict())))
+    state: Any = first_ones((start, _on_host(optimizer.state_dict()) if optimizer else None))
     if optimizer is not None and rank():
         optimizer.load_state_dict(state[1])
     return int(state[0])

@@ -96,7 +96,7 @@ def settings(backbone: dict[str, Any] | None = None, **options: Any) -> Settings
 
 
 DEFORMED = "gvsl deformed"
-"""Its views are float32, and those of a random map have other last digits in a batch of another size."""
+"""Its views are float32, and so is the NCC of them, whose last digit is another one in a batch of another size."""
 GENESIS = {"name": "genesis_unet3d", "width": 2}
 #: Name -> method, settings: what both ways must come to the same with. Batches of 7 are 4 and 3 items, or 2 and 1 pairs.
 JOBS: dict[str, tuple[MethodSpec, Settings]] = {
@@ -209,11 +209,12 @@ def test_two_processes_come_to_the_weights_of_one(ended: Ended, name: str) -> No
     job, chosen = JOBS[name]
     run = train(job, chosen, root / f"one {name}")
     one, two = (weights(root / f"{n} {name}", chosen.pretrain.steps) for n in ("one", "two"))
-    assert largest_difference(one, two) < (1e-6 if name == DEFORMED else 1e-9)
+    rounding = 1e-6 if name == DEFORMED else 1e-9
+    assert largest_difference(one, two) < rounding
     other = json.loads((root / f"two {name}" / "run.json").read_text())
     assert other["identity"] == run["identity"], "the number of devices is no part of what the run is"
     assert (run["environment"]["processes"], other["environment"]["processes"]) == (1, 2)
-    assert other["losses"] == pytest.approx(run["losses"], rel=1e-9)
+    assert other["losses"] == pytest.approx(run["losses"], rel=rounding)
     assert other["pretext"]["end"] == pytest.approx(run["pretext"]["end"], rel=1e-6)
     lines = [(root / f"{n} {name}" / "log.jsonl").read_text().splitlines() for n in ("one", "two")]
     assert len(lines[0]) == len(lines[1])
