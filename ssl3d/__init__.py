@@ -29,6 +29,7 @@ _LAZY = {
     "Dataset": "ssl3d.data.cohort",
     "EMA": "ssl3d.models.ema",
     "Features": "ssl3d.models.backbone",
+    "Logger": "ssl3d.pretrain.logger",
     "MLP": "ssl3d.models.heads",
     "Method": "ssl3d.pretrain.method",
     "MethodConfig": "ssl3d.config",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from ssl3d.models.heads import mean_image_error as mean_image_error
     from ssl3d.models.heads import pool as pool
     from ssl3d.models.weights.create import create_model as create_model
+    from ssl3d.pretrain.logger import Logger as Logger
     from ssl3d.pretrain.method import Method as Method
     from ssl3d.pretrain.method import Progress as Progress
     from ssl3d.pretrain.method import StopGradient as StopGradient

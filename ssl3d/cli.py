@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,7 +39,6 @@ from ssl3d.commands.weights import export, finetune, import_, predict
 
 if TYPE_CHECKING:
     from ssl3d.data.prepared.build import Policy
-    from ssl3d.registry.registry import Catalogue
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -210,10 +209,7 @@ def plugins(as_json: bool) -> None:
     from ssl3d.registry.registry import registry
 
     found = registry()
-    catalogues: dict[str, Catalogue[Any]] = {
-        "method": found.methods, "task": found.tasks, "dataset": found.datasets,
-        "backbone": found.backbones, "table format": found.table_formats,
-    }  # fmt: skip
+    catalogues = found.catalogues
     registered = {
         plugin.name: {kind: sum(e.plugin == plugin.name for e in catalogue) for kind, catalogue in catalogues.items()}
         for plugin in found.plugins.values()

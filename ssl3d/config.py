@@ -78,12 +78,20 @@ def _three(value: Any) -> Any:
     return (value, value, value) if isinstance(value, int) else value
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
+"""Names; a single one stands for a list of one."""
+
 YAML_SUFFIXES: Final = (".yaml", ".yml")
 """Endings of presets and task files."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_three)]
+Edges = tuple[PositiveInt, PositiveInt, PositiveInt]
+Shape = Annotated[Edges, BeforeValidator(_three, json_schema_input_type=PositiveInt | Edges)]
 """Edges (D, H, W) in voxels; one number stands for a cube."""
 
 
@@ -220,6 +228,9 @@ class PretrainConfig(Model):
     log_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 10
     """Steps between two lines of the log. Only then, and before each checkpoint and measurement, are the losses read from
     the device: one that is not finite ends the run by then, and is named with its step."""
+    loggers: Annotated[Names, WITHOUT_EFFECT] = ("tensorboard",)
+    """What is told the course of a run besides its `log.jsonl`: `tensorboard`, `wandb`, `mlflow` and what plugins
+    register; `[]`: nothing. None opens a connection unless the environment variables of its program ask for one."""
     workers: Annotated[NonNegativeInt, WITHOUT_EFFECT] = 2
     """Threads that read crops ahead; the number never changes a result."""
 

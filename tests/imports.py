@@ -32,8 +32,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 #: The one kind of import that may run up: the registry looks, when asked, whether a plugin returned what the contract says.
 CONTRACTS = {
     "ssl3d.registry.registry": {
-        "ssl3d.data.cohort", "ssl3d.downstream.tasks", "ssl3d.models.backbone", "ssl3d.pretrain.method",
-        "ssl3d.results.formats.format",
+        "ssl3d.data.cohort", "ssl3d.downstream.tasks", "ssl3d.models.backbone", "ssl3d.pretrain.logger",
+        "ssl3d.pretrain.method", "ssl3d.results.formats.format",
     },
 }  # fmt: skip
 #: Packages of one layer that must not know each other.

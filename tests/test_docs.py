@@ -75,13 +75,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
             (folder / f"docs_block_{number}.py").write_text(block)
             entry_points.append(("docs", "1", EntryPoint(f"b{number}", f"docs_block_{number}", "ssl3d")))
         found = Registry(entry_points)
-        for kind in ("methods", "tasks", "datasets", "backbones", "table_formats"):
+        for kind in ("methods", "tasks", "datasets", "backbones", "table_formats", "loggers"):
             assert len(getattr(found, kind)) >= 1, kind
     return found
 
 
 def test_every_block_registers_without_a_complaint(registry: Registry) -> None:
-    assert len(registry.plugins) == 9
+    assert len(registry.plugins) == 10
     assert not registry.broken() and not any(p.problems for p in registry.plugins.values())
 
 
@@ -193,7 +193,7 @@ def livers(tmp_path: Path) -> Path:
 def test_the_documented_plugin_is_pretrained_evaluated_shown_and_exported(
     livers: Path, tmp_path: Path
 ) -> None:
-    """Everything of docs/plugins.md together: its method on its backbone, its data set, task and table format."""
+    """Everything of docs/plugins.md together: its method on its backbone, its data set, task, table format and logger."""
     (tmp_path / "site").mkdir()
     with announced(tmp_path / "site", *BLOCKS):
         _use_the_plugin(livers, tmp_path)
@@ -205,7 +205,12 @@ def _use_the_plugin(livers: Path, tmp_path: Path) -> None:
     (selects,) = re.findall(r"`--set 'backbone=(.*)'`\s+selects\s+it", (ROOT / "docs/plugins.md").read_text())
     options = ["--preset", "smoke", "--set", f"backbone={selects.replace('my_backbone', 'my_tiny')}", *cache]
     pretrain = ["pretrain", "--method", "my_denoise", "--data", f"my_liver={livers}", "--out", out, *options]
+    (told,) = (
+        shlex.split(line) for text in SHELL for line in text.splitlines() if "pretrain.loggers" in line
+    )
+    pretrain += told[told.index("--set") :]
     done(*pretrain)
+    assert "4,lr," in (out / "course.csv").read_text()
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
     done(*pretrain, "--resume")
     (documented,) = re.findall(

@@ -163,6 +163,7 @@ def plan_of(options: BenchOptions) -> Plan:
     from ssl3d.device import select_device
     from ssl3d.downstream.problems.kinds import check_mode, check_modes
     from ssl3d.pretrain.loop import check_run
+    from ssl3d.pretrain.run_log import check_loggers
     from ssl3d.pretrain.spec import resolve_method
 
     match = check_match(options.match)
@@ -173,6 +174,7 @@ def plan_of(options: BenchOptions) -> Plan:
     device = select_device(options.device)
     places = {name: Path(absolute_place(str(place))) for name, place in options.task_data.items()}
     checkpoints = {name: run.expanduser().absolute() for name, run in options.checkpoint.items()}
+    check_loggers(settings.pretrain.loggers)
     for spec in specs:
         if spec.name not in checkpoints:
             check_run(spec, settings, seeds[0])

@@ -77,12 +77,14 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
     from ssl3d.pretrain.devices import Devices, speaks, started
     from ssl3d.pretrain.loop import check_run, pretrain
     from ssl3d.pretrain.run_folder import check_folder
+    from ssl3d.pretrain.run_log import check_loggers, logged_by
     from ssl3d.pretrain.spec import resolve_method
     from ssl3d.progress import quiet, say
 
     devices = Devices(options.devices, options.nodes, options.strategy)
     device = select_device(options.device)
     devices.check(device)
+    check_loggers(settings.pretrain.loggers)
     with quiet() if devices.processes > 1 and not speaks() else nullcontext():
         check_folder(options.out, options.resume)
         spec = resolve_method(options.method, settings.methods)
@@ -93,7 +95,8 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
                 settings, cohort = _volumes(options, settings)
             say_skipped(cohort.skipped)
             say(f"Volumes: {count(len(cohort), 'case')}, read as {cohort.taken_for}")
-    with started(devices, device) as own, sizes.pretraining(options.method, settings):
+    logged = logged_by(settings.pretrain.loggers)
+    with started(devices, device) as own, sizes.pretraining(options.method, settings), logged:
         first = ranks.rank() == 0
         run = pretrain(
             spec, cohort, settings, options.seed, options.out, own,

@@ -47,6 +47,7 @@ from ssl3d.files import read_json, write_json
 from ssl3d.memory import is_out_of_memory
 from ssl3d.models.weights.checkpoint import RUN, is_whole, load_backbone, read_run, weights_fingerprint
 from ssl3d.pretrain.loop import pretrain
+from ssl3d.pretrain.run_log import logged_by
 from ssl3d.pretrain.spec import MethodSpec
 from ssl3d.progress import say
 from ssl3d.registry.blame import plugin_fault
@@ -384,7 +385,7 @@ class Bench:
             self._features.begin(None)
             try:
                 settings = self.settings_for(weights.spec)
-                with sizes.pretraining(weights.spec.name, settings):
+                with sizes.pretraining(weights.spec.name, settings), logged_by(settings.pretrain.loggers):
                     pretrain(
                         weights.spec, self.pretraining.volumes, settings, weights.identity["seed"], folder, self.device,
                         resume=(folder / RUN).is_file(), allow_code_change=self.conduct.allow_code_change,

@@ -168,7 +168,7 @@ def _plugins() -> Iterator[tuple[str, str, bool]]:
     from ssl3d.registry.registry import registry
 
     found = registry()
-    catalogues = (found.methods, found.tasks, found.datasets, found.backbones, found.table_formats)
+    catalogues = found.catalogues.values()
     counts = ", ".join(f"{len(one)} {one.kind}s" for one in catalogues)
     yield "plugins", f"{count(len(found.plugins), 'plugin')}: {counts}", False
     for plugin in found.plugins.values():

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 CATALOGUES = {
     "method": "methods", "backbone": "backbones", "dataset": "datasets", "task": "tasks", "format": "table_formats",
+    "logger": "loggers",
 }  # fmt: skip
 """What can be checked -> the catalogue of the registry."""
 KINDS = tuple(CATALOGUES)
 WITH_DATA = ("dataset", "task")
+WITHOUT_OPTIONS = {"format": "table format", "logger": "logger"}
 
 
 class _Plugins(Names):
@@ -51,13 +53,15 @@ class _Plugins(Names):
 def check(
     name: str, kind: str | None, data: str | None, skip: tuple[str, ...], overrides: tuple[str, ...]
 ) -> None:
-    """Run the conformance suite on a method, backbone, dataset, task (or task file) or table format."""
+    """Run the conformance suite on a method, backbone, dataset, task (or task file), table format or logger."""
     quiet_libraries()
     kinds = _kinds(name, kind)
     if data is not None and not set(kinds) & set(WITH_DATA):
         raise ConfigError(f"--data {data}: a {kinds[0]} is checked without data. Leave it out.")
-    if overrides and kinds == ["format"]:
-        raise ConfigError(f"--set {overrides[0]}: a table format has no options. Leave it out.")
+    if overrides and set(kinds) <= WITHOUT_OPTIONS.keys():
+        raise ConfigError(
+            f"--set {overrides[0]}: a {WITHOUT_OPTIONS[kinds[0]]} has no options. Leave it out."
+        )
     from ssl3d.progress import quiet
 
     suites = [_suite(name, kind, data, overrides) for kind in kinds]
@@ -107,7 +111,7 @@ def _kinds(name: str, kind: str | None) -> list[str]:
             for plugin in found.broken()
         )
         raise PluginError(
-            f'"{name}" is no method, backbone, dataset, task or table format.{nearest(name, names)}{broken}'
+            f'"{name}" is no method, backbone, dataset, task, table format or logger.{nearest(name, names)}{broken}'
         )
     return kinds
 
@@ -123,6 +127,8 @@ def _suite(name: str, kind: str, data: str | None, overrides: Sequence[str]) -> 
         return report.dataset_checks(name, data, overrides)
     if kind == "task":
         return report.task_checks(name, data, overrides)
+    if kind == "logger":
+        return report.logger_checks(name)
     return report.format_checks(name)
 
 

@@ -44,7 +44,7 @@ def _owners() -> Iterator[tuple[str, str]]:
     found = registry()
     for plugin in found.plugins.values():
         yield plugin.entry_point.module.partition(".")[0], plugin.name
-    for catalogue in (found.methods, found.backbones):
+    for catalogue in (found.methods, found.backbones, found.loggers):
         for entry in catalogue:
             yield entry.source.partition(":")[0].partition(".")[0], entry.plugin
 

@@ -1,4 +1,4 @@
-"""The tasks, datasets, backbone and table formats that come with ssl3d, as one ordinary plugin."""
+"""The tasks, datasets, backbones, table formats and loggers that come with ssl3d, as one ordinary plugin."""
 
 from __future__ import annotations
 
@@ -37,3 +37,12 @@ def ssl3d_table_formats() -> list[TableFormat]:
     from ssl3d.results.formats.format import BUILTIN_FORMATS
 
     return list(BUILTIN_FORMATS)
+
+
+@hookimpl
+def ssl3d_loggers() -> list[str]:
+    return [
+        "ssl3d.pretrain.loggers.tensorboard:TensorBoard",
+        "ssl3d.pretrain.loggers.wandb:WeightsAndBiases",
+        "ssl3d.pretrain.loggers.mlflow:MLflow",
+    ]

@@ -6,7 +6,7 @@ announced in the package's ``pyproject.toml``::
     [project.entry-points.ssl3d]
     my_plugin = "my_package.my_module"
 
-Names (of methods, tasks, datasets, backbones, table formats) are unique over all installed
+Names (of methods, tasks, datasets, backbones, table formats, loggers) are unique over all installed
 plugins. Two plugins that claim one name are both named, and the name is refused.
 """
 
@@ -18,7 +18,7 @@ import pluggy
 
 if TYPE_CHECKING:
     # The names that plugin authors know; the modules behind them import the registry.
-    from ssl3d import Backbone, Dataset, Method, TableFormat, Task
+    from ssl3d import Backbone, Dataset, Logger, Method, TableFormat, Task
 
 __without_effect__ = "documentation"
 
@@ -115,5 +115,22 @@ def ssl3d_table_formats() -> list[TableFormat]:
         @ssl3d.hookimpl
         def ssl3d_table_formats():
             return [ssl3d.TableFormat("json", "One JSON object per cell", render=to_json)]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def ssl3d_loggers() -> list[type[Logger] | str]:
+    """Register loggers: what is told the course of a pretraining that names them in ``pretrain.loggers``.
+
+    Returns:
+        :class:`ssl3d.Logger` subclasses, or strings ``"module:Class"`` that are imported when asked for (see
+        :func:`ssl3d_methods`).
+
+    Example::
+
+        @ssl3d.hookimpl
+        def ssl3d_loggers():
+            return ["my_package.mail:Mail"]
     """
     raise NotImplementedError

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ssl3d.data.cohort import Dataset
     from ssl3d.downstream.tasks import Task
     from ssl3d.models.backbone import Backbone
+    from ssl3d.pretrain.logger import Logger
     from ssl3d.pretrain.method import Method
     from ssl3d.results.formats.format import TableFormat
 
@@ -251,6 +252,19 @@ class Registry:
     def table_formats(self) -> Catalogue[TableFormat]:
         """Formats of ``ssl3d table``."""
         return self._catalogue("table format", "ssl3d_table_formats", _format_entry)
+
+    @cached_property
+    def loggers(self) -> Catalogue[type[Logger]]:
+        """Loggers of pretraining."""
+        return self._catalogue(
+            "logger", "ssl3d_loggers", partial(_class_entry, "ssl3d.pretrain.logger:Logger")
+        )
+
+    @cached_property
+    def catalogues(self) -> dict[str, Catalogue[Any]]:
+        """All of them, by what they hold."""
+        every = (self.methods, self.tasks, self.datasets, self.backbones, self.table_formats, self.loggers)
+        return {one.kind: one for one in every}
 
     def _catalogue(self, kind: str, hook: str, read: Callable[[Any], Entry[Any]]) -> Catalogue[Any]:
         catalogue: Catalogue[Any] = Catalogue(kind, self.broken)

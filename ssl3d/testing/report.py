@@ -12,6 +12,7 @@ from ssl3d.data.cohort import Dataset
 from ssl3d.downstream.task_files import is_task_file, load_task
 from ssl3d.downstream.tasks import Task
 from ssl3d.models.backbone import Backbone
+from ssl3d.pretrain.logger import Logger
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.spec import MethodSpec, resolve_method
 from ssl3d.registry.registry import registry
@@ -20,6 +21,7 @@ from ssl3d.testing.backbones import BackboneChecks
 from ssl3d.testing.checks import Report
 from ssl3d.testing.datasets import DatasetChecks
 from ssl3d.testing.formats import FormatChecks
+from ssl3d.testing.loggers import LoggerChecks
 from ssl3d.testing.settings import conformance_settings
 from ssl3d.testing.suite import Suite
 from ssl3d.testing.tasks import TaskChecks
@@ -212,3 +214,26 @@ def check_format(format: str | TableFormat, *, skip: Collection[str] = ()) -> Re
     """
     checks = format_checks(format)
     return Report(checks.kind, checks.format.name, list(checks.run(skip=skip)))
+
+
+def logger_checks(logger: str | type[Logger]) -> LoggerChecks:
+    """Return the checks of a logger."""
+    return LoggerChecks(registry().loggers.get(logger).load() if isinstance(logger, str) else logger)
+
+
+def check_logger(logger: str | type[Logger], *, skip: Collection[str] = ()) -> Report:
+    """Run every conformance check on a logger.
+
+    Args:
+        logger: a registered name, or a Logger subclass that need not be registered.
+        skip: names of checks to leave out.
+
+    Returns:
+        A report; call ``assert_passed()`` on it.
+
+    Raises:
+        PluginError: no such logger.
+        ConfigError: an unknown check.
+    """
+    checks = logger_checks(logger)
+    return Report(checks.kind, str(getattr(checks.cls, "name", checks.cls)), list(checks.run(skip=skip)))

@@ -37,8 +37,8 @@ def test_an_option_without_effect_is_marked_once_and_is_in_no_identity(smoke: Se
 def test_the_loop_s_options_without_effect_are_those_it_has_always_left_out() -> None:
     assert {o for o in options_without_effect() if o.startswith(("pretrain.", "downstream."))} == {
         "pretrain.workers", "pretrain.checkpoint_every", "pretrain.keep_checkpoints", "pretrain.monitor_every",
-        "pretrain.log_every", "pretrain.checkpoint_activations", "pretrain.keep", "downstream.feature_budget_mib",
-        "downstream.feature_disk_mib", "downstream.windows",
+        "pretrain.log_every", "pretrain.checkpoint_activations", "pretrain.keep", "pretrain.loggers",
+        "downstream.feature_budget_mib", "downstream.feature_disk_mib", "downstream.windows",
     }  # fmt: skip
 
 

@@ -134,11 +134,14 @@ WRONG = {
     "datasets": ["['lits']", "[Dataset()]", "[Data]", "[replaced(modality='us')]",
                  "[replaced(intensity_offset='air')]", "[Hostile()]"],
     "table_formats": ["['csv']", "[print]", "[Hostile()]"],
+    "loggers": ["[Mine]", "['ssl3d.pretrain.loggers.wandb:Wandb']", "[Logger()]", "[Unnamed]"],
 }  # fmt: skip
 MODULE = """
     import ssl3d
     from dataclasses import replace
-    from ssl3d import Dataset, Method, Task
+    from ssl3d import Dataset, Logger, Method, Task
+    class Unnamed(Logger):
+        pass
     class Mine(Method):
         name = "mine"
     class Named(Method):
@@ -185,7 +188,7 @@ def test_whoever_returns_a_wrong_item_is_named_and_nobody_else_is_harmed(
     assert f"broken: ssl3d_{hook}() " in result.output
     assert [p.name for p in found.broken()] == [f"dist-{name}:{name}"]
     whole = Registry(BUNDLED)
-    for kind in ("methods", "tasks", "datasets", "backbones", "table_formats"):
+    for kind in ("methods", "tasks", "datasets", "backbones", "table_formats", "loggers"):
         assert getattr(found, kind).names() == getattr(whole, kind).names()
     with pytest.raises(
         PluginError, match=rf"dist-{name}:{name} is broken .* ssl3d_{hook}\(\) (returned|raised)"

@@ -311,7 +311,10 @@ def test_every_kind_is_checked_by_its_name(livers: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["denosing"], 'is no method, backbone, dataset, task or table format. Did you mean "denoising"?'),
+        (
+            ["denosing"],
+            'is no method, backbone, dataset, task, table format or logger. Did you mean "denoising"?',
+        ),
         (["denoising", "--kind", "task"], 'Unknown task "denoising"'),
         (["denoising", "--skip", "learn"], 'there is no such check. Did you mean "learns"?'),
         (["denoising", "--set", "backbone={name: nosuch}"], 'Unknown backbone "nosuch"'),

@@ -1,0 +1,1 @@
+"""The loggers that come with ssl3d; see :class:`ssl3d.pretrain.logger.Logger`."""
