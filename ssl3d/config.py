@@ -550,6 +550,24 @@ def _find_preset(preset: str, folder: Path | None = None) -> Path:
     return path
 
 
+def preset_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a preset file: its sections and options, their meaning, type and range.
+
+    Names of methods, tasks, backbones and loggers, and the options of methods and backbones, are not in it: they depend on
+    what is installed, and :func:`load_settings` looks at them.
+    """
+    schema = Settings.model_json_schema()
+    meaning = "A preset by name, or by its path from this file; its values hold where this file has none."
+    of_the_file = {"extends": {"type": "string", "description": meaning}}
+    options = {name: option for name, option in schema["properties"].items() if name != "changed"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "ssl3d preset",
+        "properties": of_the_file | options,
+    }
+
+
 def preset_chain(preset: str) -> list[tuple[Path, dict[str, Any]]]:
     """Return the files that make up a preset with their own values, the one that is extended first.
 

@@ -17,11 +17,12 @@ import click
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 
 import ssl3d
 from ssl3d.cli import main
-from ssl3d.config import BackboneConfig, validate
+from ssl3d.config import BackboneConfig, load_settings, validate
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.registry.registry import Registry
@@ -55,6 +56,7 @@ BLOCKS = take("docs/plugins.md", "python", "@ssl3d.hookimpl")
 (GATHERED,) = take("docs/plugins.md", "python", "from ssl3d.ranks import gather")
 (README_METHOD,) = take("README.md", "python", "class Denoise")
 (TASK_FILE,) = take("docs/own_data.md", "yaml")
+(PRESET,) = take("docs/presets.md", "yaml")
 (NNUNET,) = take("docs/weights.md", "python", "nnUNetPlans")
 (MONAI,) = take("docs/weights.md", "python", "from network import load")
 SHELL = [text for page in {page for page, language, _ in UNUSED if not language} for text in take(page, "")]
@@ -123,6 +125,26 @@ def test_the_documented_table_format_renders(registry: Registry) -> None:
     from ssl3d.results.table.model import TableModel
 
     assert registry.table_formats.get("my_json").load().render(TableModel(tables=())) == "[]"
+
+
+def test_the_documented_preset_is_read_and_fits_its_schema(tmp_path: Path) -> None:
+    from jsonschema import Draft202012Validator
+
+    (tmp_path / "mine.yaml").write_text(PRESET)
+    settings = (
+        load_settings("quick"),
+        load_settings(str(tmp_path / "mine.yaml"), methods=installed().methods.names()),
+    )
+    assert settings[1].pretrain.steps == 720 and settings[1].pretrain.crop == (32, 32, 32)
+    assert settings[1].downstream.finetune == settings[0].downstream.finetune, "of the preset that it extends"
+    schema = Draft202012Validator(json.loads(done("config", "--schema")))
+    schema.validate(yaml.safe_load(PRESET))
+    for shown, line in zip(
+        ("bash", "zsh"), re.findall(r"^eval .*$", "".join(SHELL), re.MULTILINE), strict=True
+    ):
+        (variable,) = re.findall(rf"(_SSL3D_COMPLETE)={shown}_source ssl3d", line)
+        result = CliRunner().invoke(main, prog_name="ssl3d", env={variable: f"{shown}_source"})
+        assert result.exit_code == 0 and f"{shown}_complete" in result.output
 
 
 def test_the_documented_task_file_is_read(tmp_path: Path) -> None:

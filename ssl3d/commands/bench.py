@@ -57,7 +57,7 @@ _FAULTS = (1, USER, SOFTWARE)
 @click.command()
 @click.option("--methods", default="scratch,gvsl", show_default=True, metavar="A,B|all",
               type=Names("methods", several=True, more=("all",)),
-              help='Rows, in this order; "all" is every method, without variants.')  # fmt: skip
+              help='Rows, in this order below scratch; "all" is every method, without variants.')  # fmt: skip
 @click.option(
     "--tasks", default="shc,sac,ccc,sbm", show_default=True, metavar="A,B|all",
     type=Names("tasks", several=True, more=("all",)),

@@ -17,13 +17,13 @@ from ssl3d.commands.common import make_console, preset_option
 @click.option("--schema", is_flag=True, help="The JSON schema of a preset file, for editors.")
 def config(pattern: str, preset: str, overrides: tuple[str, ...], as_json: bool, schema: bool) -> None:
     """Print the options of a preset whose names contain PATTERN: meaning, default, value, and where it comes from."""
-    from ssl3d.config import Settings
+    from ssl3d.config import preset_schema
     from ssl3d.errors import ConfigError, nearest
     from ssl3d.options import list_options
     from ssl3d.registry.registry import registry
 
     if schema:
-        click.echo(json.dumps(Settings.model_json_schema(), indent=2))
+        click.echo(json.dumps(preset_schema(), indent=2))
         return
     every = list_options(preset, overrides, registry().methods.names())
     options = [option for option in every if pattern in option.path]
@@ -36,10 +36,10 @@ def config(pattern: str, preset: str, overrides: tuple[str, ...], as_json: bool,
         return
     console = make_console()
     for option in options:
-        changed = option.source != "default"
-        line = f"[bold]{option.path}[/] = {_shown(option.value)}"
-        if changed:
-            line += f"   [dim]({option.source}; default {_shown(option.default)})[/]"
+        origin = option.source
+        if origin != "default":
+            origin += f"; default {_shown(option.default)}"
+        line = f"[bold]{option.path}[/] = {_shown(option.value)}   [dim]({origin})[/]"
         console.print(line, highlight=False)
         console.print(f"    [dim]{_escaped(option.meaning)}[/]", highlight=False)
 
