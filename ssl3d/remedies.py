@@ -142,6 +142,10 @@ LABEL_VALUES = Remedy(
     "correct the label file, or name the values (labels or ignore_labels in a task file, --labels {values} for data "
     "verify and data prepare, label_values in an adapter)",
 )
+NAME_VALUES = Remedy(
+    "name values",
+    "name them: --labels {values} with names of your own, or labels in a task file (--task FILE)",
+)
 LABEL_GRID = Remedy(
     "label grid", "resample the label to the grid of {image} (nearest neighbour), or correct its header"
 )

@@ -29,6 +29,8 @@ from ssl3d.errors import ConfigError, count, printable
 
 if TYPE_CHECKING:
     from ssl3d.data.checks.verify import Report
+    from ssl3d.data.cohort import Dataset
+    from ssl3d.data.layouts.listing import Listing
     from ssl3d.data.prepared.build import Policy
 
 
@@ -162,7 +164,7 @@ def verify(
     if offset is not None:
         said["modality"] = "ct"  # for anything else it has no meaning
     dataset = open_dataset(layout, path, facts={**facts, **{k: v for k, v in said.items() if v is not None}})
-    listing = list_cases(dataset, path)
+    listing = _without_unnamed(path, dataset, list_cases(dataset, path))
     few = len(listing.cases) <= TWINS_CASES
     with Tracker() as progress:
         report = check(
@@ -193,6 +195,19 @@ def verify(
             click.echo(f"Picture: {out / 'mosaic.png'}")
     if findings:
         sys.exit(1)
+
+
+def _without_unnamed(path: Path, dataset: Dataset, listing: Listing) -> Listing:
+    """Return the listing; where nothing says what label values mean, without labels, and with one finding that says so."""
+    from dataclasses import replace
+
+    from ssl3d.data.checks.unnamed import unnamed_labels
+
+    unnamed = unnamed_labels(path, listing.cases, dataset)
+    if unnamed is None:
+        return listing
+    cases = [replace(case, label=None) for case in listing.cases]
+    return replace(listing, cases=cases, findings=[*listing.findings, unnamed])
 
 
 def _print_findings(report: Report) -> None:
@@ -277,6 +292,8 @@ def prepare(
     quiet_libraries()
     from ssl3d.bench.sources import cache_folder, open_dataset, with_masks
     from ssl3d.config import validate
+    from ssl3d.data.checks.unnamed import unnamed_labels
+    from ssl3d.data.files.findings import raise_findings
     from ssl3d.data.layouts.listing import list_cases
     from ssl3d.data.prepared.build import prepare as build
     from ssl3d.data.prepared.steps import Preparation
@@ -300,6 +317,8 @@ def prepare(
     given = {key: value for key, value in said.items() if value is not None}
     dataset = open_dataset(layout, path, facts={**_facts_of(task_file, labels), **given})
     listing = list_cases(dataset, path)
+    if (unnamed := unnamed_labels(path, listing.cases, dataset)) is not None:
+        raise_findings([unnamed])
     cases = listing.cases
     if masks is not None:
         cases = with_masks(cases, masks)

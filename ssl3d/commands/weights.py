@@ -114,7 +114,7 @@ def finetune(
 @click.option("--checkpoint", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help='Folder written by "ssl3d finetune".')  # fmt: skip
 @click.option("--input", "inputs", required=True, multiple=True, type=click.Path(path_type=Path),
-              metavar="FILE|DIR", help="A volume, a DICOM series, or a folder of these; may be repeated.")  # fmt: skip
+              metavar="FILE|DIR", help="A volume, a DICOM series, or a folder of these, at any depth.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder.")
 @affine_option
 @click.option(
@@ -138,7 +138,7 @@ def predict(
     from ssl3d.progress import Track
 
     predictor = load_predictor(checkpoint)
-    files = expand_inputs(inputs)
+    files = expand_inputs(inputs, out)
     with Track(f"{predictor.task.title} prediction", len(files), unit="file") as track:
         reading = Reading(affine, channel)
         findings = predictor.predict_files(files, out, select_device(device), track.update, reading, offset)

@@ -6,7 +6,7 @@ labels, preparation, intensity, backbone, protocol), written last. Nothing is ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +20,7 @@ from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import is_dicom, series_of
 from ssl3d.data.files.findings import Finding
 from ssl3d.data.files.suffixes import image_suffix
+from ssl3d.data.layouts.releases import Folder
 from ssl3d.data.prepared.arrays import Where
 from ssl3d.data.prepared.case import prepare_file
 from ssl3d.data.prepared.cohort import PreparedCohort
@@ -31,11 +32,12 @@ from ssl3d.downstream.prediction import Prediction, input_notes, with_offset
 from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
-from ssl3d.errors import CheckpointError, ConfigError, ReadError
+from ssl3d.errors import CheckpointError, ConfigError, ReadError, count, printable
 from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
+from ssl3d.progress import say
 from ssl3d.spreadsheet import csv_text
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ class Predictor:
 
     def predict_files(
         self,
-        files: Sequence[Path],
+        files: Iterable[Path],
         out: Path,
         device: torch.device,
         progress: Callable[[int], None] | None = None,
@@ -174,7 +176,7 @@ class Predictor:
         ``notes.json``, where there is anything.
 
         Args:
-            files: the files.
+            files: the files; a mapping says below which folder of ``out`` the segmentation of each goes.
             out: folder of the results.
             device: where to compute.
             progress: told how many files are done.
@@ -185,7 +187,8 @@ class Predictor:
             ConfigError: an offset for volumes without a unit, two outputs of one name, or an output that would
                 replace its input.
         """
-        outputs = self._outputs(files, out)
+        folders = files if isinstance(files, Mapping) else dict.fromkeys(files, Path())
+        outputs = self._outputs(folders, out)
         intensity = with_offset(self.intensity, offset)
         to_device(self.backbone, device)
         to_device(self.head, device)
@@ -193,7 +196,7 @@ class Predictor:
         rows: list[dict[str, Any]] = []
         notes: dict[str, list[str]] = {}
         out.mkdir(parents=True, exist_ok=True)
-        for number, file in enumerate(files):
+        for number, file in enumerate(folders):
             found = self.predict_file(file, device, reading, intensity)
             if isinstance(found, list):
                 findings += found
@@ -201,6 +204,7 @@ class Predictor:
                 if found.labels is None:
                     rows.append({"file": str(file), **self._row(found)})
                 else:
+                    outputs[file].parent.mkdir(parents=True, exist_ok=True)
                     found.save(outputs[file])
                 if found.notes:
                     notes[str(file)] = list(found.notes)
@@ -228,14 +232,14 @@ class Predictor:
         columns = {f"probability_{name}": f"{p:.6f}" for name, p in found.probabilities.items()}
         return {**columns, "prediction": chosen}
 
-    def _outputs(self, files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    def _outputs(self, files: Mapping[Path, Path], out: Path) -> dict[Path, Path]:
         """Return where the segmentation of each file goes; refuse what would be written over."""
         if self.task.kind != "segmentation":
             return {}
         outputs: dict[Path, Path] = {}
         seen: dict[Path, Path] = {}
         for file in files:
-            target = outputs[file] = out / _output_name(file)
+            target = outputs[file] = out / files[file] / _output_name(file)
             if target in seen:
                 raise ConfigError(
                     f"{seen[target]} and {file} would both be written to {target}: "
@@ -376,30 +380,43 @@ def load_predictor(folder: Path) -> Predictor:
     )
 
 
-def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """Return the files to predict: those named, and what lies in a folder named.
+def expand_inputs(inputs: Sequence[Path], out: Path | None = None) -> dict[Path, Path]:
+    """Return the files to predict, those named and what lies in a folder named, each with the folder of its result.
 
-    That is every volume directly in the folder, and every DICOM series in it and its subfolders, named by
-    one of its slices.
+    In a folder that is what pretraining would read of it (:class:`ssl3d.data.layouts.releases.Folder`): every volume and
+    every DICOM series at any depth, the latter named by one of its slices. Hidden files and segmentations are left out,
+    with a word.
+
+    Args:
+        inputs: files and folders.
+        out: folder of the results; what an earlier call wrote to it is no input.
+
+    Returns:
+        file -> folder of its result, relative to the output: below it lies as it did below the folder named.
 
     Raises:
         ConfigError: a folder without a volume.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
     for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and image_suffix(p) is not None)
-            slices = (p for p in path.rglob("*") if p.is_file() and image_suffix(p) is None and is_dicom(p))
-            for folder in sorted({p.parent for p in slices}):
-                inside += [series[0] for series in series_of(folder).values()]
-            if not inside:
-                raise ConfigError(
-                    f"--input {path} holds no NIfTI, NRRD or MetaImage file, and no DICOM series."
-                )
-            files += inside
-        else:
-            files.append(path)
-    return list(dict.fromkeys(files))
+        if not path.is_dir():
+            files.setdefault(path, Path())
+            continue
+        images, series, left_out = Folder.sort_out(path)
+        hidden = [entry for entry in left_out if image_suffix(entry.path) is not None]
+        if hidden:
+            shown = ", ".join(f"{entry.path.relative_to(path)} {entry.reason}" for entry in hidden[:3])
+            say(
+                f"{path}: {count(len(hidden), 'image')} left out: {printable(shown)}{', ...' * (len(hidden) > 3)}"
+            )
+        if not images and not series:
+            raise ConfigError(f"--input {path} holds no NIfTI, NRRD or MetaImage file, and no DICOM series.")
+        own = out.absolute() if out is not None and path.absolute() in out.absolute().parents else None
+        for image in (image for image in images if own is None or own not in image.absolute().parents):
+            files.setdefault(image, image.parent.relative_to(path))
+        for first in series.values():
+            files.setdefault(first, Path() if first.parent == path else first.parent.parent.relative_to(path))
+    return files
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

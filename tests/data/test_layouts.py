@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from ssl3d.bench.sources import open_dataset
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.layouts.bids import BIDS
 from ssl3d.data.layouts.bundled import LAYOUTS
 from ssl3d.data.layouts.csv_table import Table
+from ssl3d.data.layouts.listing import list_cases
 from ssl3d.data.layouts.msd import MSD
 from ssl3d.data.layouts.nnssl import NNSSL
 from ssl3d.data.layouts.nnunet import NNUNet
@@ -80,6 +82,33 @@ def test_a_decathlon_is_no_nnunet(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/x.nii.gz", "labelsTr/x.nii.gz")
     with pytest.raises(DataError, match=r"layout of nnunet: there is no image \.\.\._0000 in imagesTr"):
         NNUNet().cases(tmp_path)
+
+
+def test_a_folder_of_another_layout_is_said_to_be_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decathlon, nnunet, bids = (tmp_path / name for name in ("d", "n", "b"))
+    entry = {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}
+    for root, facts in ((decathlon, {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a"}, "training": [entry]}),
+                        (nnunet, {**V2, "file_ending": ".nii.gz"})):  # fmt: skip
+        write(root / "dataset.json", facts)
+    touch(decathlon, "imagesTr/x.nii.gz", "labelsTr/x.nii.gz")
+    touch(nnunet, "imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")
+    write(bids / "dataset_description.json", {"Name": "b", "BIDSVersion": "1.8"})
+    touch(bids, "sub-1/anat/sub-1_T1w.nii.gz")
+    layouts = {"msd": decathlon, "nnunet": nnunet, "bids": bids}
+    for right, root in layouts.items():
+        for tried in layouts.keys() - {right}:
+            with pytest.raises(
+                DataError, match=rf"is that of the layout {right}: write {right}={root} for --data"
+            ):
+                list_cases(open_dataset(tried, root), root)
+        caplog.clear()
+        assert list_cases(open_dataset(right, root), root).cases and "is that of" not in caplog.text
+        assert list_cases(open_dataset("folder", root), root).cases
+        assert (
+            f"is that of the layout {right}" in caplog.text and "read with the layout folder" in caplog.text
+        )
 
 
 @pytest.mark.parametrize(

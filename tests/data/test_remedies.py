@@ -30,6 +30,7 @@ from ssl3d.cli import main
 from ssl3d.config import BackboneConfig, DownstreamConfig, Settings, load_settings, option_paths
 from ssl3d.data.checks.case import check_cases
 from ssl3d.data.checks.file import check_file
+from ssl3d.data.checks.unnamed import unnamed_labels
 from ssl3d.data.checks.verify import verify
 from ssl3d.data.cohort import Case
 from ssl3d.data.files.findings import Finding
@@ -610,6 +611,40 @@ def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
     yield of_task(tmp, "labels: {1: a, 2: b}\nignore_labels: [7]\n")
     yield labelled(tmp, label, label_values={1: "a", 2: "b", 7: "c"})  # an adapter's own
     yield labelled(tmp, segmentation())
+
+
+@works(remedies.NAME_VALUES)
+def _(tmp: Path, mp: pytest.MonkeyPatch) -> Iterator[list[Finding]]:
+    """In a table and in BIDS, of any number of cases: one finding, by both commands; what it says names the values."""
+    labelled(tmp, segmentation())
+    (tmp / "t.csv").write_text("image,label\na.nii,a_label.nii\n")
+    (tmp / "bids/sub-1/anat").mkdir(parents=True)
+    shutil.copy(tmp / "a.nii", tmp / "bids/sub-1/anat/sub-1_T1w.nii")
+    shutil.copy(tmp / "a_label.nii", tmp / "bids/sub-1/anat/sub-1_dseg.nii")
+    (tmp / "names.yaml").write_text("name: t\nkind: segmentation\ndataset: csv\nlabels: {1: a, 2: b}\n")
+    places = {"csv": tmp / "t.csv", "bids": tmp / "bids"}
+
+    def left(layout: str, **facts: Any) -> list[Finding]:
+        dataset = open_dataset(layout, places[layout], facts=facts)
+        found = unnamed_labels(places[layout], dataset.cases(places[layout]), dataset)
+        return [found] if found else []
+
+    found = left("csv") + left("bids")
+    assert len(found) == 2 and all(
+        "has 1 label file, and nothing says" in finding.problem for finding in found
+    )
+    yield found
+    said = re.search(r"(--labels) (\S+) with names", found[0].fix)
+    assert said and said[2] == "1=structure1,2=structure2"
+    for layout, place in places.items():
+        for command in (["verify"], ["prepare", "--spacing", "4", "--cache", tmp / "cache"]):
+            arguments = ["data", command[0], place, "--as", layout, *command[1:]]
+            refused = run(*arguments)
+            assert refused.exit_code and refused.output.count("nothing says what their values mean") == 1
+            for names in (said.groups(), ("--task", tmp / "names.yaml")):
+                result = run(*arguments, *names)
+                assert result.exit_code == 0, result.output
+        yield left(layout, label_values={1: "a", 2: "b"})
 
 
 @works(remedies.LABEL_GRID)

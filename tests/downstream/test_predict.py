@@ -515,8 +515,36 @@ def test_several_series_of_a_folder_are_told_apart_and_a_bad_one_is_named(tmp_pa
     (tmp_path / "cut" / "IM0007").unlink()
     files = expand_inputs([folder, tmp_path / "cut"])
     (finding,) = predictor().predict_files(files, out, CPU)
-    assert "misses about 1 slice" in str(finding) and finding.path == files[-1]
+    assert "misses about 1 slice" in str(finding) and finding.path == list(files)[-1]
     assert {p.name for p in out.iterdir()} == {"scan-series1.nii.gz", "scan-series2.nii.gz"}
+
+
+def test_a_folder_is_read_as_deep_as_for_pretraining_and_predicted_as_it_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top, out = tmp_path / "in", tmp_path / "in" / "predicted"
+    for name in (
+        "a.nii.gz",
+        "p1/day1/scan.nii.gz",
+        "p1/day2/scan.nrrd",
+        "p2/day1/scan.nii.gz",
+        "p2/day1/scan_seg.nii.gz",
+    ):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(top / name, GRIDS["plain"])
+    write_ball(top / "p3" / "series", SERIES["axial"])
+    for _ in range(2):  # what the first call wrote is no input of the second
+        files = expand_inputs([top], out)
+        assert (
+            "1 image left out: p2/day1/scan_seg.nii.gz is named as a segmentation" in capsys.readouterr().err
+        )
+        assert len(files) == 5 and predictor().predict_files(files, out, CPU) == []
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.n*")} == {
+        "a.nii.gz", "p1/day1/scan.nii.gz", "p1/day2/scan.nrrd", "p2/day1/scan.nii.gz", "p3/series.nii.gz",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="holds no NIfTI"):
+        (tmp_path / "empty" / "below").mkdir(parents=True)
+        expand_inputs([tmp_path / "empty"])
 
 
 def test_a_ct_is_predicted_with_the_offset_that_it_needs(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ class Folder(Dataset):
 
     def cases(self, root: Path) -> list[Case]:
         root = open_root(root, self.layout)
-        images, series, left_out = self._sort_out(root)
+        images, series, left_out = self.sort_out(root)
         if not images and not series:
             raise self._nothing_error(root, left_out)
         cases: dict[str, Case] = {}
@@ -276,7 +276,7 @@ class Folder(Dataset):
         return _by_id(list(cases.values()))
 
     def left_out(self, root: Path) -> list[LeftOut]:
-        return self._sort_out(open_root(root, self.layout))[2]
+        return self.sort_out(open_root(root, self.layout))[2]
 
     def _nothing_error(self, root: Path, left_out: Sequence[LeftOut]) -> DataError:
         paths = [entry.path for entry in left_out]
@@ -301,7 +301,7 @@ class Folder(Dataset):
         )
 
     @staticmethod
-    def _sort_out(root: Path) -> tuple[list[Path], dict[str, Path], list[LeftOut]]:
+    def sort_out(root: Path) -> tuple[list[Path], dict[str, Path], list[LeftOut]]:
         """Return images (and links to some that are not there), DICOM series (id -> first slice), and the rest.
 
         Voxel files of detached headers and the other slices of a series are none of these.
