@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ssl3d.commands.common import Group, cache_place_option, make_console, quiet_libraries, text_table
+from ssl3d.commands.common import (
+    Group,
+    cache_place_option,
+    json_option,
+    make_console,
+    print_json,
+    quiet_libraries,
+    text_table,
+)
 from ssl3d.errors import SSL3DError, count, printable
 
 if TYPE_CHECKING:
@@ -34,13 +42,20 @@ def _age(when: float) -> str:
 
 @cache.command("ls")
 @cache_place_option
-def list_cohorts(cache: Path | None) -> None:
+@json_option
+def list_cohorts(cache: Path | None, as_json: bool) -> None:
     """List prepared cohorts with their size and when they were last used."""
     from rich.markup import escape
 
     from ssl3d.bench.sources import cache_folder
     from ssl3d.data.prepared.cache import stored
 
+    if as_json:
+        print_json([
+            {"dataset": one.dataset, "cases": one.cases, "bytes": one.size, "used": one.used, "folder": str(one.folder),
+             "leftovers": len(one.leftovers)} for one in stored(cache_folder(cache))
+        ])  # fmt: skip
+        return
     table = text_table("Data set", "Cases", "Size", "Last used", "Folder")
     total = 0
     for one in stored(cache_folder(cache)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_the_cache_is_listed_verified_and_pruned(cache: Path, volume_folder: Pat
     (folder,) = (cache / "prepared").iterdir()
     listed = run("cache", "ls", "--cache", cache).output
     assert "5" in listed and "today" in listed and folder.name in listed.replace("\n", "")
+    (known,) = json.loads(run("cache", "ls", "--cache", cache, "--json").output)
+    assert (
+        known["cases"] == 5
+        and known["folder"] == str(folder)
+        and known["bytes"] > 0
+        and not known["leftovers"]
+    )
     arrays._verified.clear()
     assert "5 arrays sound, 0 problems" in run("cache", "verify", "--cache", cache).output
     path = sorted(folder.glob("*.b2nd"))[2]
