@@ -23,9 +23,9 @@ from ssl3d.errors import ConfigError, DataError, PluginError
 matplotlib.use("Agg")
 
 NAMES = """
-    Backbone BatchRng Case CropSource Dataset EMA Features Logger MLP Method MethodConfig Model PooledLinear PooledNorm Progress
-    RestorationHead StopGradient TableFormat Task __version__ bench check_norm create_model errors hookimpl load losses
-    mean_image_error numpy_rng plot pool pretrain store testing torch_rng transforms view_measures
+    Backbone BatchRng Case CropSource Dataset EMA Features Logger MLP Method MethodConfig Model PooledLinear PooledNorm
+    Progress RestorationHead StopGradient TableFormat Task __version__ bench check_norm create_model errors hookimpl load
+    losses mean_image_error numpy_rng plot pool pretrain store testing torch_rng transforms view_measures
 """
 OF_MODULES = {
     "errors": "CellsFailed CheckpointError ConfigError DataError PluginError SSL3DError TrainingError WriteError",

@@ -57,6 +57,7 @@ BLOCKS = take("docs/plugins.md", "python", "@ssl3d.hookimpl")
 (README_METHOD,) = take("README.md", "python", "class Denoise")
 (TASK_FILE,) = take("docs/own_data.md", "yaml")
 (PRESET,) = take("docs/presets.md", "yaml")
+PYTHON = take("docs/python.md", "python")
 (NNUNET,) = take("docs/weights.md", "python", "nnUNetPlans")
 (MONAI,) = take("docs/weights.md", "python", "from network import load")
 SHELL = [text for page in {page for page, language, _ in UNUSED if not language} for text in take(page, "")]
@@ -333,6 +334,52 @@ def test_the_method_in_the_readme_is_pretrained(volume_folder: Path, tmp_path: P
              "--set", "my_denoise.sigma=0.3", "--out", tmp_path / "run", "--cache", tmp_path / "cache")  # fmt: skip
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
     assert identity["method"]["config"] == {"sigma": 0.3}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_on_python_is_gone_through_from_top_to_bottom(
+    livers: Path, volume_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block as it stands, but for the places of the data and a preset that is done in seconds."""
+    pytest.importorskip("matplotlib").use("Agg")
+    _write_tasks(livers, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in PYTHON:
+        if "predictors/" in block:  # the only thing that a command line before has made
+            for task in ("liver", "severity"):
+                done("finetune", "--checkpoint", "runs/denoising", "--task", f"{task}.yaml", "--mode", "linear",
+                     "--preset", "tiny.yaml", "--out", f"predictors/{task}")  # fmt: skip
+        for shown, mine in (("/data/ct", str(volume_folder)), ('"quick"', '"tiny.yaml"'), ("1000", "2")):
+            block = block.replace(shown, mine)
+        exec(compile(block, "python.md", "exec"), names)
+        if "results.table" in block:
+            assert names["run"]["step"] == 2 and len(names["results"]) == 12 and not names["results"].failures
+    assert len(names["cells"]) == 12 and {"method", "case", "dsc"} <= set(names["cases"])
+    assert {path.name for path in tmp_path.glob("*.p*")} == {"forest.pdf", "curves.pdf", "losses.png"}
+    features = names["features"]
+    assert features.local_feature.shape[1:] == features.image.shape and features.pooled.ndim == 1
+    assert names["backbone"].global_channels == len(features.pooled)
+    assert (tmp_path / "scan_liver.nii.gz").is_file()
+    assert set(names["found"].probabilities) == {"mild", "severe"}
+
+
+def _write_tasks(livers: Path, folder: Path) -> None:
+    """Write a task of structures and one of classes on the livers, a scan, and a preset."""
+    scans = sorted(livers.glob("volume-*.nii.gz"))
+    (folder / "scan.nii.gz").write_bytes(scans[0].read_bytes())
+    preset = "extends: smoke\nbackbone: {channels: [4, 8]}\npretrain: {crop: 16}\ndownstream: {crop: 16}\n"
+    (folder / "tiny.yaml").write_text(preset)
+    labels = [scan.with_name(scan.name.replace("volume", "segmentation")) for scan in scans]
+    columns = {"liver": ("label", labels), "severity": ("class", ["mild", "severe"] * 5)}
+    kinds = {"liver": "segmentation\nlabels: {1: liver, 2: tumour}", "severity": "classification"}
+    for name, (column, values) in columns.items():
+        rows = [f"{scan},{value}" for scan, value in zip(scans, values, strict=True)]
+        (folder / f"{name}.csv").write_text("\n".join([f"image,{column}", *rows]))
+        (folder / f"{name}.yaml").write_text(
+            f"name: {name}\nkind: {kinds[name]}\ndataset: csv\ndata: {name}.csv\nmodality: ct\n"
+            "preparation: {spacing_mm: 6.4}\n"
+        )
 
 
 # --- Weights in other tools --------------------------------------------------------------------------
