@@ -68,11 +68,12 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         path: path.with_name(f".{path.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}.tmp") for path in files
     }
     try:
+        for folder in {path.parent for path in files}:
+            with explained(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
-            with explained(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with _create(temporary[path]) as file:
-                    file.write(data)
+            with explained(path), _create(temporary[path]) as file:
+                file.write(data)
         if hasattr(os, "sync"):
             os.sync()  # everything at once
         else:

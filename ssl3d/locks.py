@@ -25,7 +25,14 @@ _POLL_SECONDS = 0.2
 _SAY_AFTER_SECONDS = 2.0
 _MOST_BYTES = 4096  # of a lock's file, which names its owner
 
+_UNKNOWN = "a process that left no name"
+
 _log = logging.getLogger(__name__)
+
+
+def this_process(process: int | None = None) -> str:
+    """Return the name under which a process of this machine, or this one, holds locks: "process 12 on host"."""
+    return f"process {os.getpid() if process is None else process} on {socket.gethostname()}"
 
 
 class Held:
@@ -87,8 +94,10 @@ class Held:
                 return False
             self._mine[self.key] = threading.get_ident()
         with suppress(OSError):  # of a full disk: it is held without a name, too
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            name = f"{this_process()}\n".encode()
+            os.write(self.descriptor, name)
+            # Not to 0 and before: ext4 takes what was cut to nothing for replaced, and writes it to the disk when closed.
+            os.ftruncate(self.descriptor, len(name))
         return True
 
     def _lock(self) -> int | None:
@@ -130,6 +139,6 @@ class Held:
             if self.key in self._mine:
                 return f"another thread of process {os.getpid()}"
             try:
-                return read_bytes(self.path, _MOST_BYTES).decode(errors="replace").strip() or "unknown"
+                return read_bytes(self.path, _MOST_BYTES).decode(errors="replace").strip() or _UNKNOWN
             except ReadError:
-                return "unknown"
+                return _UNKNOWN

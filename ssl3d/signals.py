@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,6 +27,8 @@ RESUMABLE = 75
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 _asked: int | None = None
+_asked_at = 0.0
+_same_s = 0.0
 _listeners = 0
 _others: list[int] = []
 
@@ -43,14 +46,18 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Handle the signals inside; in threads other than the main one, or where it is done already, change nothing."""
-    global _asked
+def handled(same_s: float = 0.0) -> Iterator[None]:
+    """Handle the signals inside; in threads other than the main one, or where it is done already, change nothing.
+
+    Args:
+        same_s: seconds in which another signal is the same request: where they come by two ways, directly and passed on.
+    """
+    global _asked, _same_s
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
     before: dict[int, Any] = {number: signal.signal(number, _stop) for number in STOPPING}
-    _asked = None
+    _asked, _same_s = None, same_s
     try:
         yield
     finally:
@@ -88,6 +95,28 @@ def passed_on(processes: Iterable[int]) -> Iterator[None]:
             _others.remove(process)
 
 
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Put the signals off inside; a process that is started there puts them off until it calls :func:`receive`.
+
+    So one that comes before a process handles it is neither lost nor a trace on the screen.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        receive()
+
+
+def receive() -> None:
+    """Take signals again that were put off when this process was started, and those that have come since."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
 def asked() -> bool:
     """Return whether the process was asked to stop."""
     return _asked is not None
@@ -109,8 +138,11 @@ def check() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    global _asked
-    first, _asked = _asked is None, _asked or number
+    global _asked, _asked_at
+    now, first = time.monotonic(), _asked is None
+    if not first and now - _asked_at < _same_s:
+        return
+    _asked, _asked_at = _asked or number, now
     for process in _others:
         with suppress(OSError):  # it has ended
             os.kill(process, signal.SIGTERM)

@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -147,7 +147,7 @@ class Bench:
     device: torch.device
     conduct: Conduct = field(default_factory=Conduct)
 
-    def run(self) -> Iterator[tuple[Record, bool]]:
+    def run(self, look: Callable[[Mapping[str, str]], None] | None = None) -> Iterator[tuple[Record, bool]]:
         """Yield (record, computed now) for every cell, in the order of :meth:`cells`; with several processes of
         :meth:`longest_first`.
 
@@ -156,13 +156,18 @@ class Bench:
         store: what another one is at work on, a cell or the pretraining that it needs, is passed over
         and yielded later. A cell that fails is written down by name, and the others are computed.
 
+        Args:
+            look: called while there is nothing to do but to wait, every half second, with what others hold:
+                :meth:`_held`.
+
         Raises:
             CellsFailed: after all the others, when cells have failed.
         """
         left = self.longest_first() if self.conduct.jobs > 1 else list(self.cells())
-        failed, said = [], False
+        failed: list[str] = []
+        said: set[tuple[str, str]] = set()
         while left:
-            busy = []
+            busy: list[Cell] = []
             for cell in left:
                 try:
                     outcome = self._outcome(cell)
@@ -174,9 +179,13 @@ class Bench:
                 else:
                     yield outcome
             if len(busy) == len(left):
-                if not said:
-                    say(self._waiting(len(busy)))
-                    said = True
+                held = self._held(busy)
+                for who, what in held.items():
+                    if (who, what) not in said:
+                        say(f"Waiting for {who}, at work on {what}.")
+                said |= set(held.items())
+                if look is not None:
+                    look(held)
                 time.sleep(_POLL_SECONDS)
             left = busy
         if failed:
@@ -228,14 +237,20 @@ class Bench:
         steps: int = weights.identity["pretrain"]["budget"]["steps"]
         return steps * known.get(weights.spec.name, guess)
 
-    def _waiting(self, cells: int) -> str:
-        """Return the line about cells that other processes have begun."""
-        who = (
-            "the other processes of this command"
-            if self.conduct.jobs > 1
-            else "another command on the same store"
-        )
-        return f"Waiting for {who}, at work on the last {count(cells, 'cell')}."
+    def _held(self, busy: Sequence[Cell]) -> dict[str, str]:
+        """Return what other processes hold of the cells ``busy``, by process (:func:`ssl3d.locks.this_process`)."""
+        cells: dict[str, list[str]] = {}
+        for cell in busy:
+            who = self.store.holder(cell.identity)
+            label = cell.label
+            if who is None and (who := self.store.holder({"run": cell.weights.identity})) is not None:
+                label = f"the pretraining of {label}"
+            if who is not None:  # else it was done just now
+                cells.setdefault(who, []).append(label)
+        return {
+            who: labels[0] + (f" and {count(len(labels) - 1, 'other cell')}" if len(labels) > 1 else "")
+            for who, labels in cells.items()
+        }
 
     def cell_like(self, identity: Mapping[str, Any]) -> Cell:
         """Return the cell of the first row, task and split that has mode, seed, labels and step of ``identity``."""

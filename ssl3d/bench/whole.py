@@ -106,3 +106,15 @@ def _expected(kinds: Iterable[str], known: Mapping[str, list[float]]) -> float |
     if not every:
         return None
     return sum(fmean(known[kind]) if known.get(kind) else fmean(every) for kind in kinds)
+
+
+def line(record: dict[str, Any], where: str) -> str:
+    """Return the line of a finished cell; ``where`` says how far the whole is."""
+    from ssl3d.results.scores import written
+
+    i = record["identity"]
+    labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
+    return (
+        f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
+        f"{written(record['metric'], record['score'])}  ({where})"
+    )

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import multiprocessing
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +26,7 @@ from ssl3d.commands.common import (
     split_pairs,
     subject_option,
 )
-from ssl3d.commands.failures import SOFTWARE, USER, report
-from ssl3d.errors import ConfigError, SSL3DError
+from ssl3d.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +38,6 @@ MODES = ("linear", "finetune", "knn")
 STATISTICS = ("ci", "p", "power", "rank", "tau", "cost", "labels")
 """As :mod:`ssl3d.downstream.problems.problem` and :mod:`ssl3d.results.statistics.annotate` have them, without an import of
 torch for a help text; a test compares."""
-
-_END_S, _WATCH_S = 5.0, 0.5
-_FAULTS = (1, USER, SOFTWARE)
 
 
 @resumable()
@@ -149,7 +136,8 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
     next call; the others are computed, and the exit status is 1.
     """
     from ssl3d.bench.plan import bench_of
-    from ssl3d.bench.whole import Whole
+    from ssl3d.bench.whole import Whole, line
+    from ssl3d.commands.workers import others
     from ssl3d.device import spread
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import say
@@ -169,12 +157,12 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
         _print_estimate(job, as_json)
         return
     records, failed, whole = [], None, Whole(job)
-    with _others([str(device) for device in devices[1:]], threads, options):
+    with others([str(device) for device in devices[1:]], threads, options) as look:
         try:
-            for record, computed in job.run():
+            for record, computed in job.run(look):
                 records.append(record)
                 if computed or jobs == 1:
-                    say(_line(record, whole.said() if computed else "already in the store"))
+                    say(line(record, whole.said() if computed else "already in the store"))
         except CellsFailed as error:
             failed = error
     failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
@@ -204,130 +192,6 @@ def _cores(device: torch.device, threads: int) -> int:
         return visible_gpus() if device.index is None else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // threads)
-
-
-def _line(record: dict[str, Any], where: str) -> str:
-    """Return the line of a finished cell; ``where`` says how far the whole is."""
-    from ssl3d.results.scores import written
-
-    i = record["identity"]
-    labels = "" if i["label_fraction"] == 1 else f" {100 * i['label_fraction']:g} % of the labels"
-    return (
-        f"{i['method']:>24}  {i['task']} {i['mode']:<8} seed {i['seed']} {i['split']}{labels}: "
-        f"{written(record['metric'], record['score'])}  ({where})"
-    )
-
-
-@contextmanager
-def _others(devices: Sequence[str], threads: int, options: BenchOptions) -> Iterator[None]:
-    """Run one more process of this bench for each of ``devices`` while the block runs, and show the progress of all in one
-    place.
-
-    One that dies leaves its cell to the others, which is said. When this process is asked to stop, so are they. None is
-    left when the block ends: they have the grace of :mod:`ssl3d.signals` to save what they have, and are killed then.
-    """
-    if not devices:
-        yield
-        return
-    from ssl3d import signals
-    from ssl3d.progress import Board, sending
-
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    pipes = [context.Pipe(duplex=False) for _ in devices]
-    processes = [
-        context.Process(target=_work, args=(replace(options, device=device), threads, sender), daemon=True)
-        for device, (_, sender) in zip(devices, pipes, strict=True)
-    ]
-    for process, (_, sender) in zip(processes, pipes, strict=True):
-        process.start()
-        sender.close()  # here; so that the other end tells when the process has ended
-    ending = threading.Event()
-    watcher = threading.Thread(target=_say_who_died, args=(processes, ending), daemon=True)
-    try:
-        pids = [process.pid for process in processes if process.pid is not None]
-        with (
-            Board([receiver for receiver, _ in pipes]) as board,
-            sending(board.mine),
-            signals.passed_on(pids),
-        ):
-            watcher.start()
-            yield
-    finally:  # daemons would go with this process only, which in a test lives on
-        ending.set()
-        _end(processes, signals.GRACE_S if signals.asked() else _END_S)
-
-
-def _end(processes: Sequence[BaseProcess], grace: float) -> None:
-    """End processes: ask them to, and kill those that are there after the grace, such as a suspended one."""
-    for process in processes:
-        process.terminate()
-    last = time.monotonic() + grace
-    for process in processes:
-        process.join(max(0.0, last - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _say_who_died(processes: Sequence[BaseProcess], ending: threading.Event) -> None:
-    """Say of each process that ends by a signal or a fault, before it is told to, that others take over."""
-    from ssl3d.progress import say
-
-    left = {process.sentinel: process for process in processes}
-    while left and not ending.is_set():
-        for sentinel in wait(list(left), timeout=_WATCH_S):
-            process = left.pop(sentinel)  # type: ignore[call-overload, arg-type]
-            code = process.exitcode or 0
-            if code < 0 and not ending.is_set():
-                name = signal.Signals(-code).name
-                say(
-                    f"Process {process.pid} was killed by {name}; the cell that it was at work on is left to the others."
-                )
-            elif code in _FAULTS and not ending.is_set():
-                say(
-                    f"Process {process.pid} ended by a fault (status {code}); its cell is left to the others."
-                )
-
-
-def _work(options: BenchOptions, threads: int, sender: Connection) -> None:
-    """Compute cells of the bench with ``options`` until there are none left, or the process that started this one is."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    quiet_libraries()
-    keep_freed_memory()
-    set_threads(threads)
-    from ssl3d import signals
-    from ssl3d.bench.plan import bench_of
-    from ssl3d.bench.whole import Whole
-    from ssl3d.errors import CellsFailed
-    from ssl3d.progress import quiet, say, sending
-
-    with sending(sender.send), signals.handled():
-        try:
-            with quiet(), redirect_stderr(io.StringIO()):  # what there is to say of the data has been said
-                job = bench_of(options)
-            whole = Whole(job)
-            for record, computed in job.run():
-                if computed:
-                    say(_line(record, whole.said()))
-        except CellsFailed:
-            pass  # written down; the process that prints the table says so
-        except SSL3DError as error:
-            say(f"Process {os.getpid()} stopped: {error}")
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(signals.RESUMABLE)
-        except Exception as error:
-            status = report(error, ("bench",), debug=bool(os.environ.get("SSL3D_DEBUG")))
-            say(f"Process {os.getpid()} stopped by an error: {type(error).__name__}")
-            sys.exit(status)
-
-
-def _leave_with_parent() -> None:
-    """End this process when its parent has ended, however that did: a killed one tells nobody."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # at once: cells, checkpoints and locks are made for that
 
 
 def _options(given: dict[str, Any]) -> BenchOptions:

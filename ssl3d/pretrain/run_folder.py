@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 
 from ssl3d import ranks
 from ssl3d.config import PretrainConfig
-from ssl3d.errors import BusyError, CheckpointError
+from ssl3d.errors import BusyError, CheckpointError, DataError, WriteError
 from ssl3d.files import explained, is_temporary, remove_leftovers, set_aside, write_json
 from ssl3d.locks import Held
 from ssl3d.models.weights.checkpoint import (
@@ -81,6 +81,7 @@ def opened(
     previous = _look(out, resume)
     _same(out, previous, identity)
     if _finished(out, previous):  # the folder may be read-only
+        _forget_lock(out)
         yield RunFolder(out, identity, previous)
         return
     with Held(lock := out / LOCK, wait=False) as mine:
@@ -97,6 +98,13 @@ def opened(
             folder.finished, folder.state = False, _state(out, previous, identity)
             folder.codes = _codes(out, previous, folder.state, code, allow_code_change)
         yield folder
+
+
+def _forget_lock(out: Path) -> None:
+    """Remove the lock of a process that was killed when it had finished."""
+    if (out / LOCK).exists():
+        with suppress(WriteError, DataError), Held(out / LOCK, wait=False):
+            pass
 
 
 class RunFolder:

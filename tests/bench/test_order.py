@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ssl3d.bench.run import RELATIVE_COST, Bench, Cell, Conduct, Grid, Pretraini
 from ssl3d.config import Settings
 from ssl3d.data.splits import Split
 from ssl3d.downstream.tasks import Task
+from ssl3d.locks import this_process
 from ssl3d.models.weights.checkpoint import RUN
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.results.store.store import ResultStore
@@ -61,3 +63,35 @@ def test_a_cost_that_was_measured_decides_and_a_finished_run_is_no_pretraining(
         ("gvsl", 0, "linear"),
         ("gvsl", 1, "linear"),
     ]
+
+
+def test_who_is_waited_for_is_named_with_what_it_holds(smoke: Settings, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, smoke)
+    cells = {
+        (cell.weights.spec.name, cell.seed, cell.mode): cell
+        for cell in bench.cells()
+        if cell.weights.spec.name != "scratch"
+    }
+    assert bench._held(list(cells.values())) == {}
+    held = (cells["gvsl", 0, "linear"].identity, {"run": cells["byol", 1, "linear"].weights.identity})
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with bench.store.claim(held[0]), bench.store.claim(held[1]):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        assert bench._held(list(cells.values())) == {
+            this_process(child): "gvsl, seg linear, seed 0, test and 2 other cells"
+        }
+        assert bench._held([cells["byol", 1, "finetune"]]) == {
+            this_process(child): "the pretraining of byol, seg finetune, seed 1, test"
+        }
+        assert bench._held([cells["gvsl", 0, "linear"]]) == {
+            this_process(child): "gvsl, seg linear, seed 0, test"
+        }
+    finally:
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)

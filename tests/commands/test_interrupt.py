@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
+from ssl3d.bench import whole
 from ssl3d.cli import main
-from ssl3d.commands import bench, data
+from ssl3d.commands import data
 from ssl3d.commands.common import Group
 from ssl3d.pretrain.watch import Watch
 from ssl3d.signals import RESUMABLE
@@ -75,7 +76,7 @@ def test_bench_goes_on_with_the_same_command(tmp_path: Path, monkeypatch: pytest
         "bench", "--preset", "smoke", "--methods", "scratch", "--seeds", "0,1", "--tasks", "ccc", "--modes", "linear",
         "--store", tmp_path / "store",
     ]  # fmt: skip
-    interrupt(monkeypatch, bench, "_line", 1)  # the first cell is done
+    interrupt(monkeypatch, whole, "line", 1)  # the first cell is done
     words = printed(run(*command))
     assert words == list(map(str, command))
     again = run(*words)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,20 @@ def until(true: Callable[[], object], running: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, silence: float = 60.0) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own.
+
+    Args:
+        arguments: of ssl3d.
+        silence: seconds after which a process without a sign of life is killed; a third of it, until that is said.
+    """
+    patient = (
+        "from ssl3d.commands import workers; from ssl3d.cli import main; "
+        f"workers._SAY_SILENT_S, workers._KILL_SILENT_S = {silence / 3}, {silence}; main(prog_name='ssl3d')"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "ssl3d", *map(str, arguments)], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", patient, *map(str, arguments)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
@@ -184,32 +196,55 @@ def worker(process: subprocess.Popen[str]) -> int:
     return 0
 
 
-def bench(tmp_path: Path, seeds: str = "0,1,2,3") -> list[object]:
+def bench(tmp_path: Path, seeds: str = "0,1") -> list[object]:
     return [
         "bench", "--preset", "smoke", "--methods", "denoising", "--seeds", seeds, "--tasks", "ccc", "--modes", "linear",
         "--jobs", 2, "--threads", 1, "--store", tmp_path / "store", "--cache", tmp_path / "cache",
         "--set", "pretrain.steps=60", "--set", "pretrain.checkpoint_every=1000",
+        "--set", "pretrain.log_every=1",
     ]  # fmt: skip
 
 
-def locks(tmp_path: Path) -> str:
-    return "".join(path.read_text() for path in tmp_path.glob("store/runs/*/run.lock"))
+def run_of(process: int, tmp_path: Path) -> Path | None:
+    """Return the folder of the run that a process is at work on."""
+    for lock in tmp_path.glob("store/runs/*/run.lock"):
+        with suppress(FileNotFoundError):
+            if f"process {process} " in lock.read_text():
+                return lock.parent
+    return None
+
+
+def steps(folder: Path) -> int:
+    """Return how many lines the log of a run has."""
+    log = folder / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 @pytest.mark.thorough
-def test_bench_passes_the_signal_on_and_leaves_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT], ids=["to the parent", "by a terminal, to all"]
+)
+def test_bench_passes_the_signal_on_and_leaves_nobody(tmp_path: Path, number: signal.Signals) -> None:
     process = start(*bench(tmp_path))
     until(
-        lambda: (one := worker(process)) and f"process {one} " in locks(tmp_path),
+        lambda: (theirs := run_of(worker(process), tmp_path)) and steps(theirs),
         lambda: process.poll() is None,
     )
-    everybody = children(process.pid)
-    process.send_signal(signal.SIGTERM)
+    theirs = run_of(worker(process), tmp_path)
+    assert theirs is not None
+    everybody, workers = children(process.pid), [worker(process)]
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == RESUMABLE, said
-    assert not [child for child in everybody if alive(child)]
+    assert not [child for child in workers if alive(child)]
+    # What Python itself starts, to remove what processes share, ends when it notices.
+    until(lambda: not [child for child in everybody if alive(child)], lambda: True)
     assert "Traceback" not in said
-    assert list(tmp_path.glob("store/runs/*/state-*.safetensors"))
+    # One that took the two signals, of the terminal and of its parent, for two requests would have saved nothing.
+    assert list(theirs.glob("state-*.safetensors")) and not (theirs / "backbone.safetensors").exists()
     again = subprocess.run(
         [sys.executable, "-m", "ssl3d", *goes_on_with(said)],
         text=True,
@@ -217,18 +252,27 @@ def test_bench_passes_the_signal_on_and_leaves_nobody(tmp_path: Path) -> None:
         timeout=2 * WAIT_S,
     )
     assert again.returncode == 0, again.stderr
-    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 4
+    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 2
 
 
 @pytest.mark.thorough
-def test_the_cell_of_a_killed_worker_is_done_by_another_and_said(tmp_path: Path) -> None:
-    process = start(*bench(tmp_path, "0,1,2"))
-    until(
-        lambda: (one := worker(process)) and f"process {one} " in locks(tmp_path),
-        lambda: process.poll() is None,
-    )
-    os.kill(worker(process), signal.SIGKILL)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
+def test_the_cell_of_a_worker_that_is_killed_or_suspended_is_done_by_another_and_said(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(*bench(tmp_path), silence=60.0 if number is signal.SIGKILL else 6.0)
+    until(lambda: run_of(worker(process), tmp_path), lambda: process.poll() is None)
+    os.kill(one := worker(process), number)
     said = process.communicate(timeout=2 * WAIT_S)[1]
     assert process.returncode == 0, said
-    assert "was killed by SIGKILL; the cell that it was at work on is left to the others" in said
-    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 3
+    if number is signal.SIGSTOP:
+        assert f"Waiting for process {one} on " in said, said
+        held = r"denoising, ccc linear, seed \d, \w+"
+        silent = rf"Process {one}, which holds {held}, has shown no sign of life for"
+        assert re.search(rf"{silent} 2 s\. .*kill -CONT {one} ", said), said
+        assert re.search(rf"{silent} 6 s\. It is killed", said), said
+    assert (
+        f"Process {one} was killed by SIGKILL; the cell that it was at work on is left to the others" in said
+    )
+    assert not alive(one)
+    assert len(list((tmp_path / "store" / "records").glob("*.json"))) == 2

@@ -274,6 +274,16 @@ class ResultStore:
             DataError: the file system has no locks.
             RuntimeError: this thread holds it already.
         """
-        path = self.root / "locks" / f"{identity_hash(identity)}.lock"
-        with Held(path, wait) as held:
+        with Held(self._lock(identity), wait) as held:
             yield held
+
+    def holder(self, identity: Mapping[str, Any]) -> str | None:
+        """Return which process has claimed ``identity`` (:func:`ssl3d.locks.this_process`); None: nobody.
+
+        One that was killed is named until the next one claims it.
+        """
+        path = self._lock(identity)
+        return Held(path, wait=False).owner() if path.exists() else None
+
+    def _lock(self, identity: Mapping[str, Any]) -> Path:
+        return self.root / "locks" / f"{identity_hash(identity)}.lock"
