@@ -33,6 +33,7 @@ class MemoryCohort(ArrayVolumes):
     classes: list[tuple[int, ...]] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     target_names: dict[int, str] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def cases(self) -> list[MemoryCase]:

@@ -6,6 +6,7 @@ other longer than they compute.
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,21 @@ from ssl3d.config import Settings, load_settings
 
 torch.set_num_threads(1)
 
+_MANY_OBJECTS = 100_000
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("SSL3D_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _little_for_the_collector() -> None:
+    """Leave what modules hold to itself: each pretraining collects garbage, which takes half a second for torch's."""
+    if len(gc.get_objects()) > _MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -158,6 +158,7 @@ def _say_who_died(processes: Sequence[BaseProcess], ending: threading.Event) -> 
     while left and not ending.is_set():
         for sentinel in wait(list(left), timeout=_WATCH_S):
             process = left.pop(sentinel)  # type: ignore[call-overload, arg-type]
+            process.join()  # it has closed its files, and is about to end
             code = process.exitcode or 0
             if code < 0 and not ending.is_set():
                 name = signal.Signals(-code).name
