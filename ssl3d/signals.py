@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,9 +25,12 @@ RESUMABLE = 75
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
+PASSED_ON = getattr(signal, "SIGUSR2", signal.SIGTERM)
+"""What a process sends to those that it has started when it is asked to stop."""
+
 _asked: int | None = None
-_asked_at = 0.0
-_same_s = 0.0
+_seen: set[int] = set()
+_started = False
 _listeners = 0
 _others: list[int] = []
 
@@ -46,18 +48,22 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def handled(same_s: float = 0.0) -> Iterator[None]:
+def handled(started: bool = False) -> Iterator[None]:
     """Handle the signals inside; in threads other than the main one, or where it is done already, change nothing.
 
     Args:
-        same_s: seconds in which another signal is the same request: where they come by two ways, directly and passed on.
+        started: by another process that passes its signals on. A terminal and a scheduler send theirs to both, so one is
+            a second request only where it comes a second time.
     """
-    global _asked, _same_s
+    global _asked, _started
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    before: dict[int, Any] = {number: signal.signal(number, _stop) for number in STOPPING}
-    _asked, _same_s = None, same_s
+    before: dict[int, Any] = {
+        number: signal.signal(number, _stop) for number in (*STOPPING, *([PASSED_ON] if started else []))
+    }
+    _asked, _started = None, started
+    _seen.clear()
     try:
         yield
     finally:
@@ -81,7 +87,7 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def passed_on(processes: Iterable[int]) -> Iterator[None]:
-    """Pass each signal on to other processes inside, by SIGTERM.
+    """Pass each signal on to other processes inside, as :data:`PASSED_ON`.
 
     Args:
         processes: their ids, of children that are joined after the block only: an id is not used again before that.
@@ -104,7 +110,7 @@ def put_off() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, PASSED_ON))
     try:
         yield
     finally:
@@ -114,7 +120,7 @@ def put_off() -> Iterator[None]:
 def receive() -> None:
     """Take signals again that were put off when this process was started, and those that have come since."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, PASSED_ON))
 
 
 def asked() -> bool:
@@ -138,14 +144,15 @@ def check() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    global _asked, _asked_at
-    now, first = time.monotonic(), _asked is None
-    if not first and now - _asked_at < _same_s:
+    global _asked
+    first, again = _asked is None, number in _seen
+    _seen.add(number)
+    if _started and not first and not again:
         return
-    _asked, _asked_at = _asked or number, now
+    _asked = _asked or number
     for process in _others:
         with suppress(OSError):  # it has ended
-            os.kill(process, signal.SIGTERM)
+            os.kill(process, PASSED_ON)
     if not first or not _listeners:
         raise Stopped(_asked)
     # Not print(): the main thread may be inside of one, and cannot be entered twice.

@@ -34,7 +34,6 @@ _END_S, _WATCH_S = 5.0, 0.5
 _FAULTS = (1, USER, SOFTWARE)
 _BEAT_S, _LONGEST_LOOK_S = 1.0, 5.0
 _SAY_SILENT_S, _KILL_SILENT_S = 10.0, 60.0
-_SAME_SIGNAL_S = 1.0
 
 
 @contextmanager
@@ -183,8 +182,7 @@ def _work(options: BenchOptions, threads: int, sender: Connection, beat: c_ulong
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import quiet, say, sending
 
-    # A terminal, or a scheduler, sends its signal to all processes, and the parent passes it on, too.
-    with sending(sender.send), signals.handled(_SAME_SIGNAL_S):
+    with sending(sender.send), signals.handled(started=True):
         try:
             signals.receive()
             with quiet(), redirect_stderr(io.StringIO()):  # what there is to say of the data has been said

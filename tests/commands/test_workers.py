@@ -86,16 +86,18 @@ def test_time_in_which_this_process_was_suspended_does_not_count(monkeypatch: py
     assert scene.first.running and not scene.said
 
 
-@pytest.mark.parametrize("same_s, stopped", [(60.0, False), (0.0, True)])
-def test_a_signal_that_comes_by_two_ways_is_one_request(same_s: float, stopped: bool) -> None:
-    with signals.handled(same_s), signals.listening():
+@pytest.mark.parametrize("started, second, stopped", [
+    (True, signals.PASSED_ON, False), (True, signal.SIGINT, True), (False, signal.SIGTERM, True),
+])  # fmt: skip
+def test_a_signal_that_comes_by_two_ways_is_one_request(started: bool, second: int, stopped: bool) -> None:
+    with signals.handled(started), signals.listening():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.asked()
         if stopped:
             with pytest.raises(signals.Stopped):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), second)
         else:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), second)
 
 
 def test_a_signal_that_is_put_off_comes_later() -> None:

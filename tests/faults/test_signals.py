@@ -23,7 +23,7 @@ from ssl3d import signals
 from ssl3d.cli import main
 from ssl3d.signals import GRACE_S, RESUMABLE
 
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 def until(true: Callable[[], object], running: Callable[[], bool]) -> None:
