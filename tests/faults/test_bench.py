@@ -67,6 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
     return results(store)
 
 
+@pytest.mark.timeout(3600 if FULL else 600)
 def test_killed_at_any_operation_the_same_bench_finishes(
     tmp_path: Path, whole: list[tuple[Any, ...]], record_property: Callable[[str, object], None]
 ) -> None:

@@ -94,6 +94,7 @@ def killed_at(point: int, folder: Path) -> Path:
     return out
 
 
+@pytest.mark.timeout(3600 if FULL else 600)
 def test_killed_at_any_operation_the_same_command_or_resume_ends_the_same(
     tmp_path: Path, whole: Path, record_property: Callable[[str, object], None]
 ) -> None:

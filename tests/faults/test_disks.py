@@ -40,6 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.timeout(3600 if FULL else 600)
 def test_refused_at_any_operation_of_a_pretraining(
     tmp_path: Path, whole: Path, record_property: Callable[[str, object], None]
 ) -> None:

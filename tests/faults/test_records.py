@@ -120,6 +120,7 @@ def used(store: Path, out: Path) -> None:
         export(records, out / f"{what}.csv", what)
 
 
+@pytest.mark.timeout(4 * 3600 if FULL else 600)
 def test_every_field_of_a_record_may_hold_anything(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
