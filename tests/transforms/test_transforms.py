@@ -100,6 +100,8 @@ def pretended() -> Iterator[None]:
     """A CUDA device that computes shapes only: whatever would read a value back raises."""
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(ssl3d.rng, "_has_philox", lambda device: True)
+        # Not known to pretended tensors; it copies on the host, and waits for no device.
+        patch.setattr(torch.Tensor, "pin_memory", lambda x: x)
         ssl3d.rng._normal_table.cache_clear()
         ssl3d.rng._normal_table(torch.device("cuda:0"))  # waits, once a process
         with Waits():
