@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl3d.errors import ConfigError, PluginError
 from ssl3d.models.backbone import Backbone, Features
+from ssl3d.registry.registry import registry
 
 __without_effect__ = "it looks at networks and changes none"
 
@@ -94,6 +95,16 @@ def check_shapes(backbone: Backbone, x: Tensor) -> None:
                 "look at its initial weights and norms")  # fmt: skip
 
 
+def check_class(name: str) -> None:
+    """Raise PluginError for a backbone of which no object can be made, for it lacks ``encode`` or ``decode``."""
+    cls = registry().backbones.get(name).load()
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(
+            _told(cls, f"it has no {' and no '.join(missing)}. Fix: write them: docs/plugins.md shows both")
+        )
+
+
 def check_contract(backbone: Backbone, crop: Sequence[int] | None = None) -> None:
     """Raise PluginError for a backbone that methods could not train or tasks not evaluate.
 
@@ -112,15 +123,14 @@ def check_contract(backbone: Backbone, crop: Sequence[int] | None = None) -> Non
         finally:
             backbone.train(training)
     except Breach as breach:
-        raise PluginError(_told(backbone, f"{breach}. Fix: {breach.fix}")) from None
+        raise PluginError(_told(type(backbone), f"{breach}. Fix: {breach.fix}")) from None
     except ConfigError:
         raise
     except Exception as error:
-        raise PluginError(_told(backbone, f"{type(error).__name__}: {error}")) from error
+        raise PluginError(_told(type(backbone), f"{type(error).__name__}: {error}")) from error
 
 
-def _told(backbone: Any, problem: str) -> str:
-    cls = type(backbone)
+def _told(cls: type[Backbone], problem: str) -> str:
     return (
         f"The backbone {cls.name} ({cls.__module__}.{cls.__qualname__}) cannot be trained: {problem}\n"
         f"Everything that is wrong with it: ssl3d check {cls.name}"

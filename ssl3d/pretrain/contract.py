@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ssl3d.errors import TrainingError
+from ssl3d.errors import PluginError, TrainingError
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.pretext import HELD_BACK_SCORE
 
@@ -16,6 +16,17 @@ __without_effect__ = "it refuses, or changes nothing"
 
 RESERVED = ("step", "lr", HELD_BACK_SCORE)
 """Names that a line of the log has already."""
+
+
+def check_functions(cls: type[Method]) -> None:
+    """Raise PluginError for a method that trains something and lacks ``views`` or ``training_step``."""
+    missing = [name for name in ("views", "training_step") if getattr(cls, name) is getattr(Method, name)]
+    if missing and cls.trains != "none":
+        raise PluginError(
+            f"The method {cls.name} ({cls.__module__}.{cls.__qualname__}) cannot be trained: it has no "
+            f"{' and no '.join(missing)}. Fix: write them: docs/plugins.md shows a whole method\n"
+            f"Everything that is wrong with it: ssl3d check {cls.name}"
+        )
 
 
 def check_losses(losses: object, method: Method) -> None:

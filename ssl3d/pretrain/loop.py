@@ -17,13 +17,13 @@ from ssl3d.environment import device_name, environment
 from ssl3d.errors import ConfigError, count
 from ssl3d.geometry import full_precision
 from ssl3d.marks import without_effect
-from ssl3d.models.contract import check_contract
+from ssl3d.models.contract import check_class, check_contract
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.norms import check_norms
 from ssl3d.models.regions import check_parts, compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
-from ssl3d.pretrain.contract import check_losses
+from ssl3d.pretrain.contract import check_functions, check_losses
 from ssl3d.pretrain.method import Method, Progress
 from ssl3d.pretrain.monitor import collapse_measures
 from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
@@ -80,10 +80,12 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int, processes: int = 
     ``processes``: how many are to train together.
 
     Builds the method once on the CPU: a backbone option, a head that does not fit, an optimizer
-    that does not exist or a crop too small for the depth all show here. So does a backbone that does not
-    keep its contract (PluginError).
+    that does not exist or a crop too small for the depth all show here. So do a backbone that does not
+    keep its contract and a function that a plugin lacks (PluginError).
     """
     check_optimizer(settings.pretrain.optimizer)
+    check_functions(spec.cls)
+    check_class(settings.backbone.name)
     cpu = torch.device("cpu")
     backbone = build_backbone(settings.backbone, seed)
     check_contract(backbone)

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from faults.runs import Plain, run, states
-from ssl3d.errors import TrainingError
+from ssl3d.config import load_settings
+from ssl3d.errors import PluginError, TrainingError
+from ssl3d.pretrain.contract import check_functions
+from ssl3d.pretrain.loop import check_run
+from ssl3d.pretrain.method import Method
+from ssl3d.pretrain.spec import MethodSpec
 
 RETURNED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "None": (lambda loss: None, "returned None, which is no dictionary"),
@@ -46,3 +51,22 @@ def test_what_a_training_step_returns_is_refused_by_name_and_place(tmp_path: Pat
     with pytest.raises(TrainingError, match=f"plain: .*{message}{place}"):
         run(tmp_path / "run", Odd, checkpoint_every=1, steps=4)
     assert states(tmp_path / "run")[-1] == "state-00000002.safetensors"
+
+
+def test_a_function_that_a_method_lacks_is_named_before_any_data_are_read() -> None:
+    class NoStep(Plain):
+        training_step = Method.training_step
+
+    class Empty(NoStep):
+        views = Method.views
+
+    class Untrained(Empty):
+        trains = "none"
+
+    for cls, lacks in ((NoStep, "no training_step"), (Empty, "no views and no training_step")):
+        with pytest.raises(
+            PluginError, match=rf"The method plain \(.*\) cannot be trained: it has {lacks}\. Fix: "
+        ):
+            check_run(MethodSpec("plain", cls, cls.Config(), ""), load_settings("smoke"), 0)
+    check_functions(Untrained)
+    check_functions(Plain)

@@ -63,6 +63,16 @@ class NoDecoder(Sound):
         return F.interpolate(self.up(features[-1]), features.size, mode="trilinear")
 
 
+class NoDecode(Backbone):
+    """Lacks decode, so that no object of it can be made."""
+
+    name = "sound_net"
+    Config = Sound.Config
+
+    def encode(self, x: Tensor) -> Features:
+        raise AssertionError("nobody can call it")
+
+
 class WrongGlobal(Sound):
     """Says half the channels of f^g."""
 
@@ -289,7 +299,7 @@ def test_faulty_backbones_are_named_once_with_place_and_hint(
     assert re.search(r"test_backbones\.py:\d+ in ", failed[0].where) and failed[0].hint, failed[0]
 
 
-@pytest.mark.parametrize("cls", [NoDecoder, WrongLocal, CoarseGrid, PlainList])
+@pytest.mark.parametrize("cls", [NoDecoder, NoDecode, WrongLocal, CoarseGrid, PlainList])
 def test_a_faulty_backbone_is_named_before_any_training(
     cls: type[Backbone], volume_folder: Path, tmp_path: Path
 ) -> None:
