@@ -30,7 +30,7 @@ class Job:
     def cells(self) -> list[Any]:
         return [SimpleNamespace(identity=number) for number in range(5)]
 
-    def run(self) -> Iterator[Any]:
+    def run(self, waiting: Any = None) -> Iterator[Any]:
         raise ConfigError(f"the first process computes on {self.device}")
 
 
@@ -40,7 +40,7 @@ class Context:
     def __init__(self) -> None:
         self.devices: list[str] = []
 
-    Pipe = staticmethod(multiprocessing.Pipe)
+    Pipe, Value = staticmethod(multiprocessing.Pipe), staticmethod(multiprocessing.Value)
 
     def Process(self, target: Any, args: tuple[Any, ...], daemon: bool) -> Any:
         self.devices.append(args[0].device)
@@ -68,7 +68,7 @@ def test_processes_take_the_visible_gpus_in_turn_by_number(
     monkeypatch.setattr("ssl3d.device.visible_gpus", lambda: gpus)
     monkeypatch.setattr("ssl3d.bench.plan.bench_of", lambda options: Job(torch.device(device)))
     monkeypatch.setattr("ssl3d.bench.whole.Whole", lambda job: None)
-    monkeypatch.setattr("ssl3d.commands.bench.multiprocessing.get_context", lambda kind: context)
+    monkeypatch.setattr("ssl3d.commands.workers.multiprocessing.get_context", lambda kind: context)
     result = CliRunner().invoke(main, ["bench", "--store", str(tmp_path / "s"), "--device", device, *more])
     assert result.exit_code == 2 and f"computes on {first}" in result.output.split("\n")[0], result.output
     assert context.devices == others
