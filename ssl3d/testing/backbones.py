@@ -68,7 +68,12 @@ class BackboneChecks(Checks):
         "bfloat16_and_channels_last_work",
         "it_is_pretrained_evaluated_and_exported",
     )
-    essential = ("it_can_be_built", "its_parts_are_there", "features_have_the_declared_shapes")
+    essential = (
+        "declarations_make_sense",
+        "it_can_be_built",
+        "its_parts_are_there",
+        "features_have_the_declared_shapes",
+    )
 
     def __init__(self, cls: type[Backbone], settings: Settings) -> None:
         self.cls, self.settings = cls, settings

@@ -258,6 +258,7 @@ def test_sound_backbones_pass(name: Any) -> None:
 @pytest.mark.parametrize(
     ("cls", "check", "message"),
     [
+        (NoDecode, "declarations make sense", "it has no decode"),
         (NoDecoder, "its parts are there", "it has no decoder"),
         (WrongGlobal, "features have the declared shapes", "has 4 channels, and global_channels = 2"),
         (
@@ -293,8 +294,7 @@ def test_faulty_backbones_are_named_once_with_place_and_hint(
     cls: type[Backbone], check: str, message: str
 ) -> None:
     failed = [c for c in checks(cls).run(skip=[LAST]) if c.failed]
-    if cls is not NoDefault:  # without the option there is nothing to build
-        assert [c.name for c in failed] == [check], [c.told() for c in failed]
+    assert [c.name for c in failed] == [check], [c.told() for c in failed]
     assert re.search(message, failed[0].seen), failed[0].seen
     assert re.search(r"test_backbones\.py:\d+ in ", failed[0].where) and failed[0].hint, failed[0]
 
