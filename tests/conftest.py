@@ -33,7 +33,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def _little_for_the_collector() -> None:
-    """Leave what modules hold to itself: each pretraining collects garbage, which takes half a second for torch's."""
+    """Leave what modules hold to itself: jobs collect garbage before they measure memory, half a second for torch's."""
     if len(gc.get_objects()) > _MANY_OBJECTS:
         gc.collect()
         gc.freeze()

@@ -127,8 +127,10 @@ def trained(
     return Trained(method, start, run, settings.pretrain.crop, device)
 
 
-def match_with(gvsl: Trained, labelled: PreparedCohort, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-    """Return the scores of every pair by every way of warping but the single matrix, and the spreads of psi^g."""
+def match_with(
+    gvsl: Trained, labelled: PreparedCohort, pairs: list[tuple[int, int]], single: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Return the scores of every pair by every way of warping, and the spreads of psi^g; ``single``: by one matrix."""
     found, start = (
         evaluate_matching(method, labelled, pairs, gvsl.edges, gvsl.device)
         for method in (gvsl.method, gvsl.start)
@@ -143,7 +145,7 @@ def match_with(gvsl: Trained, labelled: PreparedCohort, pairs: list[tuple[int, i
         "scores": {
             "not aligned": found[NOT_ALIGNED],
             "not trained": start[PREDICTED],
-            "one matrix": [],
+            "one matrix": single,
             "affine only": found[AFFINE_ONLY],
             "GVSL": found[PREDICTED],
         },
@@ -226,12 +228,12 @@ def main() -> None:
     labelled = task_cohort(registry().tasks.get("shc").load(), None, settings, args.cache)
     pairs = labelled_pairs(labelled, args.pairs)
     best = one_matrix(labelled, pairs, settings.pretrain.crop)
+    single = scores_of_matrix(best, labelled, pairs, settings.pretrain.crop)
     runs = []
     for seed in args.seeds:
         folder = args.runs / f"matching-{args.method}-{args.preset}-seed{seed}"
-        found = match_with(trained(folder, args.method, settings, seed, unlabelled, device), labelled, pairs)
-        found["scores"]["one matrix"] = scores_of_matrix(best, labelled, pairs, settings.pretrain.crop)
-        runs.append({"seed": seed, **found})
+        gvsl = trained(folder, args.method, settings, seed, unlabelled, device)
+        runs.append({"seed": seed, **match_with(gvsl, labelled, pairs, single)})
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {

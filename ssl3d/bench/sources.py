@@ -13,7 +13,7 @@ from ssl3d.config import PhantomConfig, Settings, validate
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.suffixes import IMAGE_SUFFIXES
 from ssl3d.data.layouts.listing import Listing, list_cases
-from ssl3d.data.layouts.recognize import said_to_be
+from ssl3d.data.layouts.recognize import other_layout_named
 from ssl3d.data.prepared.build import Policy, prepare
 from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.data.prepared.steps import Preparation
@@ -90,11 +90,8 @@ def open_dataset(
     after = {key: value for key, value in chosen.items() if key not in ("affine", "channel")}
     # Names that are said need not be read, and may be said because the data's own file makes no sense.
     named = "label_values" in chosen
-    try:
+    with other_layout_named(root, name):
         opened = dataset.with_facts(**before).open(root, labels and not named)
-    except DataError as error:
-        other = said_to_be(root, name)
-        raise DataError(f"{error}\n{other}" if other else str(error)) from error
     return opened.with_facts(**after)
 
 

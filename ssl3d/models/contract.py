@@ -95,14 +95,20 @@ def check_shapes(backbone: Backbone, x: Tensor) -> None:
                 "look at its initial weights and norms")  # fmt: skip
 
 
+WRITE_BOTH = "write them: docs/plugins.md shows both"
+
+
+def missing_functions(cls: Any) -> str:
+    """Return which functions of :class:`Backbone` a class lacks, as "it has no decode"; "" where it has all."""
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    return f"it has no {' and no '.join(missing)}" if missing else ""
+
+
 def check_class(name: str) -> None:
     """Raise PluginError for a backbone of which no object can be made, for it lacks ``encode`` or ``decode``."""
     cls = registry().backbones.get(name).load()
-    missing = sorted(getattr(cls, "__abstractmethods__", ()))
-    if missing:
-        raise PluginError(
-            _told(cls, f"it has no {' and no '.join(missing)}. Fix: write them: docs/plugins.md shows both")
-        )
+    if missing := missing_functions(cls):
+        raise PluginError(_told(cls, f"{missing}. Fix: {WRITE_BOTH}"))
 
 
 def check_contract(backbone: Backbone, crop: Sequence[int] | None = None) -> None:

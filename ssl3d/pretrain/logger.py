@@ -11,6 +11,9 @@ __without_effect__ = "it is told what was computed"
 End = Literal["finished", "stopped", "failed"]
 """How a run has ended; one that was stopped, by a signal or Ctrl-C, can be resumed."""
 
+RUN_ID = "ssl3d-run-id"
+"""File, in a logger's own folder, with the id under which a resumed run goes on in the program that is told."""
+
 
 class Logger:
     """Tells the course of one run to another program; ``pretrain.loggers`` names the loggers of a run.

@@ -20,7 +20,7 @@ from ssl3d.downstream.problems.problem import MODES
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone
-from ssl3d.models.contract import Breach, check_parts, check_shapes
+from ssl3d.models.contract import WRITE_BOTH, Breach, check_parts, check_shapes, missing_functions
 from ssl3d.models.factory import seeded
 from ssl3d.models.regions import recompute_blocks
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors, weights_fingerprint
@@ -126,13 +126,8 @@ class BackboneChecks(Checks):
         config = getattr(cls, "Config", None)
         demand(isinstance(config, type) and issubclass(config, Model), f"Config = {config!r}", "Config",
                "class Config(ssl3d.config.Model): one typed field an option")  # fmt: skip
-        missing = sorted(getattr(cls, "__abstractmethods__", ()))
-        demand(
-            not missing,
-            f"it has no {' and no '.join(missing)}",
-            None,
-            "write them: docs/plugins.md shows both",
-        )
+        missing = missing_functions(cls)
+        demand(not missing, missing, None, WRITE_BOTH)
         try:
             validate(cls.Config, {}, f"backbone {cls.name}")
         except ConfigError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ssl3d.config import Model, validate
 from ssl3d.data.cohort import Dataset
@@ -15,7 +15,7 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.pretrain.logger import Logger
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.spec import MethodSpec, resolve_method
-from ssl3d.registry.registry import registry
+from ssl3d.registry.registry import Catalogue, registry
 from ssl3d.results.formats.format import TableFormat
 from ssl3d.testing.backbones import BackboneChecks
 from ssl3d.testing.checks import Report
@@ -25,6 +25,13 @@ from ssl3d.testing.loggers import LoggerChecks
 from ssl3d.testing.settings import conformance_settings
 from ssl3d.testing.suite import Suite
 from ssl3d.testing.tasks import TaskChecks
+
+T = TypeVar("T")
+
+
+def _loaded(catalogue: Catalogue[T], given: str | T) -> T:
+    """Return what is registered under a name, or what is given itself."""
+    return catalogue.get(given).load() if isinstance(given, str) else given
 
 
 def method_suite(
@@ -78,7 +85,7 @@ def check_method(
 
 def backbone_checks(backbone: str | type[Backbone], overrides: Sequence[str] = ()) -> BackboneChecks:
     """Return the checks of a backbone; the arguments are those of :func:`check_backbone`."""
-    cls = registry().backbones.get(backbone).load() if isinstance(backbone, str) else backbone
+    cls = _loaded(registry().backbones, backbone)
     name = backbone if isinstance(backbone, str) else str(getattr(cls, "name", cls.__name__))
     return BackboneChecks(cls, conformance_settings(overrides, backbone=name))
 
@@ -195,7 +202,7 @@ def check_task(
 
 def format_checks(format: str | TableFormat) -> FormatChecks:
     """Return the checks of a table format."""
-    return FormatChecks(registry().table_formats.get(format).load() if isinstance(format, str) else format)
+    return FormatChecks(_loaded(registry().table_formats, format))
 
 
 def check_format(format: str | TableFormat, *, skip: Collection[str] = ()) -> Report:
@@ -218,7 +225,7 @@ def check_format(format: str | TableFormat, *, skip: Collection[str] = ()) -> Re
 
 def logger_checks(logger: str | type[Logger]) -> LoggerChecks:
     """Return the checks of a logger."""
-    return LoggerChecks(registry().loggers.get(logger).load() if isinstance(logger, str) else logger)
+    return LoggerChecks(_loaded(registry().loggers, logger))
 
 
 def check_logger(logger: str | type[Logger], *, skip: Collection[str] = ()) -> Report:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,15 +51,6 @@ def cohort(kind: str) -> MemoryCohort:
     elif kind == "regression":
         found.values = [40.0 + 20 * target + i / 7 for i, target in enumerate(found.targets)]
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_long_collections() -> Iterator[None]:
-    """Each evaluation collects garbage before it measures memory; what is imported by now is none."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 TASKS = {

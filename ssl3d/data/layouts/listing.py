@@ -12,9 +12,9 @@ from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.entries import LeftOut, leads_nowhere, walk
 from ssl3d.data.files.findings import Finding
 from ssl3d.data.files.suffixes import image_suffix
-from ssl3d.data.layouts.recognize import said_to_be
+from ssl3d.data.layouts.recognize import other_layout_named, said_to_be
 from ssl3d.data.people import Guess, guess_people, subjects_of
-from ssl3d.errors import DataError, count
+from ssl3d.errors import count
 from ssl3d.remedies import FETCH, SAY_SUBJECTS
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,9 @@ def list_cases(dataset: Dataset, root: Path) -> Listing:
     Raises:
         DataError: the folder is of another layout, or the subject pattern does not match every case.
     """
-    other = said_to_be(root, dataset.name)
-    try:
+    with other_layout_named(root, dataset.name):
         cases = dataset.cases(root)
-    except DataError as error:
-        raise DataError(f"{error}\n{other}" if other else str(error)) from error
-    if other and dataset.lists_folder:
+    if dataset.lists_folder and (other := said_to_be(root, dataset.name)):
         logger.warning("WARNING: %s It is read with the layout %s.", other, dataset.name)
     told = dataset.left_out(root)
     told += _unused(dataset, root, cases, told)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssl3d.errors import ReadError
+from ssl3d.errors import DataError, ReadError
 from ssl3d.files import MOST_JSON_BYTES, parse_json, read_bytes
 
 
@@ -42,6 +44,18 @@ def said_to_be(root: Path, layout: str) -> str:
         f"{Path(root) / file} is that of the layout {other}: write {other}={root} for --data and --task-data, "
         f"--as {other} for data verify and data prepare."
     )
+
+
+@contextmanager
+def other_layout_named(root: Path, layout: str) -> Iterator[None]:
+    """Add to a DataError inside, of reading ``root`` with ``layout``, that the folder is of another layout, if it is."""
+    try:
+        yield
+    except DataError as error:
+        other = said_to_be(root, layout)
+        if not other:
+            raise
+        raise DataError(f"{error}\n{other}") from error
 
 
 def _object(path: Path) -> dict[str, Any] | None:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ssl3d.files import read_bytes, write_bytes
-from ssl3d.pretrain.logger import End, Logger
+from ssl3d.pretrain.logger import RUN_ID, End, Logger
 
 __without_effect__ = "it is told what was computed"
 
-ID = "ssl3d-run-id"
-"""File with the id of the run, under which a resumed one goes on."""
 STATUS: dict[End, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AT_ONCE = 100
 """Parameters that a call may have."""
@@ -44,14 +42,14 @@ class MLflow(Logger):
         place.mkdir(parents=True, exist_ok=True)
         own = f"sqlite:///{(place / 'mlflow.db').resolve()}"
         self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", own))
-        if step and (place / ID).is_file():
-            self._id = read_bytes(place / ID).decode()
+        if step and (place / RUN_ID).is_file():
+            self._id = read_bytes(place / RUN_ID).decode()
             self._client.update_run(self._id, "RUNNING")
             return
         experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "ssl3d"), place)
         created = self._client.create_run(experiment, run_name=os.environ.get("MLFLOW_RUN_NAME", folder.name))
         self._id = created.info.run_id
-        write_bytes(place / ID, self._id.encode())
+        write_bytes(place / RUN_ID, self._id.encode())
         facts = [Param(_allowed(key), value[:LONGEST]) for key, value in _flat(run)]
         for first in range(0, len(facts), AT_ONCE):
             self._client.log_batch(self._id, params=facts[first : first + AT_ONCE])

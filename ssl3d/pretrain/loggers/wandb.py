@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ssl3d.files import read_bytes, write_bytes
-from ssl3d.pretrain.logger import End, Logger
+from ssl3d.pretrain.logger import RUN_ID, End, Logger
 
 __without_effect__ = "it is told what was computed"
-
-ID = "ssl3d-run-id"
-"""File with the id of the run, under which a resumed one goes on."""
 
 
 class WeightsAndBiases(Logger):
@@ -29,13 +26,13 @@ class WeightsAndBiases(Logger):
         import wandb
 
         place = folder / "wandb"
-        if step == 0 or not (place / ID).is_file():
-            write_bytes(place / ID, uuid.uuid4().hex[:8].encode())
+        if step == 0 or not (place / RUN_ID).is_file():
+            write_bytes(place / RUN_ID, uuid.uuid4().hex[:8].encode())
         self._run = wandb.init(
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]  # wandb says what is wrong with it
             project=os.environ.get("WANDB_PROJECT", "ssl3d"),
             name=os.environ.get("WANDB_NAME", folder.name),
-            id=read_bytes(place / ID).decode(),
+            id=read_bytes(place / RUN_ID).decode(),
             resume="allow",
             dir=str(folder),
             config=dict(run),

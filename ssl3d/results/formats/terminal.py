@@ -29,10 +29,11 @@ def render_rich(model: TableModel, console: Console | None = None) -> str:
             colours when that is no terminal (a log, a pipe) and COLUMNS is not set.
     """
     console = console or _standard_console()
-    wrapped = console.is_terminal  # a line of a log or a pipe stays one, as searching it needs
+    styled = console.is_terminal
 
     def say(text: str, style: str) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrapped)
+        # A line of a log or a pipe stays one, as searching it needs.
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not styled)
 
     with console.capture() as capture:
         for number, table in enumerate(model.tables):
@@ -43,7 +44,6 @@ def render_rich(model: TableModel, console: Console | None = None) -> str:
                 console.print()
                 console.print(block)
             console.print()
-            styled = console.is_terminal
             say(
                 wording.legend(table, best="bold" if styled else "*", second="underlined" if styled else ""),
                 "dim",
