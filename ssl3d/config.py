@@ -344,15 +344,17 @@ class DownstreamConfig(Model):
     windows: Annotated[PositiveInt | Literal["auto"], WITHOUT_EFFECT] = "auto"
     """Windows that pass the network together at inference; `auto`: 128,000 voxels of them on a CPU, 2,097,152 (128^3) on a
     GPU, one at least."""
-    head_kernel: Annotated[Literal[1, 3], CountsFor(("segmentation",), ("linear", "finetune"))] = 1
+    head_kernel: Annotated[
+        Literal[1, 3], CountsFor(("segmentation",), ("linear", "multiscale", "finetune"))
+    ] = 1
     """Kernel of the segmentation head: 1 (linear per voxel) or 3 (the released code's)."""
     feature_budget_mib: Annotated[int, WITHOUT_EFFECT] = Field(4096, ge=0)
     """Frozen features above this are memory-mapped (up to `feature_disk_mib`)."""
     feature_disk_mib: Annotated[int, WITHOUT_EFFECT] = Field(65536, ge=0)
     """Frozen features above this are computed on the fly, with the same result."""
-    feature_precision: Annotated[Literal["float32", "bfloat16"], CountsFor(modes=("linear", "knn"))] = (
-        "float32"
-    )
+    feature_precision: Annotated[
+        Literal["float32", "bfloat16"], CountsFor(modes=("linear", "multiscale", "knn"))
+    ] = "float32"
     """How frozen features are kept. `bfloat16` halves memory and disk; the probe reads the rounded values."""
     surface_tolerance_mm: Annotated[float, VOXELS] = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
@@ -360,6 +362,8 @@ class DownstreamConfig(Model):
     """As in pretraining."""
     linear: LinearConfig = LinearConfig()
     """Linear evaluation: the whole backbone frozen."""
+    multiscale: LinearConfig = LinearConfig(voxels=250)
+    """Linear evaluation of all stages of the encoder together; the decoder is left out."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Fine-tuning: every parameter trained."""
     knn: NeighboursConfig = NeighboursConfig()

@@ -13,7 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-TITLES = {"linear": "linear", "knn": "k-NN", "finetune": "fine-tune", "correspondence": "correspondence"}
+TITLES = {
+    "linear": "linear", "multiscale": "multi-scale linear", "knn": "k-NN", "finetune": "fine-tune",
+    "correspondence": "correspondence",
+}  # fmt: skip
 # Okabe & Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 BASELINES = {"scratch": ("0.35", "--"), "supervised": ("0.0", ":")}

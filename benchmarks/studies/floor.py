@@ -19,6 +19,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class ChangedFeatures(nn.Module):
 
     def encode(self, x: Tensor) -> Features:
         features = self.backbone.encode(x)
-        return Features([*features[:-1], self._changed(features[-1])], features.size)
+        return Features([self._changed(stage) for stage in features], features.size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         f_global, f_local = self.backbone(x)
@@ -87,6 +88,9 @@ class ChangedFeatures(nn.Module):
 
     def minimum_edge(self) -> int:
         return self.backbone.minimum_edge()
+
+    def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+        return self.backbone.global_grid(size, grid)
 
 
 def score_of(

@@ -334,7 +334,7 @@ class Bench:
         self._features.begin(
             None
             if cell.mode == "finetune"
-            else (fingerprint, cell.data.task.name, protocol.model_dump_json())
+            else (fingerprint, cell.data.task.name, cell.mode == "multiscale", protocol.model_dump_json())
         )
         evaluation = Evaluation(
             cell.data.task, cohort, cell.split, cell.mode, protocol, cell.seed, self.device

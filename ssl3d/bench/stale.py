@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl3d.config import Settings, load_settings, options_without_effect, preset_names
+from ssl3d.downstream.problems.problem import MODES
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import PluginError, SSL3DError
 from ssl3d.results.store.record import Record, canonical_json
@@ -134,7 +135,7 @@ def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> b
     if section == "downstream":
         if rest == f"{name}.crop":
             return False
-        if name in ("linear", "finetune", "knn") and name != identity["mode"]:
+        if name in MODES and name != identity["mode"]:
             return False
         # What the settings had and the identity has not is an option that this kind of task does not read.
         had = key in flatten(run.get("settings") or {})

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ssl3d.bench.plan import BenchOptions
     from ssl3d.bench.run import Bench
 
-MODES = ("linear", "finetune", "knn")
+MODES = ("linear", "multiscale", "finetune", "knn")
 STATISTICS = ("ci", "p", "power", "rank", "tau", "cost", "labels")
 """As :mod:`ssl3d.downstream.problems.problem` and :mod:`ssl3d.results.statistics.annotate` have them, without an import of
 torch for a help text; a test compares."""

@@ -63,8 +63,9 @@ class Evaluation:
         task: what to predict.
         cohort: the task's prepared cases.
         split: case ids of the three parts.
-        mode: ``linear``: the whole backbone frozen; ``finetune``: every parameter trained; ``knn``: the
-            backbone frozen and each test sample labelled by its neighbours in feature space.
+        mode: ``linear``: the whole backbone frozen; ``multiscale``: its encoder frozen, all stages of it read at once;
+            ``finetune``: every parameter trained; ``knn``: the backbone frozen and each test sample labelled by its
+            neighbours in feature space.
         config: budget and protocol, the same for every method.
         seed: decides the head's initial weights, the order of the training crops, and which voxels stand for a case.
         device: where to compute.
@@ -114,7 +115,7 @@ def evaluate(
     backbone.requires_grad_(mode == "finetune")
     backbone.eval()
     label = label or f"{task.name} {mode}"
-    if mode == "linear":
+    if problem.mode == "linear":
         fitted = _solved(problem, train, val, seed, label)
     elif mode == "finetune":
         fitted = _tuned(problem, train, val, seed, label)

@@ -73,13 +73,13 @@ class Backbone(nn.Module, ABC):
         return 1
 
     def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-        """Return where f^g lies in a volume: (4, 4), voxel index of f^g -> voxel index of the volume.
+        """Return where a stage of ``encode``, such as f^g, lies: (4, 4), its voxel index -> voxel index of the volume.
 
-        As it stands, the voxels of f^g share the volume evenly; a backbone that pads the volume says otherwise.
+        As it stands, the stage's voxels share the volume evenly; a backbone that pads the volume says otherwise.
 
         Args:
             size: grid (D, H, W) of the volume.
-            grid: grid (d, h, w) of its f^g.
+            grid: grid (d, h, w) of the stage; the matrix is diagonal but for its last column.
         """
         matrix = np.eye(4)
         for axis, (edge, cells) in enumerate(zip(size, grid, strict=True)):

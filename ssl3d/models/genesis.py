@@ -110,7 +110,7 @@ class GenesisUNet3D(Backbone):
         return 2 * self.factor
 
     def global_grid(self, size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-        return padded_grid(size, self.factor)
+        return padded_grid(size, grid, self.factor)
 
     def encode(self, x: Tensor) -> Features:
         if min(x.shape[2:]) < self.minimum_edge():

@@ -20,19 +20,25 @@ def crop_to(x: Tensor, size: tuple[int, ...], factor: int) -> Tensor:
     return x[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]  # (B, C, D, H, W)
 
 
-def padded_grid(size: Sequence[int], factor: int) -> np.ndarray:
-    """Return where the voxels of a grid ``factor`` times coarser lie in a volume that was padded for it.
+def padded_grid(size: Sequence[int], grid: Sequence[int], factor: int) -> np.ndarray:
+    """Return where the voxels of a stage's grid lie in the volume, which was padded for the coarsest.
 
     Args:
         size: grid (D, H, W) of the volume before :func:`pad_to_multiple`.
-        factor: the padding's, and the ratio of the two grids.
+        grid: grid (d, h, w) of the stage, which covers the padded volume.
+        factor: the padding's.
 
     Returns:
         (4, 4), voxel index of the coarse grid -> voxel index of the volume.
     """
-    matrix = np.diag([factor, factor, factor, 1.0])
-    before = _padding(tuple(size), factor)[4::-2]
-    matrix[:3, 3] = [(factor - 1) / 2 - left for left in before]
+    padding = _padding(tuple(size), factor)
+    before, after = padding[4::-2], padding[5::-2]
+    ratios = [
+        (edge + left + right) / cells
+        for edge, left, right, cells in zip(size, before, after, grid, strict=True)
+    ]
+    matrix = np.diag([*ratios, 1.0])
+    matrix[:3, 3] = [(ratio - 1) / 2 - left for ratio, left in zip(ratios, before, strict=True)]
     return matrix
 
 

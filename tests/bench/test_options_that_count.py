@@ -23,13 +23,14 @@ CPU = torch.device("cpu")
 BACKBONE = BackboneConfig(channels=[4, 8])  # type: ignore[call-arg]
 BASE: dict[str, Any] = {
     "crop": [6, 12, 12], "overlap": 0.5, "surface_tolerance_mm": 2.0, "precision": "float32",
-    "linear": {"voxels": 40}, "knn": {"voxels": 20, "neighbours": 5},
+    "linear": {"voxels": 40}, "multiscale": {"voxels": 60}, "knn": {"voxels": 20, "neighbours": 5},
     "finetune": {"steps": 3, "validate_every": 1, "validation_share": 100},
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "crop": 12, "overlap": 0.0, "head_kernel": 3, "surface_tolerance_mm": 4.0, "precision": "bfloat16",
     "feature_precision": "bfloat16",
     "linear.loss": "dice_ce", "linear.voxels": 20, "linear.penalty": 0.1, "linear.crop": 12,
+    "multiscale.loss": "dice_ce", "multiscale.voxels": 20, "multiscale.penalty": 0.1, "multiscale.crop": 12,
     "finetune.steps": 4, "finetune.batch_size": 2, "finetune.optimizer": "sgd", "finetune.lr": 0.003,
     "finetune.weight_decay": 0.5, "finetune.schedule": "cosine", "finetune.warmup_steps": 3, "finetune.clip_grad": 1e-9,
     "finetune.validate_every": 2, "finetune.validation_share": 1e-3,

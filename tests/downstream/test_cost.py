@@ -133,7 +133,7 @@ class _Named(MemoryCohort):
 def test_cells_of_one_backbone_and_task_share_its_features(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, smoke: Settings, task: Task, kind: type
 ) -> None:
-    """Folds and modes read what one of them computed; fine-tuning reads nothing, and scores are those of cells alone."""
+    """Folds and modes read what one of them computed, fine-tuning nothing; scores are those of cells alone."""
     made = sphere_cohort(12)
     cohort = _Named(made.images, made.labels, made.targets, made.label_names)
     ids = [f"case{i}" for i in range(12)]
@@ -155,6 +155,10 @@ def test_cells_of_one_backbone_and_task_share_its_features(
         scores(f"{mode}{k}", [fold], [mode]) for mode in ("linear", "knn") for k, fold in enumerate(folds)
     ]
     assert together == [score for (score,) in alone]
+    computed.clear()
+    stages = scores("stages", folds[:1], ["linear", "multiscale"])
+    assert len(computed) == 24, "all stages of the encoder are other features"
+    assert stages == [together[0], *scores("stages alone", folds[:1], ["multiscale"])]
     computed.clear()
     scores("tuned", folds[:1], ["linear", "finetune", "knn"])
     assert len(computed) > 12, "fine-tuning lets the features go"

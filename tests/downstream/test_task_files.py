@@ -118,7 +118,7 @@ def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear"
     return evaluate(backbone, Evaluation(task, cohort, split, mode, config, 0, torch.device("cpu")))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["linear", "finetune", "knn"])
+@pytest.mark.parametrize("mode", ["linear", "multiscale", "finetune", "knn"])
 def test_several_classes(mode: str) -> None:
     outcome = evaluated("classification", "macro_auc", several_balls(36), mode)
     table = np.array([case["probabilities"] for case in outcome.per_case])

@@ -13,6 +13,7 @@ from ssl3d.downstream.problems.segmentation import Segmentation
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import ConfigError
 from ssl3d.models.backbone import Backbone
+from ssl3d.models.stages import AllStages
 
 if TYPE_CHECKING:
     from ssl3d.data.prepared.cohort import PreparedCohort
@@ -48,7 +49,13 @@ def make_problem(
     config: DownstreamConfig,
     device: torch.device,
 ) -> Problem:
-    """Return what evaluates ``task``; ``backbone`` is on ``device``."""
+    """Return what evaluates ``task``; ``backbone`` is on ``device``.
+
+    ``multiscale`` is linear evaluation of a network whose f^l and f^g are all stages of the encoder.
+    """
+    if mode == "multiscale":
+        backbone, mode = AllStages(backbone), "linear"
+        config = config.model_copy(update={"linear": config.multiscale})
     return problem_class(task)(backbone, task, cohort, mode, config, device)
 
 

@@ -275,7 +275,7 @@ def fit_voxels(voxels: Voxels, classes: int, loss: str, penalty: float) -> Linea
     if not result.success and np.abs(result.jac).max() > 100 * TOLERANCE:
         raise TrainingError(
             f"the linear probe is not solved after {result.nit} iterations (gradient {np.abs(result.jac).max():.1e}). "
-            "Raise downstream.linear.penalty."
+            "Raise its penalty, downstream.linear.penalty or downstream.multiscale.penalty."
         )
     theta = result.x.reshape(classes, size + 1)
     return LinearMap(theta[:, :size], theta[:, size], iterations=int(result.nit))

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from ssl3d.data.prepared.cohort import PreparedCohort
 
 
-Mode = Literal["linear", "finetune", "knn"]
+Mode = Literal["linear", "multiscale", "finetune", "knn"]
 
 
 OnPrediction = Callable[[int, Tensor, Tensor], None]
 """Takes a case's index, its predicted and its true labels (D, H, W)."""
 
 
-MODES: tuple[Mode, ...] = ("linear", "finetune", "knn")
+MODES: tuple[Mode, ...] = ("linear", "multiscale", "finetune", "knn")
 
 
 CONSTANT_VALUE = 0.01

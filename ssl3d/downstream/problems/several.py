@@ -110,7 +110,7 @@ class MultiClass(_ByClass):
 class MultiLabel(_ByClass):
     """Any of several classes: a sigmoid and binary cross-entropy for each."""
 
-    modes = ("linear", "finetune")  # neighbours vote for one class
+    modes = ("linear", "multiscale", "finetune")  # neighbours vote for one class
 
     def _fit(self, x: np.ndarray, cases: list[int], subjects: list[str], train: int) -> probe.LinearMap:
         """Return a regression for each class, with a penalty of its own."""
@@ -163,7 +163,7 @@ class Regression(SeveralOutputs):
     """
 
     scale = -1.0
-    modes = ("linear", "finetune")
+    modes = ("linear", "multiscale", "finetune")
 
     def make_head(self, train: list[int]) -> nn.Module:
         self._measure(train)

@@ -13,7 +13,7 @@ from ssl3d.results.store.record import Record
 BASELINE = "scratch"
 
 
-MODES = {"linear": "Linear", "finetune": "Fine-tune", "knn": "k-NN"}
+MODES = {"linear": "Linear", "multiscale": "Multi-scale linear", "finetune": "Fine-tune", "knn": "k-NN"}
 
 
 TASKS = ("shc", "sac", "ccc", "sbm")
