@@ -77,6 +77,8 @@ def resample(stage: Tensor, place: np.ndarray, size: Sequence[int]) -> Tensor:
         low = np.minimum(index.astype(np.int64), max(0, cells - 2))
         high = np.minimum(low + 1, cells - 1)
         share = torch.from_numpy(index - low).to(stage).view(-1, *[1] * (2 - axis))  # (edge, 1, ...)
-        parts = [stage.index_select(2 + axis, torch.from_numpy(i).to(stage.device)) for i in (low, high)]
-        stage = torch.lerp(*parts, share)
+        before, after = (
+            stage.index_select(2 + axis, torch.from_numpy(i).to(stage.device)) for i in (low, high)
+        )
+        stage = torch.lerp(before, after, share)
     return stage
