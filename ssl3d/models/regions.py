@@ -39,7 +39,7 @@ def _again(forward: Callable[..., Any], *inputs: Tensor) -> Any:
     return checkpoint(forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else forward(*inputs)
 
 
-def check_parts(backbone: Backbone, parts: int) -> None:
+def check_samples_apart(backbone: Backbone, parts: int) -> None:
     """Refuse a backbone of which parts of a batch have other features than the whole.
 
     Args:
@@ -65,9 +65,9 @@ def take_in_turn(backbone: Backbone, parts: int) -> None:
     norms over the batch are those without it.
 
     Raises:
-        ConfigError: see :func:`check_parts`.
+        ConfigError: see :func:`check_samples_apart`.
     """
-    check_parts(backbone, parts)
+    check_samples_apart(backbone, parts)
     encode, decode = backbone.encode, backbone.decode
 
     def encode_in_turn(x: Tensor) -> Features:

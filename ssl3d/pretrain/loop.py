@@ -20,7 +20,7 @@ from ssl3d.marks import without_effect
 from ssl3d.models.contract import check_class, check_contract
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.norms import check_norms
-from ssl3d.models.regions import check_parts, compile_blocks, recompute_blocks, take_in_turn
+from ssl3d.models.regions import check_samples_apart, compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
 from ssl3d.pretrain.contract import check_functions, check_losses
@@ -344,7 +344,7 @@ def _arrange(
     here = ranks.counts(items)[ranks.rank()]
     splits = method.splits and items >= cfg.accumulate
     if cfg.accumulate > 1:
-        check_parts(backbone, cfg.accumulate)
+        check_samples_apart(backbone, cfg.accumulate)
     if cfg.compile:
         volumes = max(1, here * method.volumes_per_item * method.views_per_item // cfg.accumulate)
         x = torch.zeros(volumes, 1, *method.view_shape(cfg.crop), device=device)
