@@ -761,6 +761,17 @@ def test_lungs_cut_off_by_the_scan_are_found() -> None:
     assert 2 * (mask & lungs[..., 20:40]).sum() / (mask.sum() + lungs[..., 20:40].sum()) > 0.99
 
 
+def test_lungs_cut_off_at_the_side_are_found() -> None:
+    """A chest wider than the field of view, its lungs joined by the airways: one touches a face, as the room does."""
+    data, lungs = chest()
+    data[40:60, 34:38, 28:32] = 20
+    seen, expected = data[22:], lungs[22:]
+    mask = lungs_mask(seen)
+    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.97
+    room = seen == data[0, 0, 0]
+    assert not (mask & room).any()
+
+
 def test_volume_without_lungs_is_named(hearts: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'3 files(?s:.*)no air inside the body, which crop "lungs" needs'):
         build(hearts, tmp_path / "cache", Preparation(spacing_mm=2, crop="lungs"))

@@ -282,15 +282,22 @@ def lungs_mask(data: np.ndarray) -> np.ndarray:
     right, front or back are the room. Faces above and below do not count, for a scan may end within
     the lungs. The largest component is kept, and the second if it is a fifth of the first or more
     (both lungs are one component where the airways join them). Components below 0.5 % of the volume
-    are no lungs.
+    are no lungs. Where none are left, the field of view may have cut the chest, and a lung with it: then only
+    what touches an edge between two of these faces is the room.
     """
     from scipy import ndimage
 
     parts, count = ndimage.label(data < BODY_LEVEL)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    room = np.unique(np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()]))
     sizes[0] = 0
-    sizes[room] = 0
-    order = np.argsort(sizes)[::-1][:2]
-    kept = [part for part in order if sizes[part] >= max(0.005 * data.size, 0.2 * sizes[order[0]])]
+    faces = np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()])
+    edges = parts[[0, 0, -1, -1], [0, -1, 0, -1]].ravel()
+    kept: list[np.intp] = []
+    for room in faces, edges:
+        inside = sizes.copy()
+        inside[np.unique(room)] = 0
+        order = np.argsort(inside)[::-1][:2]
+        kept = [part for part in order if inside[part] >= max(0.005 * data.size, 0.2 * inside[order[0]])]
+        if kept:
+            break
     return np.isin(parts, kept) if kept else np.zeros(data.shape, dtype=bool)
