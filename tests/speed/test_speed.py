@@ -13,6 +13,11 @@ import gpu
 import pytest
 import torch
 from compare import Case, Limits, Missing, Value
+from convolutions import convolutions
+from convolutions import main as print_convolutions
+
+from ssl3d.config import BackboneConfig
+from ssl3d.models.factory import build_backbone
 
 FAST = ("ncc", "ntxent", "shuffle", "paint", "spatial", "crop", "table")
 
@@ -155,3 +160,21 @@ def test_the_busy_share_counts_time_once_and_inside_the_steps_alone() -> None:
     events.append({"cat": "cpu_op", "ts": 0, "dur": 100})
     assert gpu.busy_share([*steps, *events]) == pytest.approx((8 + 5) / 20)
     assert gpu.busy_share(steps) is None
+
+
+def test_the_convolutions_are_those_of_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, seen = build_backbone(BackboneConfig(channels=[4, 8, 16]), 0), []  # type: ignore[call-arg]
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.register_forward_hook(
+                lambda m, x, y: seen.append((m.in_channels, m.out_channels, y.shape[-1]))
+            )
+    backbone(torch.zeros(1, 1, 16, 16, 16))
+    assert seen[1:] == list(convolutions([4, 8, 16], 16))
+    monkeypatch.setattr(
+        "sys.argv", ["convolutions.py", "--edge", "8", "--batch", "1", "--channels", "4", "8"]
+    )
+    print_convolutions()
+    assert "| 12 -> 4 | 8 |" in capsys.readouterr().out
