@@ -35,8 +35,14 @@ _MOST_DIGITS = 400  # of a number in JSON; a float64 in full has 309 before its 
 _LONGEST_NAME = 50  # characters of a name that go into a temporary one; systems allow 255 bytes in all
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, sync: bool = True) -> None:
     """Write ``data`` to ``path``: afterwards it holds all of them, or what it held before.
+
+    Args:
+        path: the file.
+        data: its contents.
+        sync: wait for the disk; without it the file may be cut after a power failure, so only for what carries a hash of
+            its own and can be made again.
 
     Raises:
         WriteError: the system refuses; says why and what to do.
@@ -48,11 +54,13 @@ def write_bytes(path: Path, data: bytes) -> None:
             with _create(temporary) as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
@@ -91,13 +99,18 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             sync_folder(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, sync: bool = True) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically; NaN is refused.
+
+    Args:
+        path: the file.
+        value: of plain types.
+        sync: as of :func:`write_bytes`.
 
     Raises:
         WriteError: as :func:`write_bytes`.
     """
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), sync)
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:

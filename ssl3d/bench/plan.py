@@ -245,7 +245,7 @@ def _pretrained_on(
 ) -> dict[str, PreparedCohort | None]:
     """Return the volumes that the weights have seen or will see, by fingerprint; None: they are not at hand."""
     from ssl3d.bench.sources import cache_folder
-    from ssl3d.data.prepared.cohort import find_prepared
+    from ssl3d.data.prepared.many import find_prepared
     from ssl3d.models.weights.checkpoint import read_run
 
     seen: dict[str, PreparedCohort | None] = {}

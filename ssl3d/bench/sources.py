@@ -16,9 +16,11 @@ from ssl3d.data.layouts.listing import Listing, list_cases
 from ssl3d.data.layouts.recognize import other_layout_named
 from ssl3d.data.prepared.build import Policy, prepare
 from ssl3d.data.prepared.cohort import PreparedCohort
+from ssl3d.data.prepared.index import check_room_for
+from ssl3d.data.prepared.many import grown_from, is_prepared, open_prepared
 from ssl3d.data.prepared.steps import Preparation
 from ssl3d.data.splits import SPLITS_FINAL, Split, make_splits, save_splits, splits_of_file
-from ssl3d.errors import DataError, are, count
+from ssl3d.errors import ConfigError, DataError, are, count
 from ssl3d.progress import Tracker
 from ssl3d.registry.registry import registry
 
@@ -139,7 +141,8 @@ def pretraining_cohort(
     Cases in ``data.exclude`` are left out.
 
     Args:
-        data: ``phantoms``, a folder of volumes, or ``DATASET=DIR`` for a registered dataset.
+        data: ``phantoms``, a folder of volumes, ``DATASET=DIR`` for a registered dataset, or the folder of a prepared
+            cohort, which is taken as it is: no image file is looked for.
         settings: the preset.
         cache: where prepared volumes are kept.
         policy: what happens to bad files.
@@ -155,6 +158,8 @@ def pretraining_cohort(
         root = Path(place)
     else:
         name, root = "folder", Path(data)
+        if is_prepared(root):
+            return _as_prepared(root, settings)
         if not root.exists():
             raise DataError(
                 f'--data {data}: no such folder. Give a folder of volumes, DATASET=DIR, or "phantoms".'
@@ -175,6 +180,33 @@ def pretraining_cohort(
         if case.id not in excluded
     ]
     return _prepared(dataset, replace(listing, cases=cases), options, settings, cache, policy, built)
+
+
+def _as_prepared(folder: Path, settings: Settings) -> PreparedCohort:
+    """Return a cohort that the user names by its folder.
+
+    Raises:
+        DataError: it is not complete.
+        ConfigError: it is of another spacing than the preset's, was cropped by its labels, or cases are to be left out.
+    """
+    cohort = open_prepared(folder)
+    if cohort.preparation.uses_labels:
+        raise ConfigError(
+            f"--data {folder} was cropped by its labels, which pretraining must not see. Fix: prepare it with another "
+            "--crop, or give the folder of the images."
+        )
+    spacing = cohort.preparation.spacing_mm
+    if spacing != settings.data.spacing_mm:
+        raise ConfigError(
+            f"--data {folder} was prepared at {spacing:g} mm, and data.spacing_mm is {settings.data.spacing_mm:g}. "
+            f"Fix: --set data.spacing_mm={spacing:g}, or give the folder of the images."
+        )
+    if settings.data.exclude:
+        raise ConfigError(
+            f"--data {folder} is prepared, and {count(len(settings.data.exclude), 'case')} cannot be left out of it "
+            "(data.exclude, --exclude-test). Fix: give the folder of the images."
+        )
+    return cohort
 
 
 def task_cohort(
@@ -313,6 +345,9 @@ def _prepared(
     options = {**options, "intensity_offset": offset}
     preparation = validate(Preparation, options, f"preparation of {dataset.name}")
     folder = cache_folder(cache) / "prepared"
+    check_room_for(len(listing.cases))
+    if built is None:
+        built = grown_from(listing.cases, dataset, preparation, folder)
     with Tracker() as progress:
         return prepare(
             listing.cases, dataset, preparation, folder, progress=progress, policy=policy,

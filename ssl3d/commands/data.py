@@ -296,6 +296,8 @@ def prepare(
     from ssl3d.data.files.findings import raise_findings
     from ssl3d.data.layouts.listing import list_cases
     from ssl3d.data.prepared.build import prepare as build
+    from ssl3d.data.prepared.index import check_room_for
+    from ssl3d.data.prepared.many import grown_from
     from ssl3d.data.prepared.steps import Preparation
     from ssl3d.progress import Tracker
 
@@ -322,10 +324,12 @@ def prepare(
     cases = listing.cases
     if masks is not None:
         cases = with_masks(cases, masks)
+    check_room_for(len(cases))
+    folder = cache_folder(cache) / "prepared"
     with Tracker() as progress:
         cohort = build(
-            cases, dataset, preparation, cache_folder(cache) / "prepared", workers=workers,
-            progress=progress, policy=policy, left_out=listing.findings,
+            cases, dataset, preparation, folder, workers=workers, progress=progress, policy=policy,
+            left_out=listing.findings, built=grown_from(cases, dataset, preparation, folder),
         )  # fmt: skip
     say_skipped(cohort.skipped)
     click.echo(

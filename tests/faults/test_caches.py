@@ -104,7 +104,7 @@ def test_a_damaged_file_is_built_again(source: Path, way: Callable[[bytearray], 
 
 def unsealed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what the manifests in ``folder`` say of every image, and take their digests away."""
-    for path in folder.glob("*.json"):
+    for path in set(folder.glob("*.json")) - set(folder.glob("sources-*.json")):
         data = json.loads(path.read_text())
         data.pop("digest")
         for record in data.get("cases", [data]):

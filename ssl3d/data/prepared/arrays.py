@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -22,6 +23,8 @@ __without_effect__ = "voxels come back as they were stored: a digest says so"
 CHUNK, BLOCK = 64, 32
 """Edges in voxels."""
 SUFFIX = ".b2nd"
+LOOK_AGAIN = "look-again"
+"""File in the folder of a cohort: one of its arrays was found missing or damaged."""
 
 Box = tuple[slice, slice, slice]
 Where = Box | EllipsisType
@@ -64,6 +67,7 @@ def verify_array(path: Path, digest: str) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()  # without the interpreter's lock
     except OSError as error:
+        _look_again(path.parent)
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}. Fix: run the command again; it is prepared anew."
         ) from error
@@ -72,10 +76,16 @@ def verify_array(path: Path, digest: str) -> None:
         return
     with _verifying:  # of several threads, the first renames it
         new = set_aside(path) if path.exists() else path
+    _look_again(path.parent)
     raise DataError(
         f"{path} is damaged: its SHA-256 is not the one that it was stored with. It is now called {new.name}. "
         "Fix: run the command again; it is prepared anew."
     )
+
+
+def _look_again(folder: Path) -> None:
+    with suppress(OSError):  # read-only
+        (folder / LOOK_AGAIN).touch()
 
 
 def read_array(path: Path, where: Where = ..., digest: str | None = None) -> np.ndarray:

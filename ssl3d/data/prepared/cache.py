@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssl3d.data.prepared.arrays import SUFFIX, verify_array
 from ssl3d.data.prepared.cohort import PREPARATION_VERSION
+from ssl3d.data.prepared.index import stream
 from ssl3d.data.prepared.stored import read_manifest
 from ssl3d.errors import DataError
 from ssl3d.files import STALE_S, is_temporary
@@ -85,7 +86,7 @@ def verify(cohorts: Sequence[Stored], progress: Callable[[int, int, str], None] 
         manifest = None if cohort.cases is None else read_manifest(cohort.folder, PREPARATION_VERSION)
         if manifest is None:
             found.problems.append(f"{cohort.folder}: not complete; the next preparation goes on with it")
-        for record in manifest["cases"] if manifest else ():
+        for record in stream(manifest["cases"]) if manifest else ():
             for array in filter(None, record["arrays"].values()):
                 if array.get("sha256") is None:
                     found.unknown += 1

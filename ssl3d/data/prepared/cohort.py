@@ -146,15 +146,6 @@ class PreparedCohort:
         return read_array(self.folder / array["name"], where, array.get("sha256"))
 
 
-def find_prepared(fingerprint: str, cache_dir: Path) -> PreparedCohort | None:
-    """Return the stored cohort with this fingerprint, or None."""
-    for folder in sorted(cache_dir.glob(f"*-{fingerprint[:16]}")):
-        manifest = read_manifest(folder, PREPARATION_VERSION)
-        if manifest is not None and manifest["fingerprint"] == fingerprint:
-            return PreparedCohort(folder)
-    return None
-
-
 def _prepared_case(record: dict[str, Any], spacing_mm: float) -> PreparedCase:
     return PreparedCase(
         id=record["id"], subject=record["subject"], subset=record["subset"], target=record["target"],
