@@ -51,6 +51,8 @@ class CountsFor:
 
 VOXELS: Final = CountsFor(kinds=("segmentation",))
 """Marks what only tasks with a label per voxel read: windows over a volume, losses of voxels, surfaces."""
+WHOLE_VOLUMES: Final = CountsFor(kinds=("classification", "multilabel", "regression"))
+"""Marks what only tasks with one prediction a volume read."""
 
 
 @dataclass(frozen=True)
@@ -285,8 +287,11 @@ class FinetuneConfig(Model):
 
     steps: PositiveInt = 40_000
     """Optimizer steps."""
-    batch_size: PositiveInt = 1
-    """Crops (segmentation) or volumes (classification) a step."""
+    batch_size: Annotated[PositiveInt, VOXELS] = 1
+    """Crops a step, where each voxel has a label."""
+    volumes: Annotated[PositiveInt, WHOLE_VOLUMES] = 1
+    """Volumes a step, where there is one prediction a volume. One volume says little of what sets classes apart: with one
+    or two a step, 400 cases of CCC were not learned in 3000 steps, and in 600 with eight."""
     optimizer: str = "adam"
     """Any optimizer that timm knows."""
     lr: float = Field(1e-4, gt=0)

@@ -50,15 +50,22 @@ def test_overrides() -> None:
 
 
 def test_a_preset_extends_another(tmp_path: Path) -> None:
-    quick, study = load_settings("quick", ["pretrain.precision=float32"]), load_settings("study")
-    assert (quick.seeds, study.seeds, study.preset) == ((0,), (0, 1, 2), "study")
-    other = {"seeds", "preset", "changed", "phantoms", "downstream", "method_lr"}
-    assert quick.model_dump(exclude=other) == study.model_dump(exclude=other)
-    assert study.phantoms == quick.phantoms.model_copy(update={"placement": 1})
-    assert study.downstream.precision == "float32"
+    text = """
+extends: quick
+seeds: [0, 1, 2]
+phantoms: {placement: 1}
+pretrain: {precision: float32}
+downstream: {finetune: {steps: 480, crop: 32}}
+"""
+    (tmp_path / "placed.yaml").write_text(text)
+    quick = load_settings("quick", ["pretrain.precision=float32"])
+    placed = load_settings(str(tmp_path / "placed.yaml"))
+    assert (quick.seeds, placed.seeds, placed.preset) == ((0,), (0, 1, 2), "placed")
+    other = {"seeds", "preset", "changed", "phantoms", "downstream"}
+    assert quick.model_dump(exclude=other) == placed.model_dump(exclude=other)
+    assert placed.phantoms == quick.phantoms.model_copy(update={"placement": 1})
     tuned = quick.downstream.finetune  # a key within a section leaves its neighbours as they are
-    own = {"steps": 480, "crop": (32, 32, 32), "warmup_steps": 80, "validate_every": 160}
-    assert study.downstream.finetune == tuned.model_copy(update=own)
+    assert placed.downstream.finetune == tuned.model_copy(update={"steps": 480, "crop": (32, 32, 32)})
     own, quick = tmp_path / "own.yaml", load_settings("quick")
     own.write_text("extends: quick\npretrain: {steps: 5}\nmethods: {byol: {base_momentum: 0.9}}\n")
     mine = load_settings(str(own), ["pretrain.lr=1"])

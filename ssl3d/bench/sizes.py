@@ -35,7 +35,11 @@ def evaluation(task: str, mode: Mode, settings: Settings) -> AbstractContextMana
     config = settings.downstream.for_mode(mode)
     fix = f"a smaller downstream.{mode}.crop"
     if mode == "finetune":
-        fix += f" or downstream.finetune.batch_size (now {config.finetune.batch_size})"
+        tuned = config.finetune
+        fix += (
+            f" or downstream.finetune.batch_size (now {tuned.batch_size}; of tasks with one prediction a volume: "
+            f"downstream.finetune.volumes, now {tuned.volumes})"
+        )
     return explained(
         f"{task} {mode} with windows of {_edges(config.crop)} voxels",
         f"{fix} (both are other numbers), downstream.feature_budget_mib, fewer --jobs",

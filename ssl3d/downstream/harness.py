@@ -194,7 +194,7 @@ def _train(
         for step in range(budget.steps):
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
-            loss = problem.loss(head, _draw(train, budget.batch_size, seed, step), step, seed)
+            loss = problem.loss(head, _draw(train, problem.cases_per_step, seed, step), step, seed)
             if not math.isfinite(float(loss.detach())):
                 raise TrainingError(
                     f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.finetune.lr, or set "
@@ -233,7 +233,7 @@ def validation_interval(problem: Problem, train: list[int], val: list[int]) -> i
     and of each reference that the head is settled on.
     """
     budget = problem.config.finetune
-    step = 3 * budget.batch_size * sum(map(problem.voxels_trained, train)) / len(train)
+    step = 3 * problem.cases_per_step * sum(map(problem.voxels_trained, train)) / len(train)
     validation = sum(map(problem.voxels_predicted, [*val, *problem.references(train)]))
     return budget.validate_every * max(
         1, math.ceil(validation / (budget.validation_share * step * budget.validate_every))

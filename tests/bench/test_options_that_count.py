@@ -31,7 +31,7 @@ OTHER: dict[str, Any] = {
     "feature_precision": "bfloat16",
     "linear.loss": "dice_ce", "linear.voxels": 20, "linear.penalty": 0.1, "linear.crop": 12,
     "multiscale.loss": "dice_ce", "multiscale.voxels": 20, "multiscale.penalty": 0.1, "multiscale.crop": 12,
-    "finetune.steps": 4, "finetune.batch_size": 2, "finetune.optimizer": "sgd", "finetune.lr": 0.003,
+    "finetune.steps": 4, "finetune.batch_size": 2, "finetune.volumes": 2, "finetune.optimizer": "sgd", "finetune.lr": 0.003,
     "finetune.weight_decay": 0.5, "finetune.schedule": "cosine", "finetune.warmup_steps": 3, "finetune.clip_grad": 1e-9,
     "finetune.validate_every": 2, "finetune.validation_share": 1e-3,
     "finetune.weights": "last", "finetune.loss": "dice_ce", "finetune.augment": True,

@@ -28,7 +28,7 @@ def test_every_option_is_listed_once_with_its_value_and_a_meaning() -> None:
     assert options["pretrain.steps"].value == 7 and options["pretrain.steps"].source == "--set"
     assert options["pretrain.lr"].value == settings.pretrain.lr
     assert options["phantoms.placement"].source == "study.yaml"
-    assert options["data.spacing_mm"].source == "quick.yaml", "the preset that it extends"
+    assert options["pretrain.crop"].source == "quick.yaml", "the preset that it extends"
     assert options["data.folds"].source == "default"
     assert options["data.folds"].value == options["data.folds"].default
     unexplained = [

@@ -179,7 +179,7 @@ def test_validations_cost_at_most_their_share_of_training() -> None:
     assert tuned(CLS, cohort, validate_every=1)[1] == 20  # 6 / (3 * 0.1)
     assert tuned(CLS, cohort, validate_every=8)[1] == 24, "a multiple of what was asked for"
     assert tuned(CLS, cohort, validate_every=50)[1] == 50
-    assert tuned(CLS, cohort, validate_every=1, batch_size=4)[1] == 5
+    assert tuned(CLS, cohort, validate_every=1, volumes=4)[1] == 5
     assert tuned(CLS, cohort, validate_every=1, validation_share=100)[1] == 1
     assert tuned(SEG, cohort, validate_every=1)[1] == 7  # two cases of one window
     assert tuned(SEG, sphere_cohort(6, edge=13), validate_every=1)[1] == 54  # and of eight

@@ -29,7 +29,7 @@ def split(n: tuple[int, int, int]) -> Split:
 
 def config(steps: int = 40, lr: float = 0.01, **options: object) -> DownstreamConfig:
     tuned = FinetuneConfig(
-        steps=steps, lr=lr, batch_size=2, validate_every=10, validation_share=100, loss="dice_ce"
+        steps=steps, lr=lr, batch_size=2, volumes=2, validate_every=10, validation_share=100, loss="dice_ce"
     )
     linear = {"loss": "dice_ce", "voxels": 100}
     return DownstreamConfig.model_validate({"crop": 12, "linear": linear, "finetune": tuned, **options})
@@ -241,7 +241,7 @@ def test_a_volume_alone_fine_tunes_a_readout(batch: int) -> None:
     """The common part of pooled features is what a bare linear layer follows."""
     cfg = config(60, 0.003)
     cfg = cfg.model_copy(
-        update={"finetune": cfg.finetune.model_copy(update={"batch_size": batch, "warmup_steps": 10})}
+        update={"finetune": cfg.finetune.model_copy(update={"volumes": batch, "warmup_steps": 10})}
     )
     outcome = run(CLS, "finetune", sphere_cohort(24, edge=12), cfg)
     assert outcome.score > 70 and not outcome.constant_output

@@ -109,7 +109,7 @@ def several_balls(n: int) -> MemoryCohort:
 
 
 def evaluated(kind: str, metric: str, cohort: MemoryCohort, mode: str = "linear") -> Outcome:
-    budget = FinetuneConfig(steps=40, lr=0.003, batch_size=4, validate_every=20, warmup_steps=10, clip_grad=1)
+    budget = FinetuneConfig(steps=40, lr=0.003, volumes=4, validate_every=20, warmup_steps=10, clip_grad=1)
     config = DownstreamConfig.model_validate({"crop": 12, "finetune": budget})
     ids = [f"case{i}" for i in range(len(cohort))]
     split = Split("random", tuple(ids[:18]), tuple(ids[18:24]), tuple(ids[24:]))

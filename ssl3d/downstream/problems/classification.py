@@ -53,6 +53,10 @@ class Classification(Problem):
     def make_head(self, train: list[int]) -> nn.Module:
         return PooledLinear(self.backbone.global_channels, self.outputs)
 
+    @property
+    def cases_per_step(self) -> int:
+        return self.config.finetune.volumes
+
     def references(self, train: list[int]) -> list[int]:
         return train[:: -(-len(train) // REFERENCES)]
 

@@ -91,6 +91,11 @@ class Problem:
         """
         raise NotImplementedError
 
+    @property
+    def cases_per_step(self) -> int:
+        """Training cases that a step of fine-tuning sees."""
+        return self.config.finetune.batch_size
+
     def references(self, train: list[int]) -> list[int]:
         """Return the training cases that :meth:`settle` looks at."""
         return []
