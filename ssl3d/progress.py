@@ -158,7 +158,8 @@ class Board:
     """The progress of several processes in one place: a bar for each in a terminal, one line for all elsewhere.
 
     Args:
-        others: connections on which other processes send each :class:`Message`; one that has ended is left out.
+        others: connections on which other processes send each :class:`Message`; one that has ended is left out. What
+            comes in another way is given to :meth:`show`.
 
     Example::
 
@@ -196,7 +197,7 @@ class Board:
 
     def mine(self, message: Message) -> None:
         """Show a message of this process."""
-        self._show(0, message)
+        self.show(0, message)
 
     def _listen(self) -> None:
         places = {connection: place for place, connection in enumerate(self._others, 1)}
@@ -204,11 +205,12 @@ class Board:
             for connection in wait(list(places), timeout=SEND_EVERY_S):
                 assert isinstance(connection, Connection)
                 try:
-                    self._show(places[connection], connection.recv())
+                    self.show(places[connection], connection.recv())
                 except (EOFError, OSError):  # it has ended, perhaps within a message
                     del places[connection]
 
-    def _show(self, place: int, message: Message) -> None:
+    def show(self, place: int, message: Message) -> None:
+        """Show a message of the process of that number; 0 is this one."""
         with self._lock:
             if message.line:
                 self._print(message.line)

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "tools",
-        ("calls", "errors", "marks", "memory", "progress", "parallel", "remedies", "signals", "spreadsheet"),
+        (
+            "calls",
+            "errors",
+            "marks",
+            "memory",
+            "progress",
+            "parallel",
+            "process",
+            "remedies",
+            "signals",
+            "spreadsheet",
+        ),
     ),
     ("configuration, files, devices", ("config", "options", "files", "locks", "device", "optim", "ranks")),
     ("machine, randomness, geometry", ("environment", "rng", "geometry")),

@@ -170,8 +170,8 @@ class Bench:
             busy: list[Cell] = []
             for cell in left:
                 try:
-                    outcome = self._outcome(cell)
-                except _Failed as failure:
+                    outcome = self.outcome(cell)
+                except Failed as failure:
                     failed.append(failure.args[0])
                     continue
                 if outcome is None:
@@ -212,7 +212,7 @@ class Bench:
         for cell in self.cells():
             run = self.run_folder(cell.weights).name
             behind[run] += 1
-            if cell.weights.spec.cls.trains == "none" or run in first or self._is_pretrained(cell.weights):
+            if cell.weights.spec.cls.trains == "none" or run in first or self.is_pretrained(cell.weights):
                 rest.append(cell)
             else:
                 first[run] = cell
@@ -222,7 +222,8 @@ class Bench:
         )
         return [cell for _, cell in pretrainings] + sorted(rest, key=lambda cell: cell.mode != "finetune")
 
-    def _is_pretrained(self, weights: Weights) -> bool:
+    def is_pretrained(self, weights: Weights) -> bool:
+        """Return whether the run of ``weights`` is finished, or was given."""
         folder = self.run_folder(weights)
         finished = (folder / RUN).is_file() and read_run(folder).get("status") == "finished"
         return weights.folder is not None or finished
@@ -275,11 +276,11 @@ class Bench:
 
     # --- One cell ---
 
-    def _outcome(self, cell: Cell) -> tuple[Record, bool] | None:
+    def outcome(self, cell: Cell) -> tuple[Record, bool] | None:
         """Return (record, computed now); None where another process is at work on it.
 
         Raises:
-            _Failed: it cannot be computed.
+            Failed: it cannot be computed.
         """
         signals.check()
         if not self.conduct.recompute:
@@ -296,13 +297,13 @@ class Bench:
                 if not again:
                     return record, False
             try:
-                folder = self._pretrained(cell)
+                folder = self.pretrained(cell)
                 if folder is None:
                     return None
                 with sizes.evaluation(cell.data.task.name, cell.mode, self.settings):
                     record = self._evaluated(cell, folder)
                 self.store.write(record, replace=again)
-            except (WriteError, _Failed):
+            except (WriteError, Failed):
                 raise
             except (Exception, SystemExit) as error:
                 raise self._failure(cell, _named(error)) from error
@@ -376,13 +377,13 @@ class Bench:
         name = f"{weights.spec.name}-s{weights.identity['seed']}-{digest(weights.identity)}"
         return self.store.root / "runs" / name
 
-    def _pretrained(self, cell: Cell) -> Path | None:
+    def pretrained(self, cell: Cell) -> Path | None:
         """Return the folder of the finished run, pretraining first where there is none.
 
         None where another process is pretraining it.
 
         Raises:
-            _Failed: the pretraining failed, now or before in this call.
+            Failed: the pretraining failed, now or before in this call.
         """
         weights, folder = cell.weights, self.run_folder(cell.weights)
         if weights.folder is not None:
@@ -429,7 +430,7 @@ class Bench:
         )
         return next((failure["error"] for failure in mine), None)
 
-    def _failure(self, cell: Cell, error: BaseException | dict[str, Any], run: str | None = None) -> _Failed:
+    def _failure(self, cell: Cell, error: BaseException | dict[str, Any], run: str | None = None) -> Failed:
         """Write down that ``cell`` has failed, and return what to raise.
 
         Args:
@@ -437,11 +438,11 @@ class Bench:
             error: what happened, or what a failure of before says of it.
             run: name of the pretraining that failed; None: the evaluation did.
         """
-        if isinstance(error, _Failed):
+        if isinstance(error, Failed):
             return error
         failure = failure_of(cell.head, error, self.conduct.session, run)
         self.store.write_failure(failure)
-        return _Failed(f"{cell.label}: {failure['error']['type']}: {failure['error']['message']}")
+        return Failed(cell, failure)
 
     # --- Budgets ---
 
@@ -472,8 +473,17 @@ class Bench:
         return known[spec.name]
 
 
-class _Failed(SSL3DError):
-    """A cell that could not be computed; already written down."""
+class Failed(SSL3DError):
+    """A cell that could not be computed; already written down.
+
+    Args:
+        cell: the cell.
+        failure: what was written down: :func:`ssl3d.results.store.store.failure_of`.
+    """
+
+    def __init__(self, cell: Cell, failure: dict[str, Any]) -> None:
+        self.failure = failure
+        super().__init__(f"{cell.label}: {failure['error']['type']}: {failure['error']['message']}")
 
 
 def _known_costs(path: Path) -> dict[str, float]:

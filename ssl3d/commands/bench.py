@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssl3d.commands.cluster import cluster_options, engine_of
 from ssl3d.commands.common import (
     Names,
     cache_option,
@@ -31,8 +34,10 @@ from ssl3d.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from ssl3d.bench.cluster.work import Engine
     from ssl3d.bench.plan import BenchOptions
     from ssl3d.bench.run import Bench
+    from ssl3d.results.store.record import Record
 
 MODES = ("linear", "multiscale", "finetune", "knn")
 STATISTICS = ("ci", "p", "power", "rank", "tau", "cost", "labels")
@@ -125,20 +130,22 @@ torch for a help text; a test compares."""
 )
 @click.option("--dry-run", is_flag=True, help="Say which cells there are, and what they will cost in time, disk and "
               "memory, from a few measured steps; train nothing. The data are prepared.")  # fmt: skip
+@cluster_options
 @json_option
 @device_option
 @cache_option
-def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given: Any) -> None:
+def bench(
+    jobs: int | None, threads: int, dry_run: bool, as_json: bool, ray: str | None, slurm: str | None,
+    gpus_per_run: float | None, **given: Any,
+) -> None:  # fmt: skip
     """Pretrain methods, evaluate them on tasks and print the table.
 
     The same command, started again in the same store (also on another machine that sees it), shares the cells
-    that are left; --jobs starts it several times at once. A cell that fails is shown as such and tried again by the
-    next call; the others are computed, and the exit status is 1.
+    that are left; --jobs starts it several times at once, and --ray and --slurm hand them to a cluster. A cell that fails
+    is shown as such and tried again by the next call; the others are computed, and the exit status is 1.
     """
     from ssl3d.bench.plan import bench_of
     from ssl3d.bench.whole import Whole, line
-    from ssl3d.commands.workers import others
-    from ssl3d.device import spread
     from ssl3d.errors import CellsFailed
     from ssl3d.progress import say
     from ssl3d.results.results import Results
@@ -146,25 +153,28 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
     quiet_libraries()
     keep_freed_memory()
     set_threads(threads)
+    engine = engine_of(ray, slurm, gpus_per_run, threads, given["device"])
     options = _options(given)
-    job = bench_of(options)  # prepares the data, so that the other processes find them
-    cells = [cell.identity for cell in job.cells()]
-    devices = spread(job.device, min(jobs or _cores(job.device, threads), len(cells)) or 1)
-    jobs = len(devices)
-    options = replace(options, jobs=jobs)
-    job = replace(job, conduct=replace(job.conduct, jobs=jobs), device=devices[0])
-    if dry_run:
-        _print_estimate(job, as_json)
-        return
-    records, failed, whole = [], None, Whole(job)
-    with others([str(device) for device in devices[1:]], threads, options) as look:
-        try:
-            for record, computed in job.run(look):
-                records.append(record)
-                if computed or jobs == 1:
-                    say(line(record, whole.said() if computed else "already in the store"))
-        except CellsFailed as error:
-            failed = error
+    with engine or nullcontext():
+        # Prepares the data, so that the other processes find them. Where those have GPUs, this one may have none.
+        job = bench_of(options if engine is None else replace(options, device="cpu"))
+        cells = [cell.identity for cell in job.cells()]
+        devices = _devices(job, jobs, threads, len(cells)) if engine is None else [job.device]
+        jobs = min(engine.jobs, len(cells)) if engine is not None else len(devices)
+        options = replace(options, jobs=jobs)
+        job = replace(job, conduct=replace(job.conduct, jobs=jobs), device=devices[0])
+        if dry_run:
+            _print_estimate(job, as_json)
+            return
+        records, failed, whole = [], None, Whole(job)
+        with _outcomes(job, options, threads, devices, engine) as found:
+            try:
+                for record, computed in found:
+                    records.append(record)
+                    if computed or (jobs == 1 and engine is None):
+                        say(line(record, whole.said() if computed else "already in the store"))
+            except CellsFailed as error:
+                failed = error
     failures = [failure for failure in job.store.sound_failures()[0] if failure["identity"] in cells]
     order = tuple(spec.name for spec in job.grid.methods)
     results = Results(options.store, tuple(records), tuple(failures), order=order)
@@ -172,6 +182,30 @@ def bench(jobs: int | None, threads: int, dry_run: bool, as_json: bool, **given:
     if failed is not None:
         click.echo(str(failed), err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _outcomes(
+    job: Bench, options: BenchOptions, threads: int, devices: Sequence[torch.device], engine: Engine | None
+) -> Iterator[Iterator[tuple[Record, bool]]]:
+    """Yield what yields the cells: computed by this process and one more for each other device, or by an engine."""
+    if engine is not None:
+        from ssl3d.bench.cluster.driver import run_on
+
+        with closing(run_on(engine, job, options, threads)) as found:
+            yield found
+        return
+    from ssl3d.commands.workers import others
+
+    with others([str(device) for device in devices[1:]], threads, options) as look:
+        yield job.run(look)
+
+
+def _devices(job: Bench, jobs: int | None, threads: int, cells: int) -> list[torch.device]:
+    """Return the device of each process."""
+    from ssl3d.device import spread
+
+    return spread(job.device, min(jobs or _cores(job.device, threads), cells) or 1)
 
 
 def _print_estimate(job: Bench, as_json: bool) -> None:

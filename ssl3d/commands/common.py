@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import logging
 import os
 import shlex
 import signal
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +22,9 @@ from ssl3d.bench.given import with_splits_files as with_splits_files
 from ssl3d.bench.given import with_subject_patterns as with_subject_patterns
 from ssl3d.commands.failures import report, survive_any_output
 from ssl3d.errors import ConfigError
+from ssl3d.process import keep_freed_memory as keep_freed_memory
+from ssl3d.process import quiet_libraries as quiet_libraries
+from ssl3d.process import set_threads as set_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -282,36 +281,3 @@ def offset_option(command: Any) -> Any:
 def device_option(command: Any) -> Any:
     return click.option("--device", default="auto", show_default=True, type=DeviceName(), metavar="auto|cpu|cuda|cuda:N",
                         help="Where to compute.")(command)  # fmt: skip
-
-
-def quiet_libraries() -> None:
-    """Keep the terminal for progress: third-party chatter that a user can do nothing about."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("nibabel").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="monai.*")
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep up to 1 GiB of what torch frees on a CPU, for the next step.
-
-    glibc gives blocks above 32 MiB back at once, as a convolution's work space is, and the kernel clears them anew
-    in every step: a quarter of the time of a training step at 32 voxels.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # glibc; musl has none
-        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
-
-
-def set_threads(threads: int) -> None:
-    """Let torch and the linear algebra of numpy and scikit-learn compute with ``threads`` threads.
-
-    Another number of threads adds in another order, and rounds otherwise.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
