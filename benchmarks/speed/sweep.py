@@ -74,7 +74,7 @@ def start(store: Path, seeds: list[int], more: list[str]) -> tuple[float, subpro
     return time.time(), subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def finish(store: Path, began: float, process: subprocess.Popen[bytes]) -> Ran:
+def finish(store: Path, started: float, process: subprocess.Popen[bytes]) -> Ran:
     """Wait for a bench and return what it took.
 
     Raises:
@@ -87,27 +87,25 @@ def finish(store: Path, began: float, process: subprocess.Popen[bytes]) -> Ran:
     assert not problems
     runs = [json.loads(path.read_text()) for path in store.glob("runs/*/run.json")]
     pretrainings = [run["seconds"] for run in runs]
-    first = min(path.stat().st_mtime for path in store.glob("runs/*/log.jsonl")) - _until_first_line(store)
     last = max(path.stat().st_mtime for path in (store / "records").glob("*.json"))
     work = sum(pretrainings) + sum(record["cost"]["downstream_seconds"] for record in records)
-    return Ran(ended - began, work, last - first, len(records))
+    return Ran(ended - started, work, last - began(store), len(records))
 
 
-def _until_first_line(store: Path) -> float:
-    """Return how long the pretraining of the oldest log took: its file is last written when that ends."""
-    logs = sorted(store.glob("runs/*/log.jsonl"), key=lambda path: path.stat().st_mtime)
-    seconds: float = json.loads((logs[0].parent / "run.json").read_text())["seconds"]
-    return seconds
+def began(store: Path) -> float:
+    """Return when the first pretraining of a store began: a log is last written when its pretraining ends."""
+    runs = [(path.stat().st_mtime, path.with_name("run.json")) for path in store.glob("runs/*/log.jsonl")]
+    return min(ended - float(json.loads(run.read_text())["seconds"]) for ended, run in runs)
 
 
 def measure(folder: Path, workers: int, seeds: int, more: list[str]) -> dict[str, Any]:
     """Run the N benches and the one by Ray on the same cells, and return the figures."""
     every = list(range(workers * seeds))
     alone = [folder / f"alone{number}" for number in range(workers)]
-    began = [
+    started = [
         start(store, every[number::workers], [*more, "--jobs", "1"]) for number, store in enumerate(alone)
     ]
-    singles = [finish(store, *one) for store, one in zip(alone, began, strict=True)]
+    singles = [finish(store, *one) for store, one in zip(alone, started, strict=True)]
     ray = finish(folder / "ray", *start(folder / "ray", every, [*more, "--ray"]))
     assert ray.cells == sum(single.cells for single in singles)
     return figures(singles, ray, workers)

@@ -245,7 +245,8 @@ class RayEngine:
 
         asked: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES}
         pretrain, evaluate = ray.remote(**asked)(_pretrain), ray.remote(**asked)(_evaluate)
-        told, refs = ray.put(order), {}
+        told = ray.put(order)
+        refs: dict[Any, tuple[str, str | None]] = {}
         for run in runs:
             finished = finished_files(order, run.name) if order["carry"] else None
             first = pretrain.remote(told, run.name, None if finished is None else ray.put(finished), post)

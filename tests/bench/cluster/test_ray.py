@@ -68,11 +68,6 @@ def title(process: int) -> str:
     return ""
 
 
-def lines(store: Path) -> int:
-    """Return how many steps the logs of a store's runs have."""
-    return sum(path.read_text().count("\n") for path in store.glob("runs/*/log.jsonl"))
-
-
 def at_work(raylet: int) -> list[int]:
     """Return the processes of a node that pretrain or evaluate."""
     return [
@@ -105,7 +100,7 @@ def test_a_node_that_is_killed_loses_nothing_and_repeats_nothing(cluster: Any, t
 
 
 def test_ctrl_c_saves_a_checkpoint_ends_ray_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    more = ("--methods", "denoising", "--modes", "linear", "--set", "pretrain.steps=400")
+    more = ("--methods", "denoising", "--modes", "linear", "--set", "pretrain.steps=200")
     more = (*more, "--set", "pretrain.checkpoint_every=1000", "--ray")
     command = words(tmp_path / "store", tmp_path / "cache", *more)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -113,7 +108,8 @@ def test_ctrl_c_saves_a_checkpoint_ends_ray_and_the_same_command_goes_on(tmp_pat
         [sys.executable, "-m", "ssl3d", *command], stderr=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip
-    until(lambda: lines(tmp_path / "store") > 3, lambda: process.poll() is None)
+    until(lambda: list(tmp_path.glob("store/runs/*/tensorboard")), lambda: process.poll() is None)
+    time.sleep(0.5)  # within the steps
     started = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, said = process.communicate(timeout=WAIT_S)
@@ -123,7 +119,7 @@ def test_ctrl_c_saves_a_checkpoint_ends_ray_and_the_same_command_goes_on(tmp_pat
     assert not (tmp_path / "store" / "cluster").exists()
     (run,) = (tmp_path / "store" / "runs").iterdir()
     steps = [int(path.stem.partition("-")[2]) for path in run.glob("state-*.safetensors")]
-    assert 0 < max(steps) < 400 and not (run / "backbone.safetensors").exists()
+    assert 0 < max(steps) < 200 and not (run / "backbone.safetensors").exists()
     again = CliRunner().invoke(main, [*command[:-1], "--jobs", "1"])  # without Ray: the store is the same
     assert again.exit_code == 0 and len(outcome(tmp_path / "store")) == 1, again.output
 

@@ -22,7 +22,7 @@ from ssl3d.errors import ConfigError
 
 WAIT_S = 240.0
 STEPS = (
-    "pretrain.steps=100",
+    "pretrain.steps=60",
     "pretrain.checkpoint_every=1000",
     "pretrain.log_every=1",
     "downstream.linear.voxels=50",
@@ -41,8 +41,8 @@ def until(seen: Callable[[], Any]) -> Any:
 def at_work(store: Path, seed: int) -> int:
     """Return the process that is in the middle of the pretraining of a seed; 0: none yet."""
     for lock in store.glob(f"runs/*-s{seed}-*/run.lock"):
-        with suppress(OSError):
-            if (lock.parent / "log.jsonl").read_text().count("\n") > 2:
+        with suppress(OSError, IndexError):
+            if (lock.parent / "tensorboard").exists():
                 return int(lock.read_text().split()[1])
     return 0
 
@@ -66,7 +66,9 @@ def test_jobs_that_are_preempted_save_a_checkpoint_are_queued_again_and_go_on(tm
     seen: list[str] = []
 
     def preempt(seed: int, number: signal.Signals) -> None:
-        os.kill(until(lambda: at_work(store, seed)), number)
+        process = until(lambda: at_work(store, seed))
+        time.sleep(0.5)  # within the steps
+        os.kill(process, number)
         until(lambda: states(store, seed))
         if number == signal.SIGUSR1:
             until(lambda: "Requeued job" in said(store))
