@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,15 +162,38 @@ def test_an_address_at_which_no_cluster_answers_is_refused_in_bounded_time(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_cluster_without_what_a_run_asks_for_is_refused(cluster: Any, tmp_path: Path) -> None:
-    command = words(tmp_path / "store", tmp_path / "cache", "--ray", cluster.address)
-    command = [word for word in command if word not in ("--device", "cpu")]
-    result = CliRunner().invoke(main, [*command, "--gpus-per-run", "0.5"])
-    assert result.exit_code == 2, result.output
-    assert (
-        "1 core (--threads) and 0.5 GPUs (--gpus-per-run). Its largest has 1 cores, and 0 GPUs"
-        in result.output
-    )
+def nodes(*resources: dict[str, float]) -> Any:
+    """Return what the engine needs of Ray: its nodes."""
+    return SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": dict(some)} for some in resources])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "threads", "device", "cluster", "jobs", "computes"),
+    [
+        (None, 1, "auto", [{"CPU": 2}, {"CPU": 4}], 6, "cpu"),
+        (None, 3, "auto", [{"CPU": 2}, {"CPU": 7}], 2, "cpu"),  # the first has too few
+        (None, 1, "auto", [{"CPU": 16, "GPU": 2}, {"CPU": 4}], 2, "cuda"),
+        (None, 1, "cpu", [{"CPU": 16, "GPU": 2}], 16, "cpu"),
+        (0.1, 1, "auto", [{"CPU": 16, "GPU": 1}], 10, "cuda"),
+        (0.1, 2, "cuda", [{"CPU": 16, "GPU": 1}, {"CPU": 4, "GPU": 1}], 10, "cuda"),
+        (0.0, 1, "auto", [{"CPU": 3, "GPU": 1}, {}], 3, "cpu"),
+    ],
+)  # fmt: skip
+def test_a_task_gets_what_it_asks_for(
+    gpus: float | None, threads: int, device: str, cluster: list[dict[str, float]], jobs: int, computes: str
+) -> None:
+    engine = ray_engine.RayEngine("local", gpus, threads, device)
+    engine._nodes = engine._usable(nodes(*cluster))
+    assert (engine.jobs, engine.device) == (jobs, computes)
+
+
+def test_a_cluster_without_what_a_run_asks_for_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"2 cores \(--threads\) and 0.5 GPUs .* Its largest has 8 cores, and 0 GPUs"
+    ):
+        ray_engine.RayEngine("local", 0.5, 2, "auto")._usable(nodes({"CPU": 8}, {"CPU": 1}))
+    with pytest.raises(ConfigError, match="--device cuda: no node of the Ray cluster has a GPU"):
+        ray_engine.RayEngine("local", None, 1, "cuda")._usable(nodes({"CPU": 8}))
 
 
 def test_without_a_token_no_cluster_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
