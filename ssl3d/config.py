@@ -292,6 +292,8 @@ class FinetuneConfig(Model):
     volumes: Annotated[PositiveInt, WHOLE_VOLUMES] = 1
     """Volumes a step, where there is one prediction a volume. One volume says little of what sets classes apart: with one
     or two a step, 400 cases of CCC were not learned in 3000 steps, and in 600 with eight."""
+    volumes_lr: Annotated[float | None, WHOLE_VOLUMES] = Field(None, gt=0)
+    """Learning rate after warm-up where there is one prediction a volume; default: `lr`."""
     optimizer: str = "adam"
     """Any optimizer that timm knows."""
     lr: float = Field(1e-4, gt=0)

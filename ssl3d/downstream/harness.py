@@ -183,7 +183,7 @@ def _train(
         The validation curve and the step of those weights.
     """
     head, (train, val) = model["head"], parts
-    optimizer, scheduler = make_optimizer(model, budget)
+    optimizer, scheduler = make_optimizer(model, budget.model_copy(update={"lr": problem.learning_rate}))
     trained = [p for p in model.parameters() if p.requires_grad]
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
     curve: list[dict[str, float]] = []
@@ -197,7 +197,8 @@ def _train(
             loss = problem.loss(head, _draw(train, problem.cases_per_step, seed, step), step, seed)
             if not math.isfinite(float(loss.detach())):
                 raise TrainingError(
-                    f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.finetune.lr, or set "
+                    f"{label}: loss = {float(loss.detach())} at step {step}. Lower downstream.finetune.lr (or volumes_lr, "
+                    "where the preset has one for tasks with one prediction a volume), or set "
                     "downstream.finetune.clip_grad=1."
                 )
             loss.backward()

@@ -57,6 +57,10 @@ class Classification(Problem):
     def cases_per_step(self) -> int:
         return self.config.finetune.volumes
 
+    @property
+    def learning_rate(self) -> float:
+        return self.config.finetune.volumes_lr or self.config.finetune.lr
+
     def references(self, train: list[int]) -> list[int]:
         return train[:: -(-len(train) // REFERENCES)]
 

@@ -96,6 +96,11 @@ class Problem:
         """Training cases that a step of fine-tuning sees."""
         return self.config.finetune.batch_size
 
+    @property
+    def learning_rate(self) -> float:
+        """Of fine-tuning, after warm-up."""
+        return self.config.finetune.lr
+
     def references(self, train: list[int]) -> list[int]:
         """Return the training cases that :meth:`settle` looks at."""
         return []
