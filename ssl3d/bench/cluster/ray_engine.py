@@ -249,7 +249,7 @@ class RayEngine:
         refs: dict[Any, tuple[str, str | None]] = {}
         for run in runs:
             finished = finished_files(order, run.name) if order["carry"] else None
-            first = pretrain.remote(told, run.name, None if finished is None else ray.put(finished), post)
+            first = pretrain.remote(told, run.name, finished, post)
             refs[first] = (run.name, None)
             refs |= {evaluate.remote(told, cell, first, post): (run.name, cell) for cell in run.cells}
         return refs
@@ -392,7 +392,7 @@ def _ask(what: str, order: Order) -> dict[str, Any]:
 def _pretrain(order: Order, run: str, finished: Any, post: Any) -> dict[str, Any]:
     from ssl3d.bench.cluster import worker
 
-    return _told(post, lambda: worker.pretrain(order, run, _fetched(finished)))
+    return _told(post, lambda: worker.pretrain(order, run, finished))
 
 
 def _evaluate(order: Order, cell: str, pretraining: dict[str, Any], post: Any) -> dict[str, Any]:
@@ -404,12 +404,6 @@ def _evaluate(order: Order, cell: str, pretraining: dict[str, Any], post: Any) -
             or {"error": {"type": "WorkerLost", "message": "its pretraining"}}
         }
     return _told(post, lambda: worker.evaluate(order, cell, pretraining["files"]))
-
-
-def _fetched(value: Any) -> Any:
-    import ray
-
-    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
 
 def _told(post: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

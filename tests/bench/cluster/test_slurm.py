@@ -20,7 +20,7 @@ from ssl3d.bench.plan import bench_of
 from ssl3d.cli import main
 from ssl3d.errors import ConfigError
 
-WAIT_S = 240.0
+WAIT_S = 540.0
 STEPS = (
     "pretrain.steps=60",
     "pretrain.checkpoint_every=1000",
