@@ -78,9 +78,25 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedCohort, P
     return cohort(root / "test", root / "cache"), cohort(root / "pretrain", root / "cache")
 
 
+@pytest.fixture(params=["each with each", "by signature"])
+def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few volumes, and as if they were many."""
+    if request.param == "by signature":
+        monkeypatch.setattr(overlap, "EXHAUSTIVE", 0)
+        monkeypatch.setattr(overlap, "CANDIDATES", 2)
+
+
+def fresh(*cohorts: PreparedCohort) -> None:
+    """Forget what was found before."""
+    for one in cohorts:
+        for stored in one.folder.glob("overlap-*.json"):
+            stored.unlink()
+
+
 def test_copies_other_formats_and_resampled_crops_are_found_and_nothing_else(
-    cohorts: tuple[PreparedCohort, PreparedCohort],
+    cohorts: tuple[PreparedCohort, PreparedCohort], search: None
 ) -> None:
+    fresh(*cohorts)
     test, pretraining = cohorts
     found = {o.test: o for o in find_overlap(test, range(len(test)), pretraining)}
     assert {name: o.pretraining for name, o in found.items()} == {"copy": "p0", "format": "p1", "crop": "p2"}
@@ -202,8 +218,9 @@ def test_a_scan_in_two_parts_is_refused_whatever_split_does_it(twins: PreparedCo
 
 
 def test_whoever_is_tested_is_found_among_the_volumes_for_pretraining(
-    cohorts: tuple[PreparedCohort, PreparedCohort], twins: PreparedCohort
+    cohorts: tuple[PreparedCohort, PreparedCohort], twins: PreparedCohort, search: None
 ) -> None:
+    fresh(*cohorts, twins)
     test, pretraining = cohorts
     task = Task("mine", "Mine", "classification", "folder", "auc", None)
     folds = [
@@ -236,7 +253,9 @@ def alike(seed: int, cut: bool = False, coarse: bool = False) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize(("others", "spacing"), [(0, 2.0), (6, 2.0), (6, 4.0)])
-def test_people_who_look_alike_are_not_taken_for_one(tmp_path: Path, others: int, spacing: float) -> None:
+def test_people_who_look_alike_are_not_taken_for_one(
+    tmp_path: Path, others: int, spacing: float, search: None
+) -> None:
     """Their bodies differ by a shift and nothing else; copies are found all the same, with others and alone."""
     for seed in range(1, others + 1):
         save(tmp_path / "d" / f"other{seed}.nii.gz", *alike(seed))

@@ -7,13 +7,16 @@ coarse grid, and two of them are compared by their normalised cross-correlation 
 shifts (Padfield, Masked object registration in the Fourier domain, IEEE TIP 2012). Prepared volumes
 have one orientation and are measured in millimetres, so a crop is a shift and nothing else; the
 correlation ignores the scale of intensities, and the band leaves out noise and shading.
+
+Among more than :data:`EXHAUSTIVE` volumes, those are compared that :mod:`ssl3d.data.checks.signature` finds to share most
+with the test image, and some others, from which the best must stand out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -22,6 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ssl3d.data.checks.signature import Block, blocks, nearest, signature
 from ssl3d.data.prepared.cohort import PreparedCohort
 from ssl3d.data.prepared.grids import resample
 from ssl3d.errors import ReadError
@@ -50,6 +54,12 @@ STANDS_OUT = 0.2
 SAME_TEXTURE = 0.65
 """Correlation of the texture from which on two volumes count as one scan. On four kinds of made volumes at 2 and 4 mm: one
 scan against a coarser, cropped or noisier copy 0.70 or more; two subjects 0.61 or less (0.30 but for 15 voxels an edge)."""
+
+EXHAUSTIVE = 1000
+"""Volumes up to which a test image is compared with each."""
+
+CANDIDATES, OTHERS = 16, 48
+"""Of more volumes: how many a test image is compared with, and how many others, the same for all, tell what is usual."""
 
 _TEXTURE_EDGE = 96  # largest edge in voxels of the grid on which texture is compared
 _TEXTURE_OVERLAP = 0.4
@@ -276,6 +286,7 @@ def find_overlap(
     if spacing > COARSEST_MM:
         _say_too_coarse(cohort.dataset, spacing)
         rest = []
+    rest = _worth_comparing(cohort, rest, (pretraining, among), spacing, progress)
     best = _best_matches(cohort, rest, (pretraining, among), spacing, progress)
     for i, (matches, quartile) in best.items():
         for score, place in matches:
@@ -318,17 +329,19 @@ def _best_matches(
             edge * c.spacing_mm for side in (cohort, pretraining) for c in side.cases for edge in c.shape
         ]
         first_mm = max(spacing_mm, max(edges) / _FIRST_EDGE)
-        scores = _correlations(
-            coarse_volumes(cohort, todo, first_mm),
-            coarse_volumes(pretraining, among, first_mm),
-            progress,
-        )  # (N, M)
+        if len(among) > EXHAUSTIVE:
+            among, usual, scores = _shortlisted(cohort, todo, volumes, (spacing_mm, first_mm), progress)
+        else:
+            usual = np.ones(len(among), bool)
+            ours, theirs = (coarse_volumes(c, i, first_mm) for c, i in ((cohort, todo), (pretraining, among)))
+            scores = _correlations(ours, theirs, progress)  # (N, M)
         shortlists = np.argsort(-scores, axis=1)[:, :_SHORTLIST]  # (N, up to 8)
 
         def compare(n: int) -> list[tuple[float, int]]:
-            shortlist = [among[m] for m in shortlists[n].tolist()]
+            compared = [m for m in shortlists[n].tolist() if scores[n, m] > -1]
+            shortlist = [among[m] for m in compared]
             if first_mm == spacing_mm:
-                return list(zip(scores[n, shortlists[n]].tolist(), shortlist, strict=True))
+                return list(zip(scores[n, compared].tolist(), shortlist, strict=True))
             (ours,) = coarse_volumes(cohort, [todo[n]], spacing_mm, workers=1)
             theirs = coarse_volumes(pretraining, shortlist, spacing_mm, workers=1)
             row = [float(_correlations([ours], [one], None, workers=1)[0, 0]) for one in theirs]
@@ -336,13 +349,88 @@ def _best_matches(
 
         best = run_parallel(compare, range(len(todo)), None, progress, _MESSAGE)
         for i, row, matches in zip(todo, scores, best, strict=True):
-            known[cohort.cases[i].id] = [matches, _quartile(np.delete(row, int(row.argmax())))]
+            rest = usual & (np.arange(len(row)) != row.argmax())
+            known[cohort.cases[i].id] = [matches, _quartile(row[rest])]
         write_json(store, known)
     result = {}
     for i in test:
         matches, quartile = known[cohort.cases[i].id]
         result[i] = ([(float(score), int(place)) for score, place in matches], quartile)
     return result
+
+
+def _shortlisted(
+    cohort: PreparedCohort,
+    test: Sequence[int],
+    volumes: tuple[PreparedCohort, Sequence[int]],
+    spacings_mm: tuple[float, float],
+    progress: Progress | None,
+) -> tuple[Sequence[int], np.ndarray, np.ndarray]:
+    """Return places of volumes (M), which of them were not chosen by what they share (M,), and their correlations.
+
+    These are those with the test cases (N, M), -1 where they were not compared.
+
+    Args:
+        cohort, test, volumes: see :func:`_best_matches`.
+        spacings_mm: of the grid that volumes are described on, and of that on which they are compared.
+        progress: told about every volume that was described, and every test case.
+    """
+    pretraining, among = volumes
+    described_mm, first_mm = spacings_mm
+    asked = [signature(band) for band in coarse_volumes(cohort, test, described_mm)]
+    lists = nearest(asked, _described(pretraining, among, described_mm, progress), CANDIDATES)
+    spread = np.linspace(0, len(among) - 1, min(OTHERS, len(among)), dtype=int)
+    others = [among[m] for m in spread.tolist()]
+    places = sorted({place for one in (*lists, others) for place in one})
+    column = {place: m for m, place in enumerate(places)}
+
+    def compare(n: int) -> np.ndarray:
+        row = np.full(len(places), -1, np.float32)
+        compared = list(dict.fromkeys((*lists[n], *others)))
+        (ours,) = coarse_volumes(cohort, [test[n]], first_mm, workers=1)
+        for place in compared:
+            theirs = coarse_volumes(pretraining, [place], first_mm, workers=1)
+            row[column[place]] = _correlations([ours], theirs, None, workers=1)[0, 0]
+        return row
+
+    usual = np.isin(places, others)
+    return places, usual, np.stack(run_parallel(compare, range(len(test)), None, progress, _MESSAGE))
+
+
+def _described(
+    cohort: PreparedCohort, among: Sequence[int], spacing_mm: float, progress: Progress | None
+) -> Iterator[Block]:
+    """Yield the descriptors of some volumes of a cohort; those of all of it are kept beside it."""
+
+    def band(
+        i: int,
+    ) -> np.ndarray:  # not kept: of many volumes it would be more than the volumes that are left out
+        return coarse_volume(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
+
+    wanted = np.zeros(len(cohort), bool)
+    wanted[list(among)] = True
+    for block in blocks(
+        cohort.folder / f"signatures-v{_VERSION}-{spacing_mm:g}", len(cohort), band, progress
+    ):
+        chosen = wanted[block.owners]
+        yield block if chosen.all() else Block(block.vectors[chosen], block.owners[chosen])
+
+
+def _worth_comparing(
+    cohort: PreparedCohort,
+    test: Sequence[int],
+    volumes: tuple[PreparedCohort, Sequence[int]],
+    spacing_mm: float,
+    progress: Progress | None,
+) -> list[int]:
+    """Return the test cases that share something with one of the volumes; all of them where they are few."""
+    if len(test) <= EXHAUSTIVE:
+        return list(test)
+    pretraining, among = volumes
+    asked = [signature(band) for band in coarse_volumes(pretraining, among, spacing_mm)]
+    lists = nearest(asked, _described(cohort, test, spacing_mm, progress), 4 * CANDIDATES)
+    found = {place for one in lists for place in one}
+    return [i for i in test if i in found]
 
 
 def _correlations(

@@ -31,6 +31,9 @@ __without_effect__ = "it opens what is stored; what was written comes back as it
 class IndexedCase(PreparedCase):
     """One case of an index: what is asked for is read from its columns."""
 
+    _index: Index
+    _at: int
+
     def __init__(self, index: Index, at: int, spacing_mm: float) -> None:
         vars(self).update(_index=index, _at=at, spacing_mm=spacing_mm)
 
