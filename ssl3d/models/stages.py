@@ -36,11 +36,9 @@ class AllStages(Backbone):
 
     def encode(self, x: Tensor) -> Features:
         stages = self.backbone.encode(x)
-        coarsest = stages[-1].shape[2:]
-        together = [F.adaptive_avg_pool3d(stage, coarsest) for stage in stages]
-        return Features(
-            [*stages, torch.cat(together, dim=1)], size=stages.size
-        )  # the last: (B, all C, d, h, w)
+        d, h, w = stages[-1].shape[2:]
+        together = torch.cat([F.adaptive_avg_pool3d(stage, (d, h, w)) for stage in stages], dim=1)
+        return Features([*stages, together], size=stages.size)  # the last: (B, all C, d, h, w)
 
     def decode(self, features: Features) -> Tensor:
         size = features.size
