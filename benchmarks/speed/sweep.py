@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
         more = [*(MIX if asked.mix else EQUAL), "--preset", "smoke", "--device", "cpu", "--cache", str(folder / "cache"),
                 "--set", f"pretrain.steps={steps}", "--set", "pretrain.checkpoint_every=100000",
                 "--set", f"downstream.finetune.steps={max(6, steps // 3)}"]  # fmt: skip
-        finish(folder / "warm", *start(folder / "warm", [0], [*more, "--methods", "scratch", "--jobs", "1"]))
+        warm = ["--methods", "denoising", "--modes", "linear", "--set", "pretrain.steps=1", "--jobs", "1"]
+        finish(folder / "warm", *start(folder / "warm", [0], [*more, *warm]))  # prepares the data
         found = measure(folder, cores, seeds, more)
     print(f"{found['cells']} cells, {cores} workers of one thread")
     print(f"{cores} benches of one process: {', '.join(duration(s) for s in found['seconds_alone'])}")
