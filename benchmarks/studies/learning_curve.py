@@ -23,6 +23,7 @@ import pandas as pd
 from figure import COLOURS
 
 from ssl3d.errors import SSL3DError
+from ssl3d.results.store.record import canonical_json
 from ssl3d.results.store.store import ResultStore
 
 ENDS = [2, 10]
@@ -30,8 +31,13 @@ ENDS = [2, 10]
 
 
 def frame_of(store: Path, methods: list[str], mode: str) -> pd.DataFrame:
-    """Return a row for each record: task, method, patients, seed, score, and the last two validation scores."""
+    """Return a row for each record: task, method, patients, seed, score, and the last two validation scores.
+
+    Raises:
+        SSL3DError: a task and method were trained in several ways, or how many patients there were is not known.
+    """
     rows = []
+    budgets: dict[tuple[str, str], set[str]] = {}
     for record in ResultStore(store).records()[0]:
         identity = record["identity"]
         if identity["method"] not in methods or identity["mode"] != mode:
@@ -40,11 +46,20 @@ def frame_of(store: Path, methods: list[str], mode: str) -> pd.DataFrame:
         if labelled is None:
             raise SSL3DError(f"data.counts of {identity['task']} are not in the preset of {store}: set them.")
         curve = [point["score"] for point in record["validation"]]
+        budgets.setdefault((identity["task"], identity["method"]), set()).add(
+            canonical_json(identity["budget"])
+        )
         rows.append({
             "task": identity["task"], "method": identity["method"], "seed": identity["seed"],
             "patients": max(1, round(identity["label_fraction"] * labelled[0])), "score": record["score"],
             "before": curve[-2] if len(curve) > 1 else float("nan"), "last": curve[-1],
         })  # fmt: skip
+    for (task, method), found in budgets.items():
+        if len(found) > 1:
+            raise SSL3DError(
+                f"{store} has {method} on {task} with {len(found)} budgets of {mode}, which are {len(found)} curves. "
+                "Compute them into stores of their own."
+            )
     return pd.DataFrame(rows).sort_values(["task", "method", "patients", "seed"]) if rows else pd.DataFrame()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from ssl3d.errors import SSL3DError
+from ssl3d.results.store.store import ResultStore
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 sys.path.insert(0, str(STUDIES))
@@ -28,6 +32,20 @@ def test_patients_and_scores_are_those_of_the_records() -> None:
     }
     assert {(row.task, row.seed): row.score for row in frame.itertuples()} == expected and expected
     assert dict(zip(frame.task, frame.patients, strict=True)) == {"shc": 5, "sac": 4, "sbm": 4, "ccc": 16}
+
+
+def test_curves_of_two_budgets_are_not_joined(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(DEMO, store)
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((store / "records").glob("*.json"))]
+    record = next(r for r in records if r["identity"]["task"] == "ccc")
+    method = record["identity"]["method"]
+    other = record | {
+        "identity": record["identity"] | {"budget": {"feature_precision": "bfloat16"}},
+    }
+    ResultStore(store).write({key: value for key, value in other.items() if key != "record_sha256"})
+    with pytest.raises(SSL3DError, match=f"{method} on ccc with 2 budgets of linear"):
+        frame_of(store, [method], "linear")
 
 
 def test_gain_from_two_to_ten_patients() -> None:
