@@ -1128,8 +1128,10 @@ def texts() -> Iterator[tuple[str, str]]:
                 yield str(path.relative_to(root)), node.value
 
 
-OTHERS_OPTIONS = {"--help", "--version", "--always", "--dirty", "--abbrev", "--nnodes", "--nproc-per-node"}
-"""Options in texts that belong to other programs (git, torchrun), or to all commands."""
+OTHERS_OPTIONS = {
+    "--help", "--version", "--always", "--dirty", "--abbrev", "--nnodes", "--nproc-per-node", "--head", "--generate",
+}  # fmt: skip
+"""Options in texts that belong to other programs (git, torchrun, ray), or to all commands."""
 
 
 def test_messages_name_options_and_settings_that_exist() -> None:

@@ -97,6 +97,11 @@ def settings(backbone: dict[str, Any] | None = None, **options: Any) -> Settings
 
 DEFORMED = "gvsl deformed"
 """Its views are float32, and so is the NCC of them, whose last digit is another one in a batch of another size."""
+ROUNDED = {
+    DEFORMED: 1e-6, **dict.fromkeys(("byol", "simclr", "simsiam", "simclr in parts", "evenly"), 1e-6), "recomputed": 1e-4,
+}  # fmt: skip
+"""What is above 1e-9: what these views are drawn with is float32, computed for all items of a process at once, and a vector
+of another length may round otherwise (with AVX2, not with AVX-512). Adam makes the most of it."""
 GENESIS = {"name": "genesis_unet3d", "width": 2}
 #: Name -> method, settings: what both ways must come to the same with. Batches of 7 are 4 and 3 items, or 2 and 1 pairs.
 JOBS: dict[str, tuple[MethodSpec, Settings]] = {
@@ -209,7 +214,7 @@ def test_two_processes_come_to_the_weights_of_one(ended: Ended, name: str) -> No
     job, chosen = JOBS[name]
     run = train(job, chosen, root / f"one {name}")
     one, two = (weights(root / f"{n} {name}", chosen.pretrain.steps) for n in ("one", "two"))
-    rounding = 1e-6 if name == DEFORMED else 1e-9
+    rounding = ROUNDED.get(name, 1e-9)
     assert largest_difference(one, two) < rounding
     other = json.loads((root / f"two {name}" / "run.json").read_text())
     assert other["identity"] == run["identity"], "the number of devices is no part of what the run is"
