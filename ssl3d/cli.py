@@ -12,6 +12,7 @@ from ssl3d.commands.cache import cache, doctor
 from ssl3d.commands.check import backbones, check
 from ssl3d.commands.common import (
     CONTEXT,
+    SEED,
     Group,
     Names,
     cache_option,
@@ -247,7 +248,9 @@ def plugins(as_json: bool) -> None:
 @click.option("--data", default="phantoms", show_default=True, metavar="NAME_OR_DIR",
               help="Folder of volumes, DATASET=DIR, or phantoms.")  # fmt: skip
 @preset_option
-@click.option("--seed", default=0, show_default=True, help="Initialisation, order, crops and views.")
+@click.option(
+    "--seed", default=0, type=SEED, show_default=True, help="Initialisation, order, crops and views."
+)
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
 )
@@ -283,7 +286,7 @@ def pretrain(
     from ssl3d.bench.pretraining import PretrainOptions, run_pretraining
     from ssl3d.progress import duration
 
-    tasks = tuple(split_names(exclude_test)) if exclude_test else ()
+    tasks = tuple(split_names(exclude_test)) if exclude_test is not None else ()
     options = PretrainOptions(
         method_name, out, data, preset, overrides, seed, resume, allow_code_change, tasks, subject_patterns, policy, device,
         cache, devices, nodes, strategy,

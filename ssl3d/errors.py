@@ -124,3 +124,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f' Did you mean "{close[0]}"?'
     return f" Choose from: {', '.join(choices)}." if choices else " None is available."
+
+
+def in_words(error: BaseException) -> str:
+    """Return class and message of an error; of one whose message cannot be made, that it cannot."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "an error that cannot be printed"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -129,10 +129,11 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     try:
         # Without O_NONBLOCK, opening a pipe waits for its other end.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # a folder among them, which fdopen refuses and leaves open
+            os.close(descriptor)
+            raise ReadError(f"{path} is no regular file. Fix: remove it, or put the file in its place.")
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ReadError(f"{path} is no regular file. Fix: remove it, or put the file in its place.")
             if most is not None and status.st_size > most:
                 raise ReadError(
                     f"{path} has {status.st_size / 2**20:.1f} MiB; nothing that ssl3d writes there is larger than "
@@ -338,6 +339,11 @@ def _create(path: Path) -> Any:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def real(path: Path) -> Path:
+    """Return a path without links; one that leads back to itself stays, which ``Path.resolve`` raises RuntimeError for."""
+    return Path(os.path.realpath(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ssl3d.errors import DataError, ReadError
-from ssl3d.files import explained, read_bytes
+from ssl3d.errors import DataError, ReadError, WriteError
+from ssl3d.files import explained, read_bytes, real
 
 try:
     import fcntl
@@ -59,7 +59,7 @@ class Held:
 
     def __init__(self, path: Path, wait: bool, what: str = "this cell") -> None:
         self.path, self.wait, self.what = path, wait, what
-        self.key = (os.getpid(), str(path.resolve()))
+        self.key = (os.getpid(), str(real(path)))
         self.descriptor: int | None = None
 
     def __enter__(self) -> bool:
@@ -142,3 +142,10 @@ class Held:
                 return read_bytes(self.path, _MOST_BYTES).decode(errors="replace").strip() or _UNKNOWN
             except ReadError:
                 return _UNKNOWN
+
+
+def forget_lock(path: Path) -> None:
+    """Remove the file of a lock that a killed process has left, where that can be done; one that is held stays."""
+    if path.exists():
+        with suppress(WriteError, DataError), Held(path, wait=False):
+            pass

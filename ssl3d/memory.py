@@ -15,6 +15,7 @@ SHARE = 0.8
 """Of the memory that is free when a budget is made."""
 
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 _CGROUPS = (  # (limit, use) of version 2, and of version 1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -25,7 +26,7 @@ _CGROUPS = (  # (limit, use) of version 2, and of version 1
 
 
 def available() -> int | None:
-    """Return the bytes that this process can still have, of the machine or of its container; None: not known."""
+    """Return the bytes that this process can still have, of its machine, container or own limit; None: not known."""
     found = []
     with suppress(OSError, ValueError, IndexError):
         lines = _MEMINFO.read_text().splitlines()
@@ -33,6 +34,13 @@ def available() -> int | None:
     for limit, use in _CGROUPS:
         with suppress(OSError, ValueError):  # also the limit "max"
             found.append(max(0, int(limit.read_text()) - int(use.read_text())))
+    with suppress(ImportError, OSError, ValueError, IndexError):  # ulimit -v
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
+            pages = int(_STATM.read_text().split()[0])
+            found.append(max(0, most - pages * resource.getpagesize()))
     return min(found, default=None)
 
 

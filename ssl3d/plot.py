@@ -5,7 +5,6 @@ The numbers are those of ``ssl3d table``; every function draws into ``ax`` where
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ssl3d.errors import ConfigError, DataError
+from ssl3d.files import parse_json, read_bytes, read_json
 from ssl3d.results.results import Results, store
 from ssl3d.results.table.model import Column, Row, TableModel
 
@@ -187,7 +187,7 @@ def losses(
         lines = _log(Path(folder))
         chosen = list(names) if names is not None else _losses_of(Path(folder))
         for name in chosen:
-            points = [(line["step"], line[name]) for line in lines if name in line]
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if not points:
                 known = ", ".join(sorted({key for line in lines for key in line} - {"step"}))
                 raise DataError(f'{Path(folder) / LOG} has no "{name}" (it has {known}).')
@@ -202,12 +202,27 @@ def losses(
 def _log(run: Path) -> list[dict[str, Any]]:
     if not (run / LOG).is_file():
         raise DataError(f"{run} has no {LOG}: give a folder written by ssl3d pretrain.")
-    return [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    lines = read_bytes(run / LOG).decode("utf-8", "replace").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = parse_json(line)
+            if type(entry["step"]) is not int:
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # torn by a process that was killed
+                break
+            raise DataError(f"{run / LOG} is damaged: line {number} is none of a log's.") from error
+        found.append(entry)
+    return found
 
 
 def _losses_of(run: Path) -> list[str]:
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    return list(facts.get("losses") or {})
+    facts = read_json(run / "run.json")
+    losses = facts.get("losses") if isinstance(facts, dict) else None
+    if not isinstance(losses, dict | None):
+        raise DataError(f"{run / 'run.json'} is damaged: its losses are no names with values.")
+    return list(losses or {})
 
 
 def _results(source: Source) -> Results:

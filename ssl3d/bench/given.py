@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl3d.errors import ConfigError, DataError, count, nearest, printable
+from ssl3d.files import real
 
 if TYPE_CHECKING:
     from ssl3d.bench.cell import TaskData
@@ -98,7 +99,7 @@ def with_subject_patterns(settings: Settings, patterns: Iterable[str]) -> Settin
 def with_splits_files(settings: Settings, tasks: Iterable[Task], files: Mapping[str, Path]) -> Settings:
     """Return the settings with files of splits, those that tasks name included, so that records keep where they are."""
     named = {task.name: str(task.splits_file) for task in tasks if task.splits_file is not None}
-    said = {name: str(path.expanduser().resolve()) for name, path in files.items()}
+    said = {name: str(real(path.expanduser())) for name, path in files.items()}
     data = settings.data.model_copy(update={"splits_file": {**named, **settings.data.splits_file, **said}})
     return settings.model_copy(update={"data": data})
 

@@ -108,10 +108,14 @@ def _again(
     unlabelled = (
         pretraining_cohort(run["data"], settings, cache, policy) if trained and not (given or ready) else None
     )
-    match = identity.get("match", {"by": "steps"})
+    match = identity.get("match") or {"by": "steps"}
     if match["by"] == "time":  # the cost that was measured then; another measurement gives other steps
-        per_step = match["steps"] / identity["pretrain"]["budget"]["steps"]
-        write_json(out / RELATIVE_COST, {spec.name: per_step})
+        steps = ((identity.get("pretrain") or {}).get("budget") or {}).get("steps")
+        if not steps:
+            raise DataError(
+                "The record does not say how many steps its pretraining had: it cannot be reproduced."
+            )
+        write_json(out / RELATIVE_COST, {spec.name: match["steps"] / steps})
     grid = Grid(
         [spec], [TaskData(task, cohort, splits, place)], [check_mode(identity["mode"])], [identity["seed"]],
         label_fractions=(identity["label_fraction"],), at_steps=(identity.get("pretrain_step"),),

@@ -286,7 +286,9 @@ class Bench:
         if not self.conduct.recompute:
             # Nothing is locked for what is there: a finished store may be read-only.
             with suppress(DataError):
-                return self.store.read(self.store.path_for(cell.identity)), False
+                record = self.store.read(self.store.path_for(cell.identity))
+                self.store.tidy(cell.identity, {"run": cell.weights.identity})
+                return record, False
         with self.store.claim(cell.identity, wait=False) as mine:
             if not mine:
                 return None

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ssl3d.config import Settings, load_settings, options_without_effect, preset_names
-from ssl3d.downstream.problems.problem import MODES
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import PluginError, SSL3DError
 from ssl3d.results.store.record import Record, canonical_json
 from ssl3d.results.table.caption import flatten
+from ssl3d.results.table.model import MODES
 from ssl3d.source_hash import evaluation_code, pretraining_code
 
 

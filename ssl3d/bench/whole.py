@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, ReadError
+from ssl3d.files import read_json
 from ssl3d.models.weights.checkpoint import RUN
 from ssl3d.progress import duration
 
@@ -91,10 +91,10 @@ class Whole:
 def run_facts(folder: Path) -> dict[str, Any]:
     """Return the ``run.json`` of a folder; {} where there is none yet."""
     try:
-        run: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or being replaced
+        run = read_json(folder / RUN)
+    except ReadError:  # not there yet, or being replaced
         return {}
-    return run
+    return run if isinstance(run, dict) else {}
 
 
 def _expected(kinds: Iterable[str], known: Mapping[str, list[float]]) -> float | None:

@@ -14,6 +14,7 @@ import click
 
 from ssl3d.commands.cluster import cluster_options, engine_of
 from ssl3d.commands.common import (
+    SEED,
     Names,
     cache_option,
     device_option,
@@ -248,9 +249,15 @@ def _options(given: dict[str, Any]) -> BenchOptions:
 
 def _seed(text: str) -> int:
     try:
-        return int(text)
+        seed = int(text)
+        if not SEED.min <= seed <= SEED.max:  # type: ignore[operator]
+            raise ValueError
     except ValueError:
-        raise ConfigError(f'--seeds "{text}" is not a whole number; write --seeds 0,1,2.') from None
+        shown = text if len(text) < 60 else f"{text[:60]}..."
+        raise ConfigError(
+            f'--seeds "{shown}" is not a whole number of 64 bits; write --seeds 0,1,2.'
+        ) from None
+    return seed
 
 
 def _fraction(text: str) -> float:

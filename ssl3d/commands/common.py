@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+SEED = click.IntRange(-(2**63), 2**63 - 1)
+"""As records keep it."""
+
 _ARGUMENTS, _COMMAND, _RESUMES_WITH = "ssl3d.arguments", "ssl3d.command", "resumes_with"
 C = TypeVar("C", bound=click.Command)
 
@@ -53,6 +57,12 @@ def resumable(option: str = "") -> Callable[[C], C]:
 class Group(click.Group):
     """Turns every error into a message and an exit status, see :mod:`ssl3d.commands.failures`."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except Exception as error:  # outside of any command, such as at the help, with an output that is full
+            sys.exit(report(error, sys.argv[1:], debug=False))
+
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.parent is not None:
             return super().invoke(ctx)
@@ -72,7 +82,7 @@ class Group(click.Group):
             if fault is None:
                 raise  # a command's own
             ctx.exit(report(fault, ctx.meta[_ARGUMENTS], debug))
-        except Exception as error:
+        except BaseException as error:  # a plugin may raise what is no Exception
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # nobody reads the output any more; click ends quietly
             ctx.exit(report(error, ctx.meta[_ARGUMENTS], debug))

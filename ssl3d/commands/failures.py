@@ -57,9 +57,10 @@ def _known(error: BaseException) -> SSL3DError | None:
     if isinstance(error, SSL3DError):
         return error
     if is_out_of_memory(error):
+        what = f": {_first_line(error)}" if str(error) else ""
         return MemoryFault(
-            f"The memory is used up: {_first_line(error)}. Fix: smaller crops or batches (pretrain.crop, "
-            "pretrain.batch_size, downstream.crop), fewer --jobs, or a machine with more memory."
+            f"The memory is used up{what}. Fix: smaller crops or batches (pretrain.crop, pretrain.batch_size, "
+            "downstream.crop), fewer --jobs, or a machine with more memory."
         )
     with suppress(Exception):  # the registry itself may be what fails
         from ssl3d.registry.blame import plugin_fault
@@ -79,7 +80,8 @@ _SYSTEM = (
 
 
 def _print(message: str) -> None:
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {printable(message)}", err=True)
+    with suppress(OSError):  # an output for errors that is closed or full, too: the status is left to tell
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {printable(message)}", err=True)
 
 
 def _print_trace(error: BaseException, arguments: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from ssl3d.commands.common import (
     set_threads,
 )
 from ssl3d.errors import are, count
+from ssl3d.files import real
 
 if TYPE_CHECKING:
     from ssl3d.results.store.record import Record
@@ -49,7 +50,7 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     from ssl3d.results.store.record import identity_hash
     from ssl3d.results.store.store import ResultStore
 
-    records, problems = ResultStore(folder).records(lazy=True)
+    records, problems = ResultStore(folder).records(lazy=True, keep=without_cases)
     states = stale_records(records)
     places = [
         place
@@ -98,6 +99,11 @@ def list_records(folder: Path, method: str | None, task: str | None, only_stale:
     if counts[0]:
         click.echo("Compute stale cells again: ssl3d bench --recompute")
     _name(problems + damaged)
+
+
+def without_cases(record: Record) -> Record:
+    """Return a record without the metrics of its cases, which are nearly all of it."""
+    return {key: value for key, value in record.items() if key != "per_case"}
 
 
 def _as_json(record: Record, reasons: list[str] | None) -> dict[str, Any]:
@@ -269,7 +275,7 @@ def reproduce(
     from ssl3d.device import select_device
     from ssl3d.results.store.store import ResultStore
 
-    own = ResultStore(path.resolve().parent.parent) if checkpoint else None
+    own = ResultStore(real(path).parent.parent) if checkpoint else None
     verdict = again(found, tolerance, select_device(device), cache, out, own)
     for line in verdict.lines:
         click.echo(line)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssl3d.commands.common import (
+    SEED,
     Names,
     affine_option,
     cache_option,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--mode", default="finetune", show_default=True, type=click.Choice(["finetune", "linear"]))
 @click.option("--split", default=0, show_default=True, help="Number of the split, for cross-validation.")
-@click.option("--seed", default=0, show_default=True, help="Head, order and crops.")
+@click.option("--seed", default=0, type=SEED, show_default=True, help="Head, order and crops.")
 @click.option("--splits-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="nnU-Net's splits_final.json, in place of splits that are drawn.")  # fmt: skip
 @click.option("--allow-overlap", multiple=True, metavar="TASK",

@@ -6,6 +6,7 @@ labels, preparation, intensity, backbone, protocol), written last. Nothing is ev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ssl3d.config import BackboneConfig, DownstreamConfig
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import is_dicom, series_of
 from ssl3d.data.files.findings import Finding
+from ssl3d.data.files.limits import look
 from ssl3d.data.files.suffixes import image_suffix
 from ssl3d.data.layouts.releases import Folder
 from ssl3d.data.prepared.arrays import Where
@@ -33,7 +35,8 @@ from ssl3d.downstream.problems.kinds import make_problem
 from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import CheckpointError, ConfigError, ReadError, count, printable
-from ssl3d.files import read_json, write_bytes, write_json
+from ssl3d.files import read_json, real, write_bytes, write_json
+from ssl3d.memory import explained
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
@@ -127,7 +130,10 @@ class Predictor:
             reading: what to take of a file that leaves a choice.
             intensity: scaling and offset of this file, in the place of the training's.
         """
-        prepared = prepare_file(file, self.preparation, intensity or self.intensity, reading=reading)
+        if beyond := look(file):
+            return beyond
+        with explained(f"{file} with its preparation", "predict it on a machine with more memory"):
+            prepared = prepare_file(file, self.preparation, intensity or self.intensity, reading=reading)
         if isinstance(prepared, list):
             return prepared
         image, data, affine = prepared
@@ -246,7 +252,7 @@ class Predictor:
                     "predict them into two folders."
                 )
             seen[target] = file
-            if target.resolve() == file.resolve():
+            if real(target) == real(file):
                 raise ConfigError(
                     f"--out {out} would replace {file} by its segmentation: choose another folder."
                 )
@@ -262,7 +268,7 @@ def _output_name(file: Path) -> str:
     if image_suffix(file) is not None:
         return file.name
     folder = file if file.is_dir() else file.parent
-    name = folder.resolve().name
+    name = real(folder).name
     if not file.is_dir() and is_dicom(file) and len(series := list(series_of(folder).values())) > 1:
         name += f"-series{next((n for n, files in enumerate(series, 1) if file.absolute() in files), 0)}"
     return f"{name}.nii.gz"
@@ -399,7 +405,7 @@ def expand_inputs(inputs: Sequence[Path], out: Path | None = None) -> dict[Path,
     """
     files: dict[Path, Path] = {}
     for path in inputs:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 (pathlib's raises for a name that is too long)
             files.setdefault(path, Path())
             continue
         images, series, left_out = Folder.sort_out(path)

@@ -13,7 +13,7 @@ from ssl3d.config import YAML_SUFFIXES, Model, PositiveInt, validate
 from ssl3d.data.people import check_pattern
 from ssl3d.downstream.tasks import Kind, Metric, Scheme, Task
 from ssl3d.errors import ConfigError, ReadError
-from ssl3d.files import MOST_YAML_BYTES, parse_yaml, read_bytes
+from ssl3d.files import MOST_YAML_BYTES, parse_yaml, read_bytes, real
 
 METRICS: dict[Kind, tuple[Metric, ...]] = {
     "segmentation": ("dsc",), "classification": ("auc", "macro_auc"), "multilabel": ("macro_auc",),
@@ -210,7 +210,7 @@ def parse_task(text: str, path: Path) -> Task:
     _check_preparation(file, path)
     preparation = dict(file.preparation)
     if preparation.get("lungmask") is not None:  # relative to the file, as `data` is
-        preparation["lungmask"] = (path.parent / Path(preparation["lungmask"]).expanduser()).resolve()
+        preparation["lungmask"] = real(path.parent / Path(preparation["lungmask"]).expanduser())
     facts: dict[str, Any] = {}
     if file.labels is not None:
         names = {value: name for value, name in file.labels.items() if value or file.kind != "segmentation"}
@@ -240,10 +240,10 @@ def parse_task(text: str, path: Path) -> Task:
         counts=None if None in counts else counts,  # type: ignore[arg-type]
         preparation=preparation,
         summary=file.summary,
-        place=None if file.data is None else (path.parent / file.data.expanduser()).resolve(),
+        place=None if file.data is None else real(path.parent / file.data.expanduser()),
         facts=facts,
         scheme="cv" if file.splits.folds else "file" if file.splits.file else _SCHEMES[file.splits.scheme],
-        splits_file=file.splits.file and (path.parent / file.splits.file.expanduser()).resolve(),
+        splits_file=file.splits.file and real(path.parent / file.splits.file.expanduser()),
         folds=file.splits.folds,
         source=text,
     )

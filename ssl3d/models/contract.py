@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl3d.config import Model
 from ssl3d.errors import ConfigError, PluginError
 from ssl3d.models.backbone import Backbone, Features
 from ssl3d.registry.registry import registry
@@ -105,10 +106,14 @@ def missing_functions(cls: Any) -> str:
 
 
 def check_class(name: str) -> None:
-    """Raise PluginError for a backbone of which no object can be made, for it lacks ``encode`` or ``decode``."""
+    """Raise PluginError for a backbone of which no object can be made: it lacks ``encode``, ``decode`` or ``Config``."""
     cls = registry().backbones.get(name).load()
     if missing := missing_functions(cls):
         raise PluginError(_told(cls, f"{missing}. Fix: {WRITE_BOTH}"))
+    options = getattr(cls, "Config", None)
+    if not (isinstance(options, type) and issubclass(options, Model)):
+        fix = "write class Config(ssl3d.Model) with its options, which may be none"
+        raise PluginError(_told(cls, f"it has no Config. Fix: {fix}"))
 
 
 def check_contract(backbone: Backbone, crop: Sequence[int] | None = None) -> None:

@@ -1,18 +1,22 @@
-"""What a method's training step must return; said with the place in the plugin's own file."""
+"""What the functions of a method must return; said with the place in the plugin's own file."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl3d.errors import PluginError, TrainingError
 from ssl3d.pretrain.method import Method
-from ssl3d.pretrain.pretext import HELD_BACK_SCORE
 
 __without_effect__ = "it refuses, or changes nothing"
+
+HELD_BACK_SCORE = "held_back_pretext"
+"""Name of the score in ``log.jsonl``: at step 0 before training, then every ``pretrain.monitor_every`` steps."""
 
 RESERVED = ("step", "lr", HELD_BACK_SCORE)
 """Names that a line of the log has already."""
@@ -73,8 +77,60 @@ def place(function: Callable[..., object]) -> str:
 
 
 def _shown(value: object) -> str:
+    """Return a value as code, shortened, however broken it is."""
     try:
         text = repr(value)
     except Exception:
         return f"an object of {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}..., an object of {type(value).__name__}"
+
+
+def number(method: Method, function: str, value: Any, finite: bool = False) -> float:
+    """Return ``value`` as a number.
+
+    Args:
+        method: whose it is.
+        function: name of what has returned it.
+        value: a number, or a tensor with one element.
+        finite: whether it must be.
+
+    Raises:
+        TrainingError: it is none; names the method, the function and its place.
+    """
+    try:
+        if value is None or isinstance(value, str | bytes | bool):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _refused(method, function, value, "a number") from error
+    if finite and not math.isfinite(found):
+        raise _refused(method, function, value, "a finite number, or None")
+    return found
+
+
+def numbers(method: Method, function: str, value: Any) -> dict[str, float]:
+    """Return ``value`` as numbers by name.
+
+    Raises:
+        TrainingError: as :func:`number`.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise _refused(method, function, value, 'numbers by name, {"name": 1.0}')
+    return {name: number(method, function, one) for name, one in value.items()}
+
+
+def check_sizes(method: Method, crop: Sequence[int], batch_size: int) -> None:
+    """Raise TrainingError for a number of items or edges of a view that are none."""
+    view = method.view_shape(crop)
+    if not isinstance(view, Sequence) or len(view) != 3 or not all(type(n) is int and n > 0 for n in view):
+        raise _refused(method, "view_shape", view, "three edges in voxels")
+    items = method.items_per_step(crop, batch_size)
+    if type(items) is not int or items < 1:
+        raise _refused(method, "items_per_step", items, "a whole number of 1 at least")
+
+
+def _refused(method: Method, function: str, value: object, wanted: str) -> TrainingError:
+    return TrainingError(
+        f"{method.name}: {function} returned {_shown(value)} ({place(getattr(type(method), function))}). "
+        f"Fix: return {wanted}."
+    )

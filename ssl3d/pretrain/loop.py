@@ -23,10 +23,10 @@ from ssl3d.models.norms import check_norms
 from ssl3d.models.regions import check_samples_apart, compile_blocks, recompute_blocks, take_in_turn
 from ssl3d.models.weights.checkpoint import weights_fingerprint
 from ssl3d.optim import check_optimizer, make_optimizer
-from ssl3d.pretrain.contract import check_functions, check_losses
+from ssl3d.pretrain.contract import HELD_BACK_SCORE, check_functions, check_losses, check_sizes, numbers
 from ssl3d.pretrain.method import Method, Progress
 from ssl3d.pretrain.monitor import collapse_measures
-from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, held_back_score, summary
+from ssl3d.pretrain.pretext import Score, held_back_score, summary
 from ssl3d.pretrain.run_folder import RunFolder, opened
 from ssl3d.pretrain.run_log import Log
 from ssl3d.pretrain.source import CropSource, training_source
@@ -89,6 +89,9 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int, processes: int = 
     cpu = torch.device("cpu")
     backbone = build_backbone(settings.backbone, seed)
     check_contract(backbone)
+    if spec.cls.trains != "none":
+        untouched = spec.build(build_backbone(settings.backbone, seed), seed)
+        check_sizes(untouched, settings.pretrain.crop, settings.pretrain.batch_size)
     method = build_method(spec, settings, seed, cpu)
     if spec.cls.trains != "none":
         _arrange(method, settings.pretrain.model_copy(update={"compile": False}), 1, cpu, None)
@@ -416,4 +419,4 @@ def measure(method: Method, probe: Tensor, seed: int) -> dict[str, float]:
         seed: the run's seed.
     """
     rng = BatchRng(seed, 0, range(len(probe)), probe.device, ("monitor",))
-    return collapse_measures(method.backbone, probe) | method.monitor(probe, rng)
+    return collapse_measures(method.backbone, probe) | numbers(method, "monitor", method.monitor(probe, rng))

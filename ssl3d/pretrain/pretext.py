@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from ssl3d.errors import TrainingError
+from ssl3d.pretrain.contract import check_losses, number
 from ssl3d.pretrain.method import Method
 from ssl3d.pretrain.source import Batch
 from ssl3d.rng import BatchRng
 
-HELD_BACK_SCORE = "held_back_pretext"
-"""Name of the score in ``log.jsonl``: at step 0 before training, then every ``pretrain.monitor_every`` steps."""
 MARGIN = 0.05
 """Share of a level by which a score must lie below it: the scores are means over few crops."""
 
@@ -56,15 +55,24 @@ def held_back_score(
             rng = BatchRng(0, 0, batch.items, device, ("held back",), batch.volumes)
             views = method.held_back_views(batch.x.to(device), rng)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                values.append(method.pretext_score(views))
-            levels.append(method.chance(views))
+                values.append(_score(method, views))
+            level = method.chance(views)
+            levels.append(None if level is None else number(method, "chance", level, finite=True))
     if not all(math.isfinite(value) for value in values):
         raise TrainingError(
-            f"{method.name}: its score on held-back crops is {_mean(values)}, although the training losses are finite: "
-            "look at pretext_score, and at what differs in eval mode. A smaller pretrain.lr may help."
+            f"{method.name}: its score on held-back crops is {_mean(values)}, although the training losses are finite. "
+            "Fix: look at pretext_score, and at what differs in eval mode; a smaller pretrain.lr may help."
         )
     known = [level for level in levels if level is not None]
     return Score(_mean(values), _mean(known) if len(known) == len(levels) else None)
+
+
+def _score(method: Method, views: Any) -> float:
+    if type(method).pretext_score is Method.pretext_score:  # which adds the losses up
+        losses = method.training_step(views)
+        check_losses(losses, method)
+        return sum(float(loss) for loss in losses.values())
+    return number(method, "pretext_score", method.pretext_score(views))
 
 
 def _mean(values: Sequence[float]) -> float:

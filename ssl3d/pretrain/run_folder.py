@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from torch import nn
 
 from ssl3d import ranks
 from ssl3d.config import PretrainConfig
-from ssl3d.errors import BusyError, CheckpointError, DataError, WriteError
+from ssl3d.errors import BusyError, CheckpointError
 from ssl3d.files import explained, is_temporary, remove_leftovers, set_aside, write_json
-from ssl3d.locks import Held
+from ssl3d.locks import Held, forget_lock
 from ssl3d.models.weights.checkpoint import (
     BACKBONE,
     BACKBONE_AT,
@@ -81,7 +81,7 @@ def opened(
     previous = _look(out, resume)
     _same(out, previous, identity)
     if _finished(out, previous):  # the folder may be read-only
-        _forget_lock(out)
+        forget_lock(out / LOCK)  # of a process that was killed when it had finished
         yield RunFolder(out, identity, previous)
         return
     with Held(lock := out / LOCK, wait=False) as mine:
@@ -98,13 +98,6 @@ def opened(
             folder.finished, folder.state = False, _state(out, previous, identity)
             folder.codes = _codes(out, previous, folder.state, code, allow_code_change)
         yield folder
-
-
-def _forget_lock(out: Path) -> None:
-    """Remove the lock of a process that was killed when it had finished."""
-    if (out / LOCK).exists():
-        with suppress(WriteError, DataError), Held(out / LOCK, wait=False):
-            pass
 
 
 class RunFolder:

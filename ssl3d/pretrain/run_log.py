@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -95,6 +96,7 @@ class Log:
         with explained(out):
             self._file = self.path.open("a", encoding="utf-8")
         self._loggers = Loggers(classes, out, start)
+        self._told: set[str] = set()
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the lines up to the first that is damaged: the one that was being written when the run was killed."""
@@ -122,8 +124,18 @@ class Log:
         if step == 0:
             self._before_training.append(values)
         with explained(self.path):
-            self._file.write(json.dumps({**values, "step": step}) + "\n")
+            self._file.write(json.dumps({**self._finite(values, step), "step": step}, allow_nan=False) + "\n")
         self._loggers.tell(lambda logger: logger.write(step, dict(values)))
+
+    def _finite(self, values: dict[str, float], step: int) -> dict[str, float | None]:
+        """Return the values with None for what is not finite, which JSON has no word for; each is told once."""
+        wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+        for name in wrong.keys() - self._told:
+            say(
+                f"{name} = {wrong[name]} at step {step}: a measure, which trains nothing; {self.path} has null."
+            )
+        self._told |= wrong.keys()
+        return {name: None if name in wrong else value for name, value in values.items()}
 
     def flush(self) -> None:
         with explained(self.path):

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssl3d.errors import PluginError, SSL3DError
+from ssl3d.errors import PluginError, SSL3DError, in_words
 from ssl3d.registry.registry import registry
 
 __without_effect__ = "messages"
@@ -32,7 +32,11 @@ def plugin_fault(error: BaseException) -> PluginError | None:
     plugin, code, line, owner = found
     name = getattr(type(owner), "name", None)
     method = f"the method {name} of " if isinstance(name, str) and name else ""
-    what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {_said(error)}"
+    what = (
+        f"called sys.exit({error.code!r})"
+        if isinstance(error, SystemExit)
+        else f"raised {in_words(error).splitlines()[0][:300]}"
+    )
     return PluginError(
         f"{method}the plugin {plugin} {what} in {code.co_qualname}(): {Path(code.co_filename)}, line {line}. "
         "Fix: this line of the plugin, or uninstall it."
@@ -47,12 +51,3 @@ def _owners() -> Iterator[tuple[str, str]]:
     for catalogue in (found.methods, found.backbones, found.loggers):
         for entry in catalogue:
             yield entry.source.partition(":")[0].partition(".")[0], entry.plugin
-
-
-def _said(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "an error that cannot be printed"
-    lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

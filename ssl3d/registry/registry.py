@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 import pluggy
 
-from ssl3d.errors import PluginError, nearest
+from ssl3d.errors import PluginError, in_words, nearest
 from ssl3d.registry import hookspecs
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Registry:
         except BaseException as error:  # a plugin may even call sys.exit() at import
             if isinstance(error, KeyboardInterrupt):
                 raise
-            plugin.errors.append(f"it could not be imported: {type(error).__name__}: {error}")
+            plugin.errors.append(f"it could not be imported: {in_words(error)}")
             return
         known = {name for name in dir(hookspecs) if name.startswith("ssl3d_")}
         for name, member in inspect.getmembers(module, inspect.isroutine):
@@ -200,14 +200,16 @@ class Registry:
                     plugin.errors.append(f"{hook}() returned {_shown(returned)}: return a list.")
                     continue
                 items = list(returned)
-            except (Exception, SystemExit) as error:
-                plugin.errors.append(f"{hook}() raised {type(error).__name__}: {error}")
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plugin raises
+                plugin.errors.append(f"{hook}() raised {in_words(error)}")
                 continue
             for item in items:
                 try:
                     yield replace(read(item), plugin=plugin.name)
                 except Exception as error:
-                    reason = error if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+                    reason = error if isinstance(error, PluginError) else in_words(error)
                     plugin.errors.append(f"{hook}() returned {_shown(item)}: {reason}")
 
     @cached_property
@@ -421,7 +423,7 @@ def load_class(reference: str | type) -> Any:
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except Exception as error:
-        raise PluginError(f"{reference} could not be imported: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{reference} could not be imported: {in_words(error)}") from error
 
 
 def _self(item: T) -> T:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ssl3d.errors import ReadError
-from ssl3d.files import read_bytes
+from ssl3d.files import read_bytes, real
 from ssl3d.results import scores
 from ssl3d.results.formats import wording
 from ssl3d.results.statistics.annotate import with_statistics
@@ -360,5 +360,5 @@ def _kept(store: ResultStore, rows: Iterable[Row], column: Column) -> dict[str, 
 
 def _inside(store: ResultStore, name: str) -> bool:
     """Whether ``name`` is a file of the store: a record from elsewhere must not embed other files."""
-    path = (store.root / name).resolve()
-    return path.is_file() and path.is_relative_to(store.root.resolve())
+    path = real(store.root / name)
+    return path.is_file() and path.is_relative_to(real(store.root))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.errors import PluginError
 from ssl3d.results.store.record import Record
 
 if TYPE_CHECKING:
@@ -88,12 +89,18 @@ class Results:
             more: other arguments of :meth:`model`.
 
         Raises:
-            PluginError: no such format.
+            PluginError: no such format, or it returns no text.
         """
         from ssl3d.registry.registry import registry
 
-        chosen = registry().table_formats.get(format).load()
-        return chosen.render(self.model(statistics, **more))
+        entry = registry().table_formats.get(format)
+        text = entry.load().render(self.model(statistics, **more))
+        if not isinstance(text, str):
+            raise PluginError(
+                f"The table format {format} of the plugin {entry.plugin} is broken: render() returned an object of "
+                f"{type(text).__name__}. Fix: return the text of the table: docs/plugins.md shows one."
+            )
+        return text
 
 
 def store(folder: str | Path) -> Results:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from faults.damage import FULL
+from faults.world import world as world
 
 _passed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 

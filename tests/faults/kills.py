@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -51,3 +52,21 @@ class Counter:
 def kill() -> None:
     """Die without any clean-up."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+#: What the system says when it refuses, with a word of the remedy.
+CODES = {
+    "ENOSPC": "make room",
+    "EDQUOT": "quota",
+    "EROFS": "can be written to",
+    "EACCES": "permissions",
+    "EFBIG": "ulimit -f",
+}
+
+
+def refuse(code: str) -> Callable[[], None]:
+    def fault() -> None:
+        number = getattr(errno, code)
+        raise OSError(number, os.strerror(number))
+
+    return fault

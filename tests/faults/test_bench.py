@@ -12,7 +12,7 @@ import torch
 from cohorts import MemoryCohort, noise_cohort, sphere_cohort
 
 from faults.damage import FULL
-from faults.kills import Counter, kill
+from faults.kills import CODES, Counter, kill, refuse
 from faults.runs import CPU, Plain, forked, settings
 from ssl3d.bench.cell import TaskData
 from ssl3d.bench.run import Bench, Grid, Pretraining
@@ -20,6 +20,7 @@ from ssl3d.config import Settings
 from ssl3d.data.prepared.steps import Preparation
 from ssl3d.data.splits import Split
 from ssl3d.downstream.tasks import Task
+from ssl3d.errors import WriteError
 from ssl3d.pretrain.spec import MethodSpec
 from ssl3d.results.store.store import ResultStore
 
@@ -74,8 +75,9 @@ def test_killed_at_any_operation_the_same_bench_finishes(
     with Counter(tmp_path, 0, kill) as counter:
         list(bench(tmp_path / "counted").run())
     count = counter.seen
-    points = range(1, count + 1) if FULL else (count // 4, count - 4)
+    points = range(1, count + 1) if FULL else (count // 4, count - 20, count - 4)
     record_property("trials", len(points))
+    faults: list[str] = []
     for point in points:
         store = tmp_path / str(point)
 
@@ -85,4 +87,37 @@ def test_killed_at_any_operation_the_same_bench_finishes(
 
         assert forked(child) == -9, point
         assert len(list(bench(store).run())) == 2
-        assert results(store) == whole, point
+        try:
+            assert results(store) == whole
+        except AssertionError as error:
+            faults.append(f"at operation {point}: {str(error)[:300]}")
+    assert not faults, f"{len(faults)} of {len(points)}:\n" + "\n".join(faults)
+
+
+@pytest.mark.timeout(3600 if FULL else 600)
+def test_refused_at_any_operation_the_same_bench_finishes(
+    tmp_path: Path, whole: list[tuple[Any, ...]], record_property: Callable[[str, object], None]
+) -> None:
+    """The system refuses: one message with the path, or the operation was none that anything depends on."""
+    with Counter(tmp_path, 0, refuse("ENOSPC")) as counter:
+        list(bench(tmp_path / "counted").run())
+    count = counter.seen
+    points = range(1, count + 1) if FULL else (count // 3, count - 20)
+    record_property("trials", len(points))
+    faults: list[str] = []
+    for number, point in enumerate(points):
+        store, code = tmp_path / str(point), list(CODES)[number % len(CODES)]
+        try:
+            with Counter(tmp_path, point, refuse(code)):
+                list(bench(store).run())
+        except WriteError as error:
+            if CODES[code] not in str(error) or str(store) not in str(error):
+                faults.append(f"{code} at operation {point}: {error}")
+        except OSError as error:
+            faults.append(f"{code} at operation {point} is not explained: {error}")
+        try:
+            assert len(list(bench(store).run())) == 2
+            assert results(store) == whole
+        except AssertionError as error:
+            faults.append(f"after {code} at operation {point}: {str(error)[:300]}")
+    assert not faults, f"{len(faults)} of {len(points)}:\n" + "\n".join(faults)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from faults.damage import FULL, SOME, damage, flip
+from faults.kills import CODES, Counter, refuse
+from ssl3d.cli import main
 from ssl3d.data.layouts.listing import list_cases
 from ssl3d.data.prepared import arrays
 from ssl3d.data.prepared.build import prepare
@@ -184,3 +188,33 @@ def test_old_caches_without_digests_are_read(source: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in cohort.folder.iterdir()}
     assert same(voxels(built(source)), before)
     assert {path: path.stat().st_mtime_ns for path in cohort.folder.iterdir()} == times
+
+
+def test_refused_at_any_operation_of_a_preparation(
+    source: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """By the command, which explains whatever the system says."""
+    cache = source.parent / "cache"
+
+    def prepared() -> Result:
+        arrays._verified.clear()
+        return CliRunner().invoke(
+            main, ["data", "prepare", str(source), "--spacing", "2", "--cache", str(cache)]
+        )
+
+    def stored() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in cache.rglob("*.b2nd")}
+
+    with Counter(source.parent, 0, refuse("ENOSPC")) as counter:
+        assert prepared().exit_code == 0
+    before = stored()
+    points = range(1, counter.seen + 1) if FULL else (1, counter.seen // 2, counter.seen - 3)
+    record_property("trials", len(points))
+    for number, point in enumerate(points):
+        shutil.rmtree(cache, ignore_errors=True)
+        code = list(CODES)[number % len(CODES)]
+        with Counter(source.parent, point, refuse(code)):
+            result = prepared()
+        said = result.exit_code == 2 and CODES[code] in result.output and "Fix: " in result.output
+        assert result.exit_code == 0 or said, (code, point, result.output, result.exception)
+        assert prepared().exit_code == 0 and stored() == before, (code, point)

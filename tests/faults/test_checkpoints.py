@@ -9,13 +9,17 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from faults.damage import FULL, SOME, damage, flip, longer
+import ssl3d
+from faults.damage import EVERY_WAY, FULL, damage, flip
 from faults.kills import Counter, kill
-from faults.runs import EVERY, STEPS, Nothing, Plain, forked, log_of, run, same_weights, states
-from ssl3d.errors import BusyError, CheckpointError
+from faults.runs import EVERY, STEPS, Nothing, Plain, forked, log_of, run, same_weights, states, weights
+from ssl3d.errors import BusyError, CheckpointError, TrainingError
+from ssl3d.files import parse_json
 from ssl3d.locks import Held
 from ssl3d.models.weights.checkpoint import load_backbone, load_method, read_run
 from ssl3d.pretrain.run_folder import LOCK, check_folder
@@ -107,26 +111,128 @@ def test_killed_at_any_operation_the_same_command_or_resume_ends_the_same(
         ends_as(out, whole)
 
 
-@pytest.mark.parametrize("name, way", [
-    *(("state-00000004.safetensors", way) for way in SOME),
-    # What follows the digest in its own file is not read.
-    *(("state-00000004.safetensors.sha256", way) for way in SOME if way is not longer),
-])  # fmt: skip
+NEWEST, BEFORE = "state-00000004.safetensors", "state-00000002.safetensors"
+
+
+def digest_of(text: str) -> Callable[[Path], object]:
+    """Write another digest beside the newest state."""
+    return lambda out: (out / f"{NEWEST}.sha256").write_text(text)
+
+
+def from_before(*endings: str) -> Callable[[Path], None]:
+    """Give the newest state what belongs to the one before."""
+
+    def replace(out: Path) -> None:
+        for ending in endings:
+            (out / f"{NEWEST}{ending}").write_bytes((out / f"{BEFORE}{ending}").read_bytes())
+
+    return replace
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(out: Path) -> None:
+        (out / name).unlink()
+        make(out / name)
+
+    return replace
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    **{name: lambda out, way=way: damage(out / NEWEST, way) for name, way in EVERY_WAY.items()},  # type: ignore[misc]
+    "digest missing": lambda out: (out / f"{NEWEST}.sha256").unlink(), "digest empty": digest_of(""),
+    "digest wrong": digest_of(f"{'0' * 64}  {NEWEST}\n"),
+    "digest cut": lambda out: damage(out / f"{NEWEST}.sha256", EVERY_WAY["cut at a quarter"]),
+    "digest flipped": lambda out: damage(out / f"{NEWEST}.sha256", EVERY_WAY["first byte flipped"]),
+    "digest of zeros": lambda out: damage(out / f"{NEWEST}.sha256", EVERY_WAY["all zeroed"]),
+    "digest of the one before": from_before(".sha256"), "tensors of the one before": from_before(""),
+    "the one before under its name": from_before("", ".sha256"),
+    "a folder": replaced(NEWEST, Path.mkdir), "a pipe": replaced(NEWEST, os.mkfifo),
+    "digest a folder": replaced(f"{NEWEST}.sha256", Path.mkdir), "digest a pipe": replaced(f"{NEWEST}.sha256", os.mkfifo),
+}  # fmt: skip
+SOME_DAMAGE = (
+    DAMAGE if FULL else ("middle flipped", "tail cut", "digest wrong", "the one before under its name")
+)
+
+
+@pytest.mark.parametrize("name", SOME_DAMAGE)
 def test_a_damaged_state_is_named_and_the_run_goes_on_from_the_one_before(
-    tmp_path: Path,
-    whole: Path,
-    way: Callable[[bytearray], None],
-    name: str,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, whole: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     stopped(out)
-    damage(out / name, way)
+    DAMAGE[name](out)
     run(out, resume=True, keep_checkpoints=True)
     said = capfd.readouterr().err
-    assert "state-00000004.safetensors" in said and "state-00000004.safetensors.damaged" in said
-    assert (out / "state-00000004.safetensors.damaged").is_file()
+    assert f"{out / NEWEST}" in said and f"{NEWEST}.damaged" in said and "begins again" not in said
+    assert (out / f"{NEWEST}.damaged").exists()
     ends_as(out, whole)
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 0 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * torch.nan
+
+
+class Explodes(Plain):
+    """Is not finite in one place after some steps."""
+
+    what, at = "loss", 1
+
+    def training_step(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = super().training_step(views)
+        if self.training:
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == self.at and self.what == "loss":
+                losses["mse"] = losses["mse"] * torch.nan
+            if self.count == self.at and self.what == "gradient":
+                losses["mse"] = losses["mse"] + _NanGradient.apply(self.head.weight.sum())
+        return losses
+
+    def on_step_end(self, progress: ssl3d.Progress) -> None:
+        weights = {"head": self.head.bias, "backbone": next(self.backbone.parameters())}.get(self.what)
+        if progress.step == self.at and weights is not None:
+            with torch.no_grad():
+                weights.fill_(torch.inf)
+
+    def pretext_score(self, views: dict[str, torch.Tensor]) -> float:
+        wrong = self.what == "score" and getattr(self, "count", 0) >= self.at
+        return torch.nan if wrong else super().pretext_score(views)
+
+    def monitor(self, probe: torch.Tensor, rng: ssl3d.BatchRng) -> dict[str, float]:
+        return {
+            "extra": torch.nan if self.what == "monitor" and getattr(self, "count", 0) >= self.at else 1.0
+        }
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "head", "backbone", "score"])
+def test_what_is_not_finite_is_named_and_never_kept(
+    tmp_path: Path, what: str, record_property: Callable[[str, object], None]
+) -> None:
+    steps = range(1, STEPS + 1) if FULL else (3, STEPS)
+    record_property("trials", len(steps))
+    for step in steps:
+        out = tmp_path / str(step)
+        cls = type("Explodes", (Explodes,), {"what": what, "at": step, "__module__": __name__})
+        with pytest.raises(TrainingError, match="plain: .*(nan|inf|not finite)"):
+            run(out, cls)
+        assert all(tensor.isfinite().all() for name in states(out) for tensor in weights(out, name).values())
+        assert not (out / "backbone.safetensors").exists() and read_run(out)["status"] == "running"
+
+
+def test_a_measure_that_is_not_finite_stops_nothing_and_is_told_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cls = type("Explodes", (Explodes,), {"what": "monitor", "at": 2, "__module__": __name__})
+    run(tmp_path / "run", cls)
+    assert capfd.readouterr().err.count("extra = nan at step 3") == 1
+    lines = [parse_json(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["extra"] for line in lines if "extra" in line] == [None, None]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
 
 
 def test_without_any_whole_state_the_run_begins_again_and_says_so(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,26 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from faults.damage import FULL
-from faults.kills import Counter
+from faults.kills import CODES, Counter, refuse
 from faults.runs import forked, run, same_weights, states
 from ssl3d.cli import main
 from ssl3d.errors import SSL3DError, WriteError
-
-CODES = {
-    "ENOSPC": "make room",
-    "EDQUOT": "quota",
-    "EROFS": "can be written to",
-    "EACCES": "permissions",
-    "EFBIG": "ulimit -f",
-}
-
-
-def refuse(code: str) -> Callable[[], None]:
-    def fault() -> None:
-        number = getattr(errno, code)
-        raise OSError(number, os.strerror(number))
-
-    return fault
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def used(store: Path, out: Path) -> None:
         )
         for name in FORMATS:
             text = registry().table_formats.get(name).load().render(table)
-            assert name == "csv" or "<script" not in text
+            assert name in ("rich", "csv", "latex") or "<script" not in text, f"a script in {name}"
+            assert name != "rich" or "\x1b[31m" not in text, "the terminal obeys"
     report_data(opened, ["scratch", "gvsl"], 2, 1.0)
     for what in ("records", "cases"):
         export(records, out / f"{what}.csv", what)
@@ -139,8 +141,12 @@ def test_every_field_of_a_record_may_hold_anything(
         except SSL3DError:
             pass  # named; the command ends with a message
         except Exception as error:
-            faults.append(f"{path} = {str(value)[:40]!r}: {type(error).__name__}: {error}")
-    assert not faults, f"{len(faults)} of {len(trials)}:\n" + "\n".join(faults[:20])
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(line.filename).name}, line {line.lineno}"
+            faults.append(
+                f"{path} = {str(value)[:40]!r}: {type(error).__name__}: {str(error)[:100]} ({where})"
+            )
+    assert not faults, f"{len(faults)} of {len(trials)}:\n" + "\n".join(faults[:100])
 
 
 CONTENTS: dict[str, bytes] = {

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
+from faults.commands import ended, fork
 from faults.runs import EVERY, Plain, forked, log_of, run, same_weights, states
 from ssl3d import signals
 from ssl3d.cli import main
@@ -54,30 +55,6 @@ def goes_on_with(text: str) -> list[str]:
     words = shlex.split(text.split("It goes on where it stopped with:\n")[1].splitlines()[0])
     assert words[0] == "ssl3d"
     return words[1:]
-
-
-def fork(arguments: Sequence[object], output: Path) -> int:
-    """Run a command in a child of this process, which has imported what takes long, and return its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        torch.set_num_threads(1)
-        main([str(a) for a in arguments], prog_name="ssl3d")
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 98
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)

@@ -19,9 +19,10 @@ from ssl3d.config import Settings
 from ssl3d.errors import TrainingError
 from ssl3d.losses import matching_error
 from ssl3d.models.heads import mean_image_error
+from ssl3d.pretrain.contract import HELD_BACK_SCORE
 from ssl3d.pretrain.loop import pretrain
 from ssl3d.pretrain.method import Method
-from ssl3d.pretrain.pretext import HELD_BACK_SCORE, Score, clearly_below, held_back_score, summary
+from ssl3d.pretrain.pretext import Score, clearly_below, held_back_score, summary
 from ssl3d.pretrain.source import CropSource, held_back_volumes, training_source
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.rng import BatchRng

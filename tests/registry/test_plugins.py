@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hostile_plugins import MODULE, WRONG
 
 import ssl3d
 from ssl3d.cli import main
@@ -121,53 +122,6 @@ def test_a_lazy_class_that_does_not_exist_is_reported(plugin) -> None:  # type: 
 def test_no_entry_points_are_no_plugins() -> None:
     nothing = Registry([])
     assert not nothing.plugins and not len(nothing.methods) and not len(nothing.tasks)
-
-
-TASK = 'Task("liver", "Liver", "segmentation", "mmwhs", "dsc", None)'
-WRONG = {
-    "methods": ["5", "[5]", "None", "'gvsl'", "[int]", "['nowhere:Mine']", "[Named]", "[Variants]", "{'a': Mine}",
-                "[Nameless]"],
-    "backbones": ["[Mine]", "['ssl3d.models.unet']"],
-    "tasks": ["['liver']", "[Task]", "[None]", f"[replace({TASK}, kind='segmentaton')]", f"[replace({TASK}, metric=1)]",
-              f"[replace({TASK}, counts=3)]", f"[replace({TASK}, name='')]", f"[replace({TASK}, dataset=None)]",
-              f"[replace({TASK}, summary=None)]", "exec('raise SystemExit(3)')", "(1 / 0 for _ in 'a')"],
-    "datasets": ["['lits']", "[Dataset()]", "[Data]", "[replaced(modality='us')]",
-                 "[replaced(intensity_offset='air')]", "[Hostile()]"],
-    "table_formats": ["['csv']", "[print]", "[Hostile()]"],
-    "loggers": ["[Mine]", "['ssl3d.pretrain.loggers.wandb:Wandb']", "[Logger()]", "[Unnamed]"],
-}  # fmt: skip
-MODULE = """
-    import ssl3d
-    from dataclasses import replace
-    from ssl3d import Dataset, Logger, Method, Task
-    class Unnamed(Logger):
-        pass
-    class Mine(Method):
-        name = "mine"
-    class Named(Method):
-        name = 7
-    class Nameless(Method):
-        pass
-    class Variants(Method):
-        name = "varied"
-        variants = ["a"]
-    class Data(Dataset):
-        name, summary = "data", "Data"
-        def cases(self, root):
-            return []
-    def replaced(**facts):
-        data = Data()
-        vars(data).update(facts)
-        return data
-    class Hostile:
-        def __getattr__(self, name):
-            raise RuntimeError("no attributes")
-        def __repr__(self):
-            raise RuntimeError("no text")
-    @ssl3d.hookimpl
-    def ssl3d_{hook}():
-        return {value}
-"""
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from pathlib import Path
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.entries import LeftOut, leads_nowhere, walk
 from ssl3d.data.files.findings import Finding
+from ssl3d.data.files.limits import look
 from ssl3d.data.files.suffixes import image_suffix
 from ssl3d.data.layouts.recognize import other_layout_named, said_to_be
 from ssl3d.data.people import Guess, guess_people, subjects_of
-from ssl3d.errors import count
+from ssl3d.errors import PluginError, count
 from ssl3d.remedies import FETCH, SAY_SUBJECTS
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,16 @@ def list_cases(dataset: Dataset, root: Path) -> Listing:
 
     Raises:
         DataError: the folder is of another layout, or the subject pattern does not match every case.
+        PluginError: the adapter returns something else than cases.
     """
     with other_layout_named(root, dataset.name):
         cases = dataset.cases(root)
+    if not isinstance(cases, list | tuple) or not all(isinstance(case, Case) for case in cases):
+        own = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+        raise PluginError(
+            f"The dataset {dataset.name} is broken: {own}.cases() returned what is no list of cases "
+            f"({type(cases).__name__}). Fix: return a list of ssl3d.Case objects: docs/plugins.md shows one."
+        )
     if dataset.lists_folder and (other := said_to_be(root, dataset.name)):
         logger.warning("WARNING: %s It is read with the layout %s.", other, dataset.name)
     told = dataset.left_out(root)
@@ -64,14 +72,19 @@ def list_cases(dataset: Dataset, root: Path) -> Listing:
         if all(case.subject == case.id for case in cases):
             visits = guess_people([case.id for case in cases])
         cases = _joined(cases)
-    listing = Listing(
-        cases,
-        sorted(entry for entry in told if not entry.fix),
-        [Finding(entry.path, entry.reason, entry.fix) for entry in sorted(told) if entry.fix],
-        visits,
-    )
+    findings = [Finding(entry.path, entry.reason, entry.fix) for entry in sorted(told) if entry.fix]
+    beyond = {case.id: found for case in cases if (found := _beyond(case))}
+    findings += [finding for found in beyond.values() for finding in found]
+    cases = [case for case in cases if case.id not in beyond]
+    listing = Listing(cases, sorted(entry for entry in told if not entry.fix), findings, visits)
     _warn(root, listing)
     return listing
+
+
+def _beyond(case: Case) -> list[Finding]:
+    """Return what no reader may see of the files of a case."""
+    files = (case.image, case.label, case.mask)
+    return [finding for path in files if path is not None for finding in look(path)]
 
 
 def _joined(cases: Sequence[Case]) -> list[Case]:

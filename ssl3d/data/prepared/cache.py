@@ -13,7 +13,7 @@ from ssl3d.data.prepared.cohort import PREPARATION_VERSION
 from ssl3d.data.prepared.index import stream
 from ssl3d.data.prepared.stored import read_manifest
 from ssl3d.errors import DataError
-from ssl3d.files import STALE_S, is_temporary
+from ssl3d.files import STALE_S, explained, is_temporary
 
 __without_effect__ = "it looks after what is stored"
 
@@ -114,7 +114,8 @@ def prune(cohorts: Sequence[Stored], days: float, remove: bool) -> list[tuple[Pa
         if now - cohort.used > days * DAY_S:
             gone.append((cohort.folder, cohort.size))
             if remove:
-                shutil.rmtree(cohort.folder)
+                with explained(cohort.folder):
+                    shutil.rmtree(cohort.folder)
             continue
         for path in cohort.leftovers:
             status = path.lstat()
@@ -122,5 +123,6 @@ def prune(cohorts: Sequence[Stored], days: float, remove: bool) -> list[tuple[Pa
                 continue
             gone.append((path, status.st_size))
             if remove:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                with explained(path):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return gone

@@ -347,7 +347,7 @@ def save_state(
             if value is not None:
                 tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
     path = folder / STATE.replace("*", f"{step:08d}")
-    save_tensors(path, tensors, {"run": run, "facts": json.dumps(facts or {})})
+    save_tensors(path, tensors, {"run": run, "step": str(step), "facts": json.dumps(facts or {})})
     others = [old for old in _states(folder) if old != path]
     for old in others[max(keep - 1, 0) :]:
         with explained(old):
@@ -374,8 +374,9 @@ def newest_state(folder: Path, *, undigested: bool = False) -> State | None:
             say(
                 f"{error}\nIt is now called {new.name}; the run goes on from the state before it, if there is one."
             )
-            with explained(path):
-                digest_file(path).unlink(missing_ok=True)
+            place = digest_file(path)
+            with explained(place):
+                set_aside(place) if place.is_dir() else place.unlink(missing_ok=True)
     return None
 
 
@@ -405,6 +406,8 @@ def _read_state(path: Path, undigested: bool) -> State:
         facts = parse_json(metadata.get("facts", "{}"))
     except (ValueError, AttributeError) as error:
         raise _DamagedError(f"{path} is damaged: {error}") from error
+    if metadata.get("step", said := str(_step_of(path))) != said:  # one of an earlier version does not say
+        raise _DamagedError(f"{path} holds the state of step {metadata['step']}: it was copied or renamed.")
     return State(path, _step_of(path), metadata.get("run"), dict(facts), tensors)
 
 

@@ -9,7 +9,6 @@ nnU-Net and MONAI the weights have those tools' names, and ``source.json`` says 
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from pydantic import ValidationError
 
 from ssl3d.config import BackboneConfig
 from ssl3d.data.prepared.facts import preparation_in_words
-from ssl3d.errors import CheckpointError, ConfigError, nearest
-from ssl3d.files import write_bytes, write_json
+from ssl3d.errors import CheckpointError, ConfigError, ReadError, nearest
+from ssl3d.files import read_json, write_bytes, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.unet import UNet3D
@@ -95,8 +94,10 @@ def load_exported(folder: Path) -> Backbone:
     """
     path = folder / CONFIG
     try:
-        config = BackboneConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["backbone"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        config = BackboneConfig.model_validate(read_json(path)["backbone"])
+    except ReadError as error:
+        raise CheckpointError(f"{error} Export it again.") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             f"{path} is not the configuration of an exported backbone: {error!r}."
         ) from error
@@ -117,6 +118,8 @@ def load_pickled(path: Path, key: str | None = None) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged, or holds anything else than tensors.
     """
+    if path.exists() and not path.is_file():  # a pipe, for which torch would wait
+        raise CheckpointError(f"{path} is no regular file. Fix: remove it, or put the file in its place.")
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many classes for a file that it refuses

@@ -57,9 +57,8 @@ def merge(target: ResultStore, sources: Sequence[ResultStore]) -> Merged:
     # All sources are read before anything is written. Of their records only the identities stay in memory.
     loaded = []
     for source in sources:
-        records, problems = source.records(lazy=True)
-        loaded.append((source, [record["identity"] for record in records], problems))
-        del records
+        identities, problems = source.records(lazy=True, keep=lambda record: dict(record["identity"]))
+        loaded.append((source, identities, problems))
     result = Merged()
     for source, identities, problems in loaded:
         result.problems += problems

@@ -48,6 +48,14 @@ class Pretraining(TypedDict):
 
 
 @with_config(_STRICT)
+class Match(TypedDict):
+    """What methods with other steps each have in common."""
+
+    by: Text
+    steps: Whole
+
+
+@with_config(_STRICT)
 class Identity(TypedDict):
     """What decides a number."""
 
@@ -65,7 +73,7 @@ class Identity(TypedDict):
     split_cases: NotRequired[Text | None]
     label_fraction: NotRequired[Share]
     budget: NotRequired[dict[str, Any]]
-    match: NotRequired[dict[str, Any] | None]
+    match: NotRequired[Match | None]
     weights: NotRequired[Text | None]
 
 

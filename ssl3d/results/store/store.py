@@ -14,15 +14,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssl3d.errors import DataError, ReadError
-from ssl3d.files import MOST_JSON_BYTES, read_json, write_bytes, write_json
-from ssl3d.locks import Held
+from ssl3d.errors import DataError, ReadError, WriteError
+from ssl3d.files import MOST_JSON_BYTES, explained, read_json, write_bytes, write_json
+from ssl3d.locks import Held, forget_lock
 from ssl3d.results.store.model import FAILURE, problem_of
 from ssl3d.results.store.record import (
     Record,
@@ -133,7 +133,9 @@ class ResultStore:
 
     def forget_failure(self, identity: Mapping[str, Any]) -> None:
         """Remove what was written down of a failed cell, which has been computed since."""
-        self._failure_path(identity).unlink(missing_ok=True)
+        path = self._failure_path(identity)
+        with explained(path):
+            path.unlink(missing_ok=True)
 
     def _failure_path(self, identity: Mapping[str, Any]) -> Path:
         return self.root / "failures" / self.path_for(identity).name
@@ -224,12 +226,15 @@ class ResultStore:
         write_bytes(path, data)
         return path
 
-    def records(self, lazy: bool = False) -> tuple[list[Record], list[str]]:
+    def records(
+        self, lazy: bool = False, keep: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], list[str]]:
         """Return every sound record, by file name, and a line for each one that is left out.
 
         Args:
             lazy: parse the metrics of the cases only when they are looked at: several times faster for
                 a table, but such a record cannot be written or turned into JSON.
+            keep: returns the part of a record that is kept in memory, for those who read thousands; None: all of it.
 
         Raises:
             DataError: there is no store, it has neither records nor failures, or not one of its records is sound.
@@ -246,7 +251,8 @@ class ResultStore:
                 if not name.endswith(".json") or name.startswith("."):
                     continue
                 try:
-                    records.append(self._read(f"{folder}{os.sep}{name}", lazy))
+                    record = self._read(f"{folder}{os.sep}{name}", lazy)
+                    records.append(record if keep is None else keep(record))
                 except DataError as error:
                     problems.append(str(error))
         if not records and not any((self.root / "failures").glob("*.json")):
@@ -284,6 +290,18 @@ class ResultStore:
         """
         path = self._lock(identity)
         return Held(path, wait=False).owner() if path.exists() else None
+
+    def tidy(self, identity: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+        """Remove what a process that was killed as it finished a cell has left, where that can be done.
+
+        Args:
+            identity: of the cell.
+            others: what else was claimed for it.
+        """
+        for claimed in (identity, *others):
+            forget_lock(self._lock(claimed))
+        with suppress(WriteError):
+            self.forget_failure(identity)
 
     def _lock(self, identity: Mapping[str, Any]) -> Path:
         return self.root / "locks" / f"{identity_hash(identity)}.lock"

@@ -93,7 +93,7 @@ def _pretraining(identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if "pretrain_step" in identity:
         pretrain = {**pretrain, "kept_at_step": identity["pretrain_step"]}
     if match:
-        budget = {k: v for k, v in pretrain["budget"].items() if k != "steps"}
+        budget = {k: v for k, v in pretrain.get("budget", {}).items() if k != "steps"}
         pretrain = {**pretrain, "budget": budget, "match": match}
     return pretrain
 
@@ -175,7 +175,7 @@ class _Draft:
         pretrain = next((p for r in self.records if (p := _pretraining(r["identity"]))), None)
         if pretrain and len(rates := self.rates()) > 1:
             own = {title: rate for rate, titles in rates.items() for title in titles}
-            pretrain = {**pretrain, "budget": {**pretrain["budget"], "lr": own}}
+            pretrain = {**pretrain, "budget": {**pretrain.get("budget", {}), "lr": own}}
         shared = {k: v for k, v in identity.items() if k not in _NOT_SHARED}
         presets = sorted({str(record.get("preset", "?")) for record in self.records})
         return {"preset": ", ".join(presets), "pretrain": pretrain, **shared, **budgets, "data": data}
