@@ -64,8 +64,6 @@ MEMORY: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "bench TINY --methods denoising --tasks ccc --modes linear --seeds 0 --store OUT/store --cache WORLD/cache "
     "--set pretrain.crop=320": (400, ("320 x 320 x 320", "pretrain.crop", "pretrain.accumulate")),
-    "finetune TINY --checkpoint WORLD/run --task ccc --mode finetune --out OUT/p --cache WORLD/cache "
-    "--set downstream.finetune.batch_size=50000": (400, ("batch_size", "Fix: ")),
 }  # fmt: skip
 
 
