@@ -82,7 +82,7 @@ realdata: .venv/.installed
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
 
-# Every trial of docs/reliability.md, with a table at the end; the tests make a part of them. Some minutes.
+# Every trial of docs/reliability.md, with a table at the end; the tests make a part of them. A quarter of an hour on a core.
 faults: .venv/.installed
 	SSL3D_ALL_FAULTS=1 $(BIN)/python -m pytest -n 0 tests/faults
 
