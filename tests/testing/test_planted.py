@@ -34,8 +34,10 @@ def test_a_mistake_is_told_once_with_place_and_hint(
     assert [c.name for c in failed] == [check], [c.told() for c in failed]
     assert re.search(message, failed[0].seen), failed[0].seen
     assert failed[0].hint, failed[0]
+    # Beside what was seen, or in it where the loop itself refuses what a function returned.
     place = re.fullmatch(r"(\S*planted\.py):(\d+) in \w+(\.\w+)*", failed[0].where)
-    assert place, failed[0].where
+    place = place or re.search(r"(\S*planted\.py), line (\d+)", failed[0].seen)
+    assert place, failed[0]
     line = Path(planted.__file__).read_text().splitlines()[int(place[2]) - 1]
     assert line.strip(), "a place that is empty"
 
