@@ -11,6 +11,11 @@ import warnings
 __without_effect__ = "memory, messages, and the number of threads, which a record names"
 
 
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def quiet_libraries() -> None:
     """Keep the terminal for progress: third-party chatter that a user can do nothing about."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

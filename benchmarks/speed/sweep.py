@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl3d.process import cores
 from ssl3d.progress import duration
 from ssl3d.results.store.store import ResultStore
 
@@ -138,7 +139,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="of a pretraining (default: 300)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     asked = parser.parse_args(arguments)
-    cores = len(os.sched_getaffinity(0))
     steps, seeds = (4, 1) if asked.quick else (asked.steps, asked.seeds)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -147,9 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
                 "--set", f"downstream.finetune.steps={max(6, steps // 3)}"]  # fmt: skip
         warm = ["--methods", "denoising", "--modes", "linear", "--set", "pretrain.steps=1", "--jobs", "1"]
         finish(folder / "warm", *start(folder / "warm", [0], [*more, *warm]))  # prepares the data
-        found = measure(folder, cores, seeds, more)
-    print(f"{found['cells']} cells, {cores} workers of one thread")
-    print(f"{cores} benches of one process: {', '.join(duration(s) for s in found['seconds_alone'])}")
+        workers = cores()
+        found = measure(folder, workers, seeds, more)
+    print(f"{found['cells']} cells, {workers} workers of one thread")
+    print(f"{workers} benches of one process: {', '.join(duration(s) for s in found['seconds_alone'])}")
     outside = duration(found["seconds_outside_of_tasks_ray"])
     print(
         f"one bench by Ray: {duration(found['seconds_ray'])}, of which {outside} before the first task and after the last"

@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from figure import save
 
 from ssl3d.bench.sources import pretraining_cohort
 from ssl3d.config import load_settings
@@ -70,8 +71,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axis.set_yscale("log" if loss != "ncc" else "linear")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

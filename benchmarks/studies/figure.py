@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 TITLES = {
     "linear": "linear", "multiscale": "multi-scale linear", "knn": "k-NN", "finetune": "fine-tune",
@@ -71,6 +72,12 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
         handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False
     )
     figure.suptitle("\n".join(textwrap.wrap(question, int(13 * width))), fontsize=10)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

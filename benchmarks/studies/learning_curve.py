@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
-from figure import COLOURS
+from figure import COLOURS, save
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.store.record import canonical_json
@@ -105,9 +105,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axis.grid(color="0.92")
     axes[0, 0].set_ylabel("score, %")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figure import COLOURS
+from figure import COLOURS, save
 from separation import BASELINES
 from stores import largest_table
 
@@ -48,9 +48,7 @@ def draw(table: Table, path: Path) -> None:
     axes[0, 0].set_yticks(range(len(rows)), [row.title for row in rows])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("%; a dot a seed, a mark at their mean", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

@@ -276,6 +276,10 @@ class Bench:
 
     # --- One cell ---
 
+    def stands(self, record: Record) -> bool:
+        """Return whether a record that is there is not to be computed again."""
+        return not self.conduct.recompute or stale(record) == []
+
     def outcome(self, cell: Cell) -> tuple[Record, bool] | None:
         """Return (record, computed now); None where another process is at work on it.
 
@@ -295,7 +299,7 @@ class Bench:
             again = False
             if self.store.has(cell.identity):
                 record = self.store.read(self.store.path_for(cell.identity))
-                again = self.conduct.recompute and stale(record) != []
+                again = not self.stands(record)
                 if not again:
                     return record, False
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -31,6 +30,7 @@ from ssl3d.commands.common import (
     subject_option,
 )
 from ssl3d.errors import ConfigError
+from ssl3d.process import cores
 
 if TYPE_CHECKING:
     import torch
@@ -225,8 +225,7 @@ def _cores(device: torch.device, threads: int) -> int:
         from ssl3d.device import visible_gpus
 
         return visible_gpus() if device.index is None else 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, cores() // threads)
 
 
 def _options(given: dict[str, Any]) -> BenchOptions:
@@ -249,10 +248,8 @@ def _options(given: dict[str, Any]) -> BenchOptions:
 
 def _seed(text: str) -> int:
     try:
-        seed = int(text)
-        if not SEED.min <= seed <= SEED.max:  # type: ignore[operator]
-            raise ValueError
-    except ValueError:
+        seed: int = SEED(text)
+    except click.BadParameter:
         shown = text if len(text) < 60 else f"{text[:60]}..."
         raise ConfigError(
             f'--seeds "{shown}" is not a whole number of 64 bits; write --seeds 0,1,2.'

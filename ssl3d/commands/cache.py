@@ -21,6 +21,7 @@ from ssl3d.commands.common import (
     text_table,
 )
 from ssl3d.errors import SSL3DError, count, printable
+from ssl3d.process import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,10 +168,9 @@ def _machine() -> Iterator[tuple[str, str, bool]]:
         system if supported else f"{system}: not supported; use Linux, macOS or WSL",
         not supported,
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = available()
     memory = "memory not known" if free is None else f"{_mib(free)} of memory free"
-    yield "CPU", f"{known['cpu']}, {count(cores, 'core')}, {memory}", free is not None and free < 2**30
+    yield "CPU", f"{known['cpu']}, {count(cores(), 'core')}, {memory}", free is not None and free < 2**30
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             left, total = torch.cuda.mem_get_info(number)

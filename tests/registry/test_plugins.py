@@ -1,13 +1,12 @@
 """The registry: same door for all, broken plugins named, duplicate names refused."""
 
-import subprocess
-import sys
 import textwrap
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fresh import command_and_modules
 from hostile_plugins import MODULE, WRONG
 
 import ssl3d
@@ -182,15 +181,10 @@ def test_every_hook_is_documented_with_what_it_returns_and_an_example() -> None:
 
 @pytest.mark.parametrize("command", ["--help", "methods", "tasks", "datasets", "plugins"])
 def test_listings_import_neither_torch_nor_monai(command: str) -> None:
-    code = (
-        "import sys\nfrom ssl3d.cli import main\n"
-        f"try:\n    main([{command!r}])\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
-        "heavy = {'torch', 'monai', 'timm', 'nibabel', 'SimpleITK', 'pandas', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    printed, imported = command_and_modules(command)
+    heavy = {"torch", "monai", "timm", "nibabel", "SimpleITK", "pandas", "scipy"} & imported
+    assert not heavy, heavy
+    assert printed.strip()
 
 
 def test_imports_point_one_way() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fresh import command_and_modules
 from test_store import made_up_record
 
 from ssl3d import source_hash as code
@@ -321,17 +322,9 @@ def test_the_listing_shows_what_is_stale(module: Path, tmp_path: Path) -> None:
 
 def test_the_listing_needs_no_torch_and_keeps_no_cases(tmp_path: Path) -> None:
     """Which has 700 MiB; ten thousand records have less."""
-    import subprocess
-
     filled(tmp_path / "s", made_up_record())
-    code = (
-        "import sys\nfrom ssl3d.cli import main\n"
-        f"try:\n    main(['store', 'ls', '--store', {str(tmp_path / 's')!r}])\n"
-        "except SystemExit as e:\n    assert not e.code\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "1 of 1 record" in done.stdout, (done.stdout, done.stderr)
+    printed, imported = command_and_modules("store", "ls", "--store", str(tmp_path / "s"))
+    assert "1 of 1 record" in printed and "torch" not in imported
     kept, _ = ResultStore(tmp_path / "s").records(lazy=True, keep=lambda record: record["identity"])
     assert kept == [made_up_record()["identity"]]
 

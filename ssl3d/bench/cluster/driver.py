@@ -79,11 +79,9 @@ def _alone(job: Bench, session: str) -> Iterator[None]:
 
 def _finished(job: Bench, cell: Cell) -> Record | None:
     """Return the record of a cell that is there and is not to be computed again."""
-    from ssl3d.bench.stale import stale
-
     with suppress(DataError):
         record = job.store.read(job.store.path_for(cell.identity))
-        if not job.conduct.recompute or stale(record) == []:
+        if job.stands(record):
             return record
     return None
 

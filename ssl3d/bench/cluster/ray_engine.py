@@ -23,6 +23,7 @@ from typing import Any, Self
 from ssl3d import signals
 from ssl3d.bench.cluster.work import Order, Result, Run
 from ssl3d.errors import ConfigError, SSL3DError, count
+from ssl3d.process import cores
 from ssl3d.progress import Board, Message, say, sending
 
 LOCAL = "local"
@@ -263,9 +264,12 @@ def _connect(ray: Any, address: str) -> None:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address == LOCAL:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         ray.init(
-            address=LOCAL, include_dashboard=False, num_cpus=cores, object_store_memory=_SMALL_STORE, **quiet
+            address=LOCAL,
+            include_dashboard=False,
+            num_cpus=cores(),
+            object_store_memory=_SMALL_STORE,
+            **quiet,
         )
         return
     try:

@@ -6,7 +6,6 @@ driver's store: Slurm's machines share a file system.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typing import Any, Self
 from ssl3d import signals
 from ssl3d.bench.cluster.work import FOLDER, Order, Result, Run
 from ssl3d.errors import ConfigError, nearest
+from ssl3d.process import cores
 from ssl3d.progress import say
 
 RETRIES = 3
@@ -116,8 +116,7 @@ class SlurmEngine:
             gpus = 0 if device == "cpu" or self.cluster == "local" else 1
         self._gpus, self._threads = int(gpus), threads
         self.device = "cuda" if gpus else "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        default = max(1, cores // threads) if self.cluster == "local" else 0
+        default = max(1, cores() // threads) if self.cluster == "local" else 0
         self._parallel = _whole("parallel", given["parallel"]) if "parallel" in given else default
         self._given = {key: value for key, value in given.items() if key not in _OWN}
 

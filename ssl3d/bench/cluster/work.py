@@ -97,8 +97,10 @@ def order_of(job: Bench, options: BenchOptions, threads: int, device: str) -> Or
     the numbers: a worker has the same), ``store``, ``mark`` (a file in it: who sees it shares the file system), ``kept``
     (files of the store that decide cells), ``threads``, ``device``.
     """
+    from ssl3d.bench.run import RELATIVE_COST
+
     root = job.store.root.absolute()
-    names = ["relative-cost.json", *(f"splits/{column.task.name}.json" for column in job.grid.tasks)]
+    names = [RELATIVE_COST, *(f"splits/{column.task.name}.json" for column in job.grid.tasks)]
     kept = {name: (root / name).read_text(encoding="utf-8") for name in names if (root / name).is_file()}
     return {
         "options": plain(options), "release": release(), "code": code_of(job), "store": str(root),
@@ -160,12 +162,9 @@ def options_of(values: Mapping[str, Any]) -> BenchOptions:
 
 def release() -> str:
     """Return the release of ssl3d that is installed here."""
-    from importlib.metadata import PackageNotFoundError, version
+    from ssl3d import __version__
 
-    try:
-        return version("ssl3d")
-    except PackageNotFoundError:
-        return "unknown"
+    return __version__
 
 
 def code_of(job: Bench) -> list[list[str]]:

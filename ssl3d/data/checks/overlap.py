@@ -402,16 +402,14 @@ def _described(
 ) -> Iterator[Block]:
     """Yield the descriptors of some volumes of a cohort; those of all of it are kept beside it."""
 
-    def band(
-        i: int,
-    ) -> np.ndarray:  # not kept: of many volumes it would be more than the volumes that are left out
+    def band(i: int) -> np.ndarray:
+        # Not kept: of many volumes it would be more than the volumes that are left out.
         return coarse_volume(np.asarray(cohort.image(i)), cohort.cases[i].affine, spacing_mm)
 
     wanted = np.zeros(len(cohort), bool)
     wanted[list(among)] = True
-    for block in blocks(
-        cohort.folder / f"signatures-v{_VERSION}-{spacing_mm:g}", len(cohort), band, progress
-    ):
+    folder = cohort.folder / f"signatures-v{_VERSION}-{spacing_mm:g}"
+    for block in blocks(folder, len(cohort), band, progress):
         chosen = wanted[block.owners]
         yield block if chosen.all() else Block(block.vectors[chosen], block.owners[chosen])
 
