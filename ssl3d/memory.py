@@ -86,6 +86,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+NO_ROOM = "end other programs, use a machine with more memory, or leave the file out"
+"""What helps where one file is too much."""
+
+
 @contextmanager
 def explained(what: str, fix: str) -> Iterator[None]:
     """Turn running out of memory inside into an error meant for users.

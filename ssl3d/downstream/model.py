@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ssl3d.data.cohort import Reading
 from ssl3d.data.files.findings import Finding, raise_findings
-from ssl3d.data.files.limits import look
 from ssl3d.data.files.volume import Volume
 from ssl3d.data.prepared.case import prepare_file
 from ssl3d.data.prepared.facts import read_preparation, said_preparation
@@ -102,7 +101,7 @@ class PretrainedModel:
         preparation, intensity = self._preparation()
         intensity = with_offset(intensity, offset)
         reading = Reading(affine, channel)
-        return _sound(look(Path(path)) or prepare_file(Path(path), preparation, intensity, reading=reading))
+        return _sound(prepare_file(Path(path), preparation, intensity, reading=reading))
 
     def _preparation(self) -> tuple[Preparation, Intensity]:
         return read_preparation(self.preparation, self.place)

@@ -20,7 +20,6 @@ from ssl3d.config import BackboneConfig, DownstreamConfig
 from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import is_dicom, series_of
 from ssl3d.data.files.findings import Finding
-from ssl3d.data.files.limits import look
 from ssl3d.data.files.suffixes import image_suffix
 from ssl3d.data.layouts.releases import Folder
 from ssl3d.data.prepared.arrays import Where
@@ -36,7 +35,6 @@ from ssl3d.downstream.problems.problem import Mode
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import CheckpointError, ConfigError, ReadError, count, printable
 from ssl3d.files import read_json, real, write_bytes, write_json
-from ssl3d.memory import explained
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_tensors, load_weights, save_tensors
@@ -130,10 +128,7 @@ class Predictor:
             reading: what to take of a file that leaves a choice.
             intensity: scaling and offset of this file, in the place of the training's.
         """
-        if beyond := look(file):
-            return beyond
-        with explained(f"{file} with its preparation", "predict it on a machine with more memory"):
-            prepared = prepare_file(file, self.preparation, intensity or self.intensity, reading=reading)
+        prepared = prepare_file(file, self.preparation, intensity or self.intensity, reading=reading)
         if isinstance(prepared, list):
             return prepared
         image, data, affine = prepared

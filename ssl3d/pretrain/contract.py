@@ -119,14 +119,15 @@ def numbers(method: Method, function: str, value: Any) -> dict[str, float]:
     return {name: number(method, function, one) for name, one in value.items()}
 
 
-def check_sizes(method: Method, crop: Sequence[int], batch_size: int) -> None:
-    """Raise TrainingError for a number of items or edges of a view that are none."""
+def check_sizes(method: Method, crop: Sequence[int], batch_size: int) -> int:
+    """Return the items of a step; raise TrainingError for a number of items or edges of a view that are none."""
     view = method.view_shape(crop)
     if not isinstance(view, Sequence) or len(view) != 3 or not all(type(n) is int and n > 0 for n in view):
         raise _refused(method, "view_shape", view, "three edges in voxels")
     items = method.items_per_step(crop, batch_size)
     if type(items) is not int or items < 1:
         raise _refused(method, "items_per_step", items, "a whole number of 1 at least")
+    return items
 
 
 def _refused(method: Method, function: str, value: object, wanted: str) -> TrainingError:

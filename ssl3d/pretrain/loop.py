@@ -60,7 +60,7 @@ def build_method(spec: MethodSpec, settings: Settings, seed: int, device: torch.
     method = spec.build(build_backbone(settings.backbone, seed), seed)
     if method.trains != "none":
         crop = settings.pretrain.crop
-        method.check(crop, method.items_per_step(crop, settings.pretrain.batch_size))
+        method.check(crop, check_sizes(method, crop, settings.pretrain.batch_size))
     freeze_untrained(method)
     to_device(method, device)
     return method
@@ -89,9 +89,6 @@ def check_run(spec: MethodSpec, settings: Settings, seed: int, processes: int = 
     cpu = torch.device("cpu")
     backbone = build_backbone(settings.backbone, seed)
     check_contract(backbone)
-    if spec.cls.trains != "none":
-        untouched = spec.build(build_backbone(settings.backbone, seed), seed)
-        check_sizes(untouched, settings.pretrain.crop, settings.pretrain.batch_size)
     method = build_method(spec, settings, seed, cpu)
     if spec.cls.trains != "none":
         _arrange(method, settings.pretrain.model_copy(update={"compile": False}), 1, cpu, None)

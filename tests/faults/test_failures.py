@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from ssl3d.commands.common import Group
-from ssl3d.errors import DataError
+from ssl3d.errors import DataError, MemoryFault
 from ssl3d.memory import explained
 from ssl3d.registry import blame
 
@@ -130,6 +131,34 @@ def test_out_of_memory_names_sizes_and_options() -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
     with pytest.raises(RuntimeError, match="of another kind"), explained("x", "y"):
         raise RuntimeError("of another kind")
+
+
+@pytest.mark.parametrize(
+    "where", ["ssl3d.data.files.volume._read_nifti", "ssl3d.data.prepared.case.prepare_arrays"]
+)
+def test_out_of_memory_names_the_file_that_was_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from ssl3d.data.files.volume import write_volume
+    from ssl3d.data.layouts.releases import Folder
+    from ssl3d.data.prepared.build import prepare
+    from ssl3d.data.prepared.case import prepare_file
+    from ssl3d.data.prepared.steps import Intensity, Preparation
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    images = tmp_path / "images"
+    images.mkdir()
+    values = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    write_volume(images / "large.nii.gz", values, np.eye(4))
+    monkeypatch.setattr(where, full)
+    dataset = Folder().with_facts(modality="mr")
+    preparation = Preparation(spacing_mm=1)
+    with pytest.raises(MemoryFault, match="large.nii.gz"):
+        prepare(dataset.cases(images), dataset, preparation, tmp_path / "cache")
+    with pytest.raises(MemoryFault, match="large.nii.gz"):
+        prepare_file(images / "large.nii.gz", preparation, Intensity("minmax", 0.0, False, "", "MR"))
 
 
 def test_an_output_that_is_no_utf8_is_escaped(tmp_path: Path) -> None:

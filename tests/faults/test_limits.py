@@ -54,8 +54,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 #: (command, MiB beyond what this process has, what is said)
 MEMORY: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data verify LARGE": (150, ("memory is used up", "Fix: ")),
-    "data prepare LARGE --spacing 1 --cache OUT/cache": (150, ("memory is used up", "Fix: ")),
+    "data verify LARGE": (150, (".nii.gz does not fit into memory", "Fix: ")),
+    "data prepare LARGE --spacing 1 --cache OUT/cache": (150, (".nii.gz does not fit into memory", "Fix: ")),
     "data prepare LARGE --spacing 0.2 --cache OUT/cache": (4000, ("limit 4 GiB", "--spacing")),
     "predict --checkpoint WORLD/predictor --input LARGE --out OUT/o --device cpu --offset 1024": (150, ("large0.nii.gz",
     "Fix: ")),

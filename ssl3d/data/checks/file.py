@@ -8,11 +8,13 @@ from ssl3d.data.cohort import ANY_READING, Reading
 from ssl3d.data.files.dicom import SeriesError, is_dicom, open_series
 from ssl3d.data.files.findings import MAX_BYTES, Finding, raise_findings
 from ssl3d.data.files.headers import Header, HeaderError
+from ssl3d.data.files.limits import look
 from ssl3d.data.files.opened import OpenedFile
 from ssl3d.data.files.payload import _check_header, _check_payload, check_place
 from ssl3d.data.files.suffixes import IMAGE_SUFFIXES
 from ssl3d.data.files.volume import UnreadableError, Volume, read_unchecked
 from ssl3d.data.files.volume_file import VolumeFile
+from ssl3d.memory import NO_ROOM, explained
 from ssl3d.remedies import CONVERT, COPY_AGAIN, EXPORT
 
 
@@ -50,7 +52,8 @@ def read_checked(
         if findings := _check(file, opened, max_bytes, reading):
             return findings, None
         try:
-            return [], read_unchecked(file, opened, integers=integers, reading=reading)
+            with explained(str(file.path), NO_ROOM):
+                return [], read_unchecked(file, opened, integers=integers, reading=reading)
         except UnreadableError as error:
             return [error.finding], None
 
@@ -68,6 +71,8 @@ def _check(file: VolumeFile, opened: OpenedFile, max_bytes: int, reading: Readin
         return [Finding(path, "is not of a format that is read", CONVERT(endings=endings))]
     if file.has_passed(max_bytes, reading):
         return []
+    if findings := look(path):
+        return findings
     state = file.state()
     try:
         header = file.header(reading.affine, opened)

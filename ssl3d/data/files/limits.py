@@ -1,7 +1,7 @@
 """What ITK's readers of NRRD and MetaImage have room for.
 
-They copy parts of a header into buffers of a fixed size, and what is longer ends the process, or worse: so files are
-looked at where they are listed or named, before any reader sees them.
+They copy parts of a header into buffers of a fixed size, and what is longer ends the process, or worse: so every file is
+looked at before a reader sees it.
 """
 
 from __future__ import annotations

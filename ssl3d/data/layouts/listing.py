@@ -11,7 +11,6 @@ from pathlib import Path
 from ssl3d.data.cohort import Case, Dataset
 from ssl3d.data.files.entries import LeftOut, leads_nowhere, walk
 from ssl3d.data.files.findings import Finding
-from ssl3d.data.files.limits import look
 from ssl3d.data.files.suffixes import image_suffix
 from ssl3d.data.layouts.recognize import other_layout_named, said_to_be
 from ssl3d.data.people import Guess, guess_people, subjects_of
@@ -73,18 +72,9 @@ def list_cases(dataset: Dataset, root: Path) -> Listing:
             visits = guess_people([case.id for case in cases])
         cases = _joined(cases)
     findings = [Finding(entry.path, entry.reason, entry.fix) for entry in sorted(told) if entry.fix]
-    beyond = {case.id: found for case in cases if (found := _beyond(case))}
-    findings += [finding for found in beyond.values() for finding in found]
-    cases = [case for case in cases if case.id not in beyond]
     listing = Listing(cases, sorted(entry for entry in told if not entry.fix), findings, visits)
     _warn(root, listing)
     return listing
-
-
-def _beyond(case: Case) -> list[Finding]:
-    """Return what no reader may see of the files of a case."""
-    files = (case.image, case.label, case.mask)
-    return [finding for path in files if path is not None for finding in look(path)]
 
 
 def _joined(cases: Sequence[Case]) -> list[Case]:

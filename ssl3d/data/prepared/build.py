@@ -32,6 +32,7 @@ from ssl3d.data.prepared.steps import Preparation
 from ssl3d.data.prepared.stored import read_manifest, write_manifest
 from ssl3d.errors import ConfigError, DataError, WriteError
 from ssl3d.files import remove_leftovers
+from ssl3d.memory import NO_ROOM, explained
 from ssl3d.parallel import Progress, run_parallel
 
 Policy = Literal["refuse", "skip"]
@@ -127,7 +128,8 @@ def _prepare(
                 return odd[case]
             stem = f"{position:05d}-{re.sub('[^A-Za-z0-9._-]', '_', case.id)[:80]}"
             _adopt(donors.get(case.id), source, intensity, folder, stem)
-            return _build_case(case, source, job, intensity, folder, stem)
+            with explained(f"{case.image} with its preparation", NO_ROOM):
+                return _build_case(case, source, job, intensity, folder, stem)
 
         built = run_parallel(build, range(len(cases)), workers, progress, f"preparing {dataset.name}")
         bad = _bad_cases(cases, built)

@@ -26,7 +26,7 @@ from ssl3d.data.prepared.steps import CaseError, Intensity, Preparation, prepare
 from ssl3d.data.prepared.stored import read_note, write_note
 from ssl3d.errors import count
 from ssl3d.marks import without_effect
-from ssl3d.memory import Budget
+from ssl3d.memory import NO_ROOM, Budget, explained
 from ssl3d.parallel import Progress, run_parallel
 from ssl3d.remedies import GIVE_MASK, RUN_AGAIN
 
@@ -229,11 +229,12 @@ def prepare_file(
     case = Case(path.name, path.name, path)
     unlike_ct = intensity.taken_for in {"MR", "not CT in HU"}
     dataset = Folder().with_facts(**asdict(reading), modality="mr" if unlike_ct else "auto")
-    findings, image, _ = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
-    if findings or image is None:
-        return findings
-    try:
-        data, _, affine = prepare_arrays(image, None, preparation, intensity, max_bytes=max_bytes)
-    except CaseError as error:
-        return [Finding(path, error.problem, error.fix)]
+    with explained(f"{path} with its preparation", NO_ROOM):
+        findings, image, _ = inspect_case(case, dataset, offset=offset, max_bytes=max_bytes)
+        if findings or image is None:
+            return findings
+        try:
+            data, _, affine = prepare_arrays(image, None, preparation, intensity, max_bytes=max_bytes)
+        except CaseError as error:
+            return [Finding(path, error.problem, error.fix)]
     return image, data, affine

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ class PreparedCohort:
 
     Args:
         folder: made by :func:`prepare`.
+        manifest: what its manifest holds, where that was read already.
 
     Attributes:
         folder: where it is.
@@ -76,8 +79,8 @@ class PreparedCohort:
         DataError: the folder is not a complete prepared cohort.
     """
 
-    def __init__(self, folder: Path) -> None:
-        manifest = read_manifest(folder, PREPARATION_VERSION)
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+        manifest = read_manifest(folder, PREPARATION_VERSION) if manifest is None else manifest
         if manifest is None:
             raise DataError(f"{folder} is not a complete prepared cohort. Fix: prepare it again.")
         self.folder = folder
@@ -89,9 +92,16 @@ class PreparedCohort:
         self.intensity = Intensity(**manifest["intensity"])
         self.skipped: list[dict[str, str]] = manifest.get("skipped", [])
         self.target_names = {int(k): str(v) for k, v in manifest.get("target_names", {}).items()}
-        self.cases = [_prepared_case(record, self.preparation.spacing_mm) for record in manifest["cases"]]
-        self.records: list[dict[str, Any]] = manifest["cases"]
-        self._index = {case.id: i for i, case in enumerate(self.cases)}
+        self.records: Sequence[dict[str, Any]] = manifest["cases"]
+        self.cases = self._opened()
+
+    def _opened(self) -> Sequence[PreparedCase]:
+        """Return a case for each record."""
+        return [_prepared_case(record, self.preparation.spacing_mm) for record in self.records]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {case.id: i for i, case in enumerate(self.cases)}
 
     @property
     def num_classes(self) -> int:

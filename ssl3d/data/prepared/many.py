@@ -21,7 +21,7 @@ from ssl3d.data.files.volume_file import VolumeFile
 from ssl3d.data.prepared.arrays import Where, read_array
 from ssl3d.data.prepared.cohort import PREPARATION_VERSION, PreparedCase, PreparedCohort
 from ssl3d.data.prepared.index import Index, stream
-from ssl3d.data.prepared.steps import Intensity, Preparation
+from ssl3d.data.prepared.steps import Preparation
 from ssl3d.data.prepared.stored import MANIFEST, cohorts_of, read_manifest
 from ssl3d.errors import DataError
 
@@ -94,30 +94,21 @@ class IndexedCohort(PreparedCohort):
         manifest: its manifest, with an index.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.dataset = manifest["dataset"]
-        self.label_names = tuple(manifest["label_names"])
-        self.label_values = tuple(manifest["label_values"])
-        self.fingerprint = manifest["fingerprint"]
-        self.preparation = Preparation.model_validate(manifest["preparation"])
-        self.intensity = Intensity(**manifest["intensity"])
-        self.skipped = manifest.get("skipped", [])
-        self.target_names = {int(k): str(v) for k, v in manifest.get("target_names", {}).items()}
-        self.records = manifest["cases"]
-        self.cases = IndexedCases(manifest["cases"], self.preparation.spacing_mm)  # type: ignore[assignment]
-        self.columns: Index = manifest["cases"]
+    records: Index  # type: ignore[assignment]
+
+    def _opened(self) -> Sequence[PreparedCase]:
+        return IndexedCases(self.records, self.preparation.spacing_mm)
 
     @cached_property
-    def _index(self) -> dict[str, int]:  # type: ignore[override]
-        return {case_id: i for i, case_id in enumerate(self.columns.values("id"))}
+    def _index(self) -> dict[str, int]:
+        return {case_id: i for i, case_id in enumerate(self.records.values("id"))}
 
     def source_digests(self, i: int) -> tuple[str, str]:
         """Return hashes of the image file of case ``i`` and of its voxels (as they were in the file)."""
-        return self.columns.value("image_source_sha256", i), self.columns.value("image_voxels", i)
+        return self.records.value("image_source_sha256", i), self.records.value("image_voxels", i)
 
     def _array(self, i: int, kind: str, where: Where) -> np.ndarray:
-        name, digest = (self.columns.value(f"{kind}_{key}", i) for key in ("name", "sha256"))
+        name, digest = (self.records.value(f"{kind}_{key}", i) for key in ("name", "sha256"))
         return read_array(self.folder / name, where, digest)
 
 
@@ -131,7 +122,7 @@ def open_prepared(folder: Path) -> PreparedCohort:
     manifest = read_manifest(folder, PREPARATION_VERSION)
     if manifest is not None and isinstance(manifest["cases"], Index):
         return IndexedCohort(folder, manifest)
-    return PreparedCohort(folder)
+    return PreparedCohort(folder, manifest)
 
 
 def is_prepared(folder: Path) -> bool:
