@@ -33,6 +33,8 @@ _seen: set[int] = set()
 _started = False
 _listeners = 0
 _others: list[int] = []
+_putting_off = 0
+_put_off: list[int] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -64,6 +66,7 @@ def handled(started: bool = False) -> Iterator[None]:
     }
     _asked, _started = None, started
     _seen.clear()
+    _put_off.clear()
     try:
         yield
     finally:
@@ -107,14 +110,19 @@ def put_off() -> Iterator[None]:
 
     So one that comes before a process handles it is neither lost nor a trace on the screen.
     """
+    global _putting_off
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, PASSED_ON))
+    _putting_off += 1
     try:
         yield
     finally:
+        _putting_off -= 1
         receive()
+        while _put_off and not _putting_off:
+            _stop(_put_off.pop(0), None)
 
 
 def receive() -> None:
@@ -145,6 +153,9 @@ def check() -> None:
 
 def _stop(number: int, _: FrameType | None) -> None:
     global _asked
+    if _putting_off:  # another thread, which blocks nothing, was given it
+        _put_off.append(number)
+        return
     first, again = _asked is None, number in _seen
     _seen.add(number)
     if _started and not first and not again:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from ctypes import c_ulong
+from threading import Event, Thread
 
 import pytest
 
@@ -100,9 +102,21 @@ def test_a_signal_that_comes_by_two_ways_is_one_request(started: bool, second: i
             os.kill(os.getpid(), second)
 
 
-def test_a_signal_that_is_put_off_comes_later() -> None:
-    with signals.handled(), signals.listening():
-        with signals.put_off():
-            os.kill(os.getpid(), signal.SIGUSR1)
-            assert not signals.asked()
-        assert signals.asked()
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_signal_that_is_put_off_comes_later(threads: int) -> None:
+    """Also where another thread, which blocks nothing, is the one that the system gives it to."""
+    done = Event()
+    others = [Thread(target=done.wait) for _ in range(threads)]
+    for other in others:
+        other.start()
+    try:
+        with signals.handled(), signals.listening():
+            with signals.put_off():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0.2)  # the other thread has to wake up for it
+                assert not signals.asked()
+            assert signals.asked()
+    finally:
+        done.set()
+        for other in others:
+            other.join()
