@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -72,31 +73,47 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     Raises:
         WriteError: as :func:`write_bytes`.
     """
-    temporary = {
-        path: path.with_name(f".{path.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}.tmp") for path in files
-    }
-    try:
-        for folder in {path.parent for path in files}:
-            with explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        for path, data in files.items():
-            with explained(path), _create(temporary[path]) as file:
-                file.write(data)
-        if hasattr(os, "sync"):
-            os.sync()  # everything at once
-        else:
-            for path, name in temporary.items():
-                with explained(path):
-                    _sync(name)
-        for path, name in temporary.items():
-            with explained(path):
-                name.replace(path)
-    finally:
-        for name in temporary.values():
-            name.unlink(missing_ok=True)
-    for folder in {path.parent for path in files}:
+    folders = {path.parent for path in files}
+    for folder in folders:
         with explained(folder):
-            sync_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+    unfinished: dict[str, Path] = {}  # by their temporary names
+    at = None
+    try:
+        for at, data in files.items():
+            name = f"{at.parent}{os.sep}.{at.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}.tmp"
+            unfinished[name] = at
+            with _create(name) as file:
+                file.write(data)
+        _sync_all(unfinished)
+        for name, at in list(unfinished.items()):
+            os.replace(name, at)  # noqa: PTH105
+            del unfinished[name]
+        for at in folders:
+            sync_folder(at)
+    except OSError as error:
+        raise WriteError(explanation(at, error)) from error
+    finally:
+        for name in unfinished:
+            with suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+
+
+def _sync_all(names: Mapping[str, Path]) -> None:
+    """Bring the contents of files to the disk.
+
+    Args:
+        names: their temporary ones, and their own.
+
+    Raises:
+        WriteError: the system refuses.
+    """
+    if sys.platform == "linux":
+        os.sync()  # everything at once; elsewhere it may return before that is done
+        return
+    for name, path in names.items():
+        with explained(path):
+            _sync(Path(name))
 
 
 def write_json(path: Path, value: Any, sync: bool = True) -> None:
@@ -330,7 +347,7 @@ def _free(path: Path) -> str:
     return "nothing known to be"
 
 
-def _create(path: Path) -> Any:
+def _create(path: Path | str) -> Any:
     """Open a file that does not exist yet for writing; links are not followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags, 0o666), "wb")
