@@ -61,6 +61,7 @@ class Held:
         self.path, self.wait, self.what = path, wait, what
         self.key = (os.getpid(), str(real(path)))
         self.descriptor: int | None = None
+        self._others: list[str] = []  # names of the same file
 
     def __enter__(self) -> bool:
         began, said = time.monotonic(), False
@@ -77,11 +78,39 @@ class Held:
         if self.descriptor is None:
             return
         # Deleted while still locked, so nobody can lock the file between the two.
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        for name in (*self._others, str(self.path)):
+            with suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
         os.close(self.descriptor)
         with self._guard:
+            for name in self._others:
+                del self._mine[self.key[0], name]
             del self._mine[self.key]
+
+    def also(self, name: str) -> bool:
+        """Hold another lock in the same folder, too, until this one is freed; return whether it is held.
+
+        Its file is another name of this lock's own. Thousands of files of their own take long to make: ext4 looks
+        through all that were deleted in the last minutes for each. A lock of which a file is there, held or left by a
+        killed process, is not taken; :class:`Held` knows which.
+
+        Args:
+            name: of the lock's file.
+
+        Raises:
+            RuntimeError: this thread holds it already.
+        """
+        path = f"{self.key[1].rpartition(os.sep)[0]}{os.sep}{name}"
+        with self._guard:
+            if self._mine.get((self.key[0], path)) == threading.get_ident():
+                raise RuntimeError(f"{path} is claimed twice by one thread")
+            try:
+                os.link(self.key[1], path)  # fails where there is one; not every file system has links
+            except OSError:
+                return False
+            self._mine[self.key[0], path] = threading.get_ident()
+        self._others.append(path)
+        return True
 
     def _try(self) -> bool:
         with self._guard:
@@ -101,6 +130,21 @@ class Held:
         return True
 
     def _lock(self) -> int | None:
+        """Return the descriptor of the lock's file, locked; None: another process holds it."""
+        descriptor = self._lock_file()
+        if descriptor is None or os.fstat(descriptor).st_nlink < 2:
+            return descriptor
+        # Left by a process that was killed while it held several (see also): free, but each by a file of its own.
+        with explained(self.path):
+            try:
+                os.unlink(self.path)  # noqa: PTH108
+            except FileNotFoundError:
+                pass
+            finally:
+                os.close(descriptor)
+        return self._lock_file()
+
+    def _lock_file(self) -> int | None:
         if fcntl is None:
             raise DataError(
                 "This system has no POSIX file locks, which keep two processes from computing one thing. "

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 #: What changes a disk: functions of os, through which everything in Python goes.
-OPERATIONS = ("open", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "write", "sync")
+OPERATIONS = (
+    "open",
+    "fsync",
+    "rename",
+    "replace",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "ftruncate",
+    "write",
+    "sync",
+    "link",
+)
 
 
 class Counter:

@@ -11,6 +11,7 @@ import os
 import random
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ import pytest
 from click.testing import CliRunner
 
 from faults.damage import FULL, WAYS, damage
+from faults.kills import CODES, Counter, kill, refuse
+from faults.runs import forked
 from ssl3d.bench.stale import stale_records
 from ssl3d.cli import main
 from ssl3d.config import load_settings
-from ssl3d.errors import SSL3DError
+from ssl3d.errors import SSL3DError, WriteError
 from ssl3d.registry.registry import registry
 from ssl3d.report.data import report_data
 from ssl3d.results.statistics.annotate import with_statistics
+from ssl3d.results.store import manage
 from ssl3d.results.store.manage import export
 from ssl3d.results.store.record import SCHEMA, canonical_json, identity_hash
 from ssl3d.results.store.store import ResultStore
@@ -201,6 +205,54 @@ def test_a_damaged_record_is_left_out(tmp_path: Path, way: Any) -> None:
     for lazy in (True, False):
         records, problems = ResultStore(tmp_path).records(lazy=lazy)
         assert len(records) == 1 and len(problems) == 1
+
+
+def sources(folder: Path) -> ResultStore:
+    """A store of five records, one of them damaged."""
+    for seed in range(5):
+        path = place(folder, whole(seed=seed))
+    path.write_bytes(path.read_bytes()[:-20])
+    return ResultStore(folder)
+
+
+def merged(target: Path, source: ResultStore) -> dict[str, bytes]:
+    """Merge, three records at a time, and return what the target's folder of records then has; no lock is left."""
+    manage._TOGETHER, together = 3, manage._TOGETHER
+    try:
+        found = manage.merge(ResultStore(target), [source])
+    finally:
+        manage._TOGETHER = together
+    assert len(found.problems) == 1 and not found.conflicts
+    assert not list((target / "locks").iterdir())
+    return {path.name: path.read_bytes() for path in (target / "records").glob("*.json")}
+
+
+@pytest.mark.parametrize("code", ["kill", *CODES])
+def test_a_merge_that_is_killed_or_refused_at_any_operation_leaves_whole_records_and_is_finished_by_another(
+    tmp_path: Path, code: str, record_property: Callable[[str, object], None]
+) -> None:
+    source = sources(tmp_path / "source")
+    (tmp_path / "targets").mkdir()
+    with Counter(tmp_path / "targets", 0, kill) as counter:
+        expected = merged(tmp_path / "targets" / "0", source)
+    assert len(expected) == 4
+    points = range(1, counter.seen + 1)[:: 1 if FULL else 7]
+    record_property("trials", len(points))
+    for point in points:
+        target = tmp_path / "targets" / f"{code}-{point}"
+
+        def child(target: Path = target, point: int = point) -> None:
+            with Counter(tmp_path / "targets", point, kill):
+                merged(target, source)
+
+        if code == "kill":
+            assert forked(child) == -9, point
+        else:
+            with suppress(WriteError), Counter(tmp_path / "targets", point, refuse(code)):
+                merged(target, source)
+        for path in target.glob("records/*.json"):
+            assert path.read_bytes() == expected[path.name], f"cut at operation {point}"
+        assert merged(target, source) == expected, point
 
 
 def test_a_record_names_no_file_outside_of_its_store(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import signal
@@ -306,6 +307,75 @@ def test_a_claim_is_given_back_after_an_error(store: ResultStore) -> None:
         raise ValueError("inside")
     with store.claim({"cell": 1}, wait=False) as held:
         assert held
+
+
+MANY = """
+import sys, time
+from ssl3d.results.store.store import ResultStore
+with ResultStore(sys.argv[1]).claim_many(sys.argv[2:]) as held:
+    print(*sorted(held), flush=True)
+    time.sleep(30)
+"""
+CELLS = [{"cell": n} for n in range(4)]
+DIGESTS = [identity_hash(cell) for cell in CELLS]
+
+
+def free(store: ResultStore) -> list[int]:
+    """Return which cells another process may claim now."""
+    script = (
+        "import sys\n"
+        "from ssl3d.results.store.store import ResultStore\n"
+        "store = ResultStore(sys.argv[1])\n"
+        "for n in range(4):\n"
+        "    with store.claim({'cell': n}, wait=False) as held: print(n if held else '')"
+    )
+    return [int(n) for n in start(script, str(store.root)).communicate(timeout=60)[0].split()]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_many_cells_are_claimed_at_once_but_not_those_of_others(
+    store: ResultStore, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:  # exFAT has none
+        monkeypatch.setattr(os, "link", none)
+    entered, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with store.claim(CELLS[1]):
+            entered.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait(60)
+    with store.claim_many(DIGESTS) as held:
+        assert held == {DIGESTS[0], DIGESTS[2], DIGESTS[3]}
+        assert free(store) == []
+        with pytest.raises(RuntimeError, match="twice"), store.claim(CELLS[2]):
+            pass
+    done.set()
+    thread.join()
+    assert free(store) == [0, 1, 2, 3]
+    assert not list((store.root / "locks").iterdir())
+
+
+def test_what_a_killed_owner_of_many_cells_leaves_are_cells_apart(store: ResultStore) -> None:
+    """Its locks are one file; a process that frees one of them must not free another that it holds."""
+    process = start(MANY, str(store.root), *DIGESTS)
+    assert process.stdout is not None
+    assert process.stdout.readline().split() == sorted(DIGESTS)
+    assert free(store) == []
+    process.kill()
+    process.wait()
+    assert len(list((store.root / "locks").iterdir())) == 4
+    with store.claim(CELLS[0], wait=False) as one:
+        with store.claim(CELLS[1], wait=False) as other:
+            assert one and other
+        assert free(store) == [1, 2, 3]
+    assert not list((store.root / "locks").iterdir())
 
 
 def test_results_never_import_anything_heavy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import sys
@@ -24,9 +25,11 @@ from ssl3d.bench.stale import run_of, stale, stale_records
 from ssl3d.cli import main
 from ssl3d.config import load_settings
 from ssl3d.errors import ConfigError, DataError, TrainingError
+from ssl3d.files import write_all
 from ssl3d.registry.registry import registry
+from ssl3d.results.store import manage
 from ssl3d.results.store.manage import export, find, merge
-from ssl3d.results.store.record import identity_hash
+from ssl3d.results.store.record import canonical_json, identity_hash
 from ssl3d.results.store.store import ResultStore, failure_of
 
 
@@ -135,6 +138,63 @@ def test_merging_into_a_store_that_is_not_there_makes_it(tmp_path: Path) -> None
     b = filled(tmp_path / "b", made_up_record())
     assert merge(ResultStore(tmp_path / "new"), [b]).copied == 1
     assert len(ResultStore(tmp_path / "new").records()[0]) == 1
+
+
+def test_merging_goes_by_what_a_record_says_not_by_the_rest_of_its_name(tmp_path: Path) -> None:
+    a, b = ResultStore(tmp_path / "a"), filled(tmp_path / "b", *(made_up_record(seed=s) for s in range(2)))
+    paths = [b.path_for(made_up_record(seed=s)["identity"]) for s in range(2)]
+    paths[0].rename(b.folder / f"renamed-{paths[0].stem.rpartition('-')[2]}.json")
+    (b.folder / f"copy-{paths[1].stem.rpartition('-')[2]}.json").write_bytes(paths[1].read_bytes())
+    merged = merge(a, [b])
+    assert (merged.copied, merged.known, merged.problems) == (2, 1, [])
+    assert {path.name for path in a.folder.iterdir()} == {path.name for path in paths}
+
+
+def test_merging_compares_cases_only_where_they_differ_and_names_those_that_are_none(tmp_path: Path) -> None:
+    records = [{**made_up_record(seed=s), "scored": 1} for s in range(4)]
+    same, slower, scored, odd = (made_up_record(seed=s)["identity"] for s in range(4))
+    a, b = filled(tmp_path / "a", *records), filled(tmp_path / "b", *records)
+    b.write({**records[1], "cost": {"downstream_seconds": 9.0}}, replace=True)
+    b.write({**records[2], "per_case": [{"case": "ct_1", "dsc": 0.25}]}, replace=True)
+    body = canonical_json({**records[3], "per_case": [{"no": "case"}], "cost": None})
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    b.path_for(odd).write_text(f'{{"record_sha256":"{digest}",{body[1:]}\n')
+    before = {path: path.read_bytes() for path in a.folder.iterdir()}
+    merged = merge(a, [b])
+    assert (merged.copied, merged.known) == (0, 2), (same, slower)
+    assert len(merged.conflicts) == 1 and "differing in per_case: " in merged.conflicts[0]
+    assert a.path_for(scored).name in merged.conflicts[0]
+    assert len(merged.problems) == 1 and a.path_for(odd).name in merged.problems[0]
+    assert {path: path.read_bytes() for path in a.folder.iterdir()} == before
+
+
+def test_merging_writes_the_bytes_that_were_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that is damaged meanwhile is not copied so; a batch has as many bytes as memory is meant for them."""
+    b = filled(tmp_path / "b", *(made_up_record(seed=s) for s in range(5)))
+    whole = {path.name: path.read_bytes() for path in b.folder.iterdir()}
+    sizes = []
+
+    def write(files: dict[Path, bytes]) -> None:
+        sizes.append(len(files))
+        for path in files:
+            (b.folder / path.name).write_bytes(b"")
+        write_all(files)
+
+    monkeypatch.setattr(manage, "write_all", write)
+    monkeypatch.setattr(manage, "_TOGETHER_BYTES", 2 * max(map(len, whole.values())) - 1)
+    assert merge(ResultStore(tmp_path / "a"), [b]).copied == 5
+    assert sizes == [2, 2, 1]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "records").iterdir()} == whole
+
+
+def test_merging_removes_locks_of_finished_cells_that_a_killed_process_left(tmp_path: Path) -> None:
+    a, b = ResultStore(tmp_path / "a"), filled(tmp_path / "b", made_up_record())
+    merge(a, [b])
+    locks = [a.root / "locks" / f"{identity_hash(made_up_record(seed=s)['identity'])}.lock" for s in range(2)]
+    for lock in locks:
+        lock.touch()
+    assert merge(a, [b]).known == 1
+    assert not locks[0].exists() and locks[1].exists(), "one of a cell that is not there yet may be needed"
 
 
 # --- Look into --------------------------------------------------------------------------------------

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssl3d.errors import ConfigError, DataError, nearest
 from ssl3d.files import write_all, write_bytes
-from ssl3d.results.store.record import Record, canonical_json
-from ssl3d.results.store.store import ResultStore
+from ssl3d.results.store.record import Cases, Record, canonical_json, decode_record, no_garbage_collection
+from ssl3d.results.store.store import File, ResultStore, contents
 from ssl3d.results.table.caption import flatten
 from ssl3d.spreadsheet import csv_text
 
@@ -42,7 +42,15 @@ def differing_results(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     >>> differing_results({"score": 1.0, "created": "now"}, {"score": 1.0, "created": "then"})
     []
     """
-    return [f for f in RESULT_FIELDS if canonical_json(a.get(f)) != canonical_json(b.get(f))]
+    return [f for f in RESULT_FIELDS if not _same(a.get(f), b.get(f))]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are the same JSON; the cases of two records are parsed only where their texts differ."""
+    if isinstance(a, Cases) and isinstance(b, Cases) and a.has_text_of(b):
+        return True
+    a, b = (list(value) if isinstance(value, Cases) else value for value in (a, b))
+    return canonical_json(a) == canonical_json(b)
 
 
 def merge(target: ResultStore, sources: Sequence[ResultStore]) -> Merged:
@@ -54,70 +62,124 @@ def merge(target: ResultStore, sources: Sequence[ResultStore]) -> Merged:
     Raises:
         DataError: a source does not exist or has no sound record.
     """
-    # All sources are read before anything is written. Of their records only the identities stay in memory.
-    loaded = []
-    for source in sources:
-        identities, problems = source.records(lazy=True, keep=lambda record: dict(record["identity"]))
-        loaded.append((source, identities, problems))
+    for source in sources:  # before anything is written
+        source.check()
     result = Merged()
-    for source, identities, problems in loaded:
-        result.problems += problems
-        busy: list[Mapping[str, Any]] = []
-        for start in range(0, len(identities), _TOGETHER):
-            busy += _merge_some(target, source, identities[start : start + _TOGETHER], result)
-        for identity in busy:
-            _merge_some(target, source, [identity], result, wait=True)
+    for source in sources:
+        with no_garbage_collection():
+            busy: list[str] = []
+            for some in _together(source, result):
+                busy += _merge_some(target, some, result)
+        for path in busy:
+            _merge_busy(target, source, path, result)
+    target.tidy_finished()
     return result
 
 
 _TOGETHER = 1000
 """Records that wait for the disk together."""
 
+_TOGETHER_BYTES = 64 * 2**20
+"""And the bytes that do: all of them are in memory."""
 
-def _merge_some(
-    target: ResultStore,
-    source: ResultStore,
-    identities: Sequence[Mapping[str, Any]],
-    result: Merged,
-    wait: bool = False,
-) -> list[Mapping[str, Any]]:
-    """Merge the records of different ``identities``; return those that another process holds."""
-    busy, new = [], {}
-    with ExitStack() as held:
-        for identity in identities:
-            theirs = source.path_for(identity)
-            ours = target.folder / theirs.name
-            data = theirs.read_bytes()
-            if ours.exists() and ours.read_bytes() == data:
-                result.known += 1
-            elif not held.enter_context(target.claim(identity, wait=wait)):
-                busy.append(identity)
-            elif not ours.exists():
-                new[ours] = data
+
+def _together(source: ResultStore, result: Merged) -> Iterator[list[File]]:
+    """Yield the sound records of ``source``, some at a time; note those that are not.
+
+    What is written are the bytes that were checked: no file is read a second time.
+    """
+    some: list[File] = []
+    size = 0
+    for found in source.files(lazy=True):
+        if isinstance(found, str):
+            result.problems.append(found)
+            continue
+        some.append(found)
+        size += len(found.data)
+        if len(some) == _TOGETHER or size >= _TOGETHER_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _merge_some(target: ResultStore, some: Sequence[File], result: Merged) -> list[str]:
+    """Merge some records; return the paths of those whose cells another process holds, or that lie there twice."""
+    busy, missing, new = [], {}, {}
+    for file in some:
+        ours = target.path_for(file.record["identity"], file.digest)
+        if _holds(ours, file.data):
+            result.known += 1
+        elif file.digest in missing:
+            busy.append(file.path)
+        else:
+            missing[file.digest] = (ours, file)
+    with target.claim_many(missing) as held:
+        for digest, (ours, file) in missing.items():
+            if digest not in held:
+                busy.append(file.path)
+            elif os.path.lexists(ours):
+                _merge_one(target, file, result)
             else:
-                _merge_one(target, source.read(theirs), theirs, result)
+                new[ours] = file.data
         write_all(new)
-        result.copied += len(new)
+    result.copied += len(new)
     return busy
 
 
-def _merge_one(target: ResultStore, record: Record, theirs: Path, result: Merged) -> None:
-    """Merge a record whose file in the target has other content; its cell is claimed."""
-    identity = record["identity"]
-    if not target.has(identity):  # damaged
-        target.write(record)
+def _merge_busy(target: ResultStore, source: ResultStore, path: str, result: Merged) -> None:
+    """Merge a record whose cell another process held; wait for that."""
+    try:
+        file = source.file(path)
+    except DataError as error:  # since it was first read
+        result.problems.append(str(error))
+        return
+    with target.claim(file.record["identity"]):
+        _merge_one(target, file, result)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file has just these contents."""
+    try:
+        return contents(str(path)) == data
+    except (DataError, OSError):
+        return False
+
+
+def _merge_one(target: ResultStore, theirs: File, result: Merged) -> None:
+    """Merge a record whose cell is claimed, and of which the target may have a file with other content."""
+    identity = theirs.record["identity"]
+    ours = target.path_for(identity, theirs.digest)
+    if not ours.exists():
+        write_bytes(ours, theirs.data)
         result.copied += 1
         return
-    ours = target.path_for(identity)
-    other = target.read(ours)
-    fields = differing_results(other, record)
+    other = _sound(target, ours)
+    record = theirs.record
+    try:
+        if other is None:
+            target.write(decode_record(theirs.data))  # the damaged file stays beside it
+            result.copied += 1
+            return
+        fields = differing_results(other, record)
+    except DataError as error:  # of the cases, which nobody has looked at before
+        result.problems.append(f"{theirs.path}: {error}")
+        return
     if fields:
         result.conflicts.append(
             f"Two results for one identity, scores {other['score']} and {record['score']}, differing in "
-            f"{', '.join(fields)}: {ours} and {theirs}. Neither was changed: delete the wrong one."
+            f"{', '.join(fields)}: {ours} and {theirs.path}. Neither was changed: delete the wrong one."
         )
     else:
         result.known += 1
+
+
+def _sound(store: ResultStore, path: Path) -> Record | None:
+    """Return the record in a file; None: it is damaged."""
+    try:
+        return store.file(str(path), lazy=True).record
+    except DataError:
+        return None
 
 
 def find(store: ResultStore, text: str) -> Path:

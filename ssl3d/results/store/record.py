@@ -113,6 +113,10 @@ class Cases(Sequence[Any]):
             self._cases, self._data = cases, None
         return self._cases
 
+    def has_text_of(self, other: Cases) -> bool:
+        """Whether both are the same text that was not parsed yet; what was may be equal all the same."""
+        return self._data is not None and self._data == other._data
+
     def __getitem__(self, place: Any) -> Any:
         return self._parsed()[place]
 

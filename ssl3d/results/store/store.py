@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssl3d.errors import DataError, ReadError, WriteError
 from ssl3d.files import MOST_JSON_BYTES, explained, read_json, write_bytes, write_json
@@ -33,6 +33,8 @@ from ssl3d.results.store.record import (
     identity_hash,
     no_garbage_collection,
 )
+
+_UNUSUAL = re.compile(r"[^A-Za-z0-9_.+]")
 
 _FAILURE_FIELDS = ("schema", "identity", "method", "preset", "metric", "error", "session", "run", "created")
 
@@ -54,7 +56,23 @@ def failure_of(
     return {**head, "error": dict(error), "session": session, "run": run, "created": created}
 
 
-def _contents(path: str) -> bytes:
+class File(NamedTuple):
+    """A sound record as it lies in a store.
+
+    Attributes:
+        path: of the file.
+        digest: hash of the identity, which ends the file's name.
+        record: what it says.
+        data: its bytes, which were checked.
+    """
+
+    path: str
+    digest: str
+    record: Record
+    data: bytes
+
+
+def contents(path: str) -> bytes:
     """Return the bytes of a regular file of a record's size; see :func:`ssl3d.files.read_bytes`, which takes longer.
 
     Raises:
@@ -62,13 +80,18 @@ def _contents(path: str) -> bytes:
         OSError: the system refuses.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise DataError("no regular file; remove it")
         if status.st_size > MOST_JSON_BYTES:
             raise DataError(f"{status.st_size / 2**20:.0f} MiB, more than any record has; remove it")
-        return file.read()
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 class ResultStore:
@@ -86,12 +109,17 @@ class ResultStore:
         """The folder of the records' files."""
         return self.root / "records"
 
-    def path_for(self, identity: Mapping[str, Any]) -> Path:
-        """Return where the record of ``identity`` lies, or would lie."""
+    def path_for(self, identity: Mapping[str, Any], digest: str | None = None) -> Path:
+        """Return where the record of ``identity`` lies, or would lie.
+
+        Args:
+            identity: of a cell.
+            digest: its hash, where that is known.
+        """
         parts = (identity["method"], identity["task"], identity["mode"], f"s{identity['seed']}")
         # The hash names the cell; the rest is for people, so no character may surprise a shell.
-        readable = "-".join(re.sub(r"[^A-Za-z0-9_.+]", "_", str(part))[:40] for part in parts).lstrip(".")
-        return self.folder / f"{readable}-{identity_hash(identity)}.json"
+        readable = "-".join(_UNUSUAL.sub("_", str(part))[:40] for part in parts).lstrip(".")
+        return self.folder / f"{readable}-{digest or identity_hash(identity)}.json"
 
     # --- Failures ---
 
@@ -175,17 +203,20 @@ class ResultStore:
             DataError: the file is missing, damaged, altered, of another schema, or lies under a
                 name that is not its identity's; names the file.
         """
-        return self._read(str(path), lazy)
+        return self.file(str(path), lazy).record
 
-    def _read(self, path: str, lazy: bool) -> Record:
-        """See :meth:`read`; with text for a path, which thousands of records make worthwhile."""
+    def file(self, path: str, lazy: bool = False) -> File:
+        """Return the record in ``path`` with its bytes, see :meth:`read`.
+
+        A text for a path, which thousands of records make worthwhile.
+        """
         try:
-            data = _contents(path)
+            data = contents(path)
             if lazy and (found := _decode_without_cases(data)) is not None:
                 record, digest = found
                 if path.endswith(f"-{digest}.json") and _problem(record, typed=True) is None:
                     record["per_case"].where = path
-                    return record
+                    return File(path, digest, record, data)
             record = decode_record(data)
         except FileNotFoundError:
             raise DataError(f"{path}: no such record") from None
@@ -193,11 +224,48 @@ class ResultStore:
             raise DataError(f"{path}: {error.strerror or error}") from error
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        if not Path(path).stem.endswith(f"-{identity_hash(record['identity'])}"):
+        digest = identity_hash(record["identity"])
+        if not Path(path).stem.endswith(f"-{digest}"):
             raise DataError(
                 f"{path}: its name is not the hash of its identity; delete the copy, or rename it back"
             )
-        return record
+        return File(path, digest, record, data)
+
+    def files(self, lazy: bool = False) -> Iterator[File | str]:
+        """Yield every sound record, by file name, and a line for each one that is left out.
+
+        Args:
+            lazy: see :meth:`records`.
+
+        Raises:
+            DataError: there is no store.
+        """
+        if not self.root.is_dir():
+            what = "is a file, not a folder" if self.root.exists() else "does not exist"
+            raise DataError(f"The store {self.root} {what}. Make one: ssl3d bench --store {self.root}")
+        # By name: sorting paths and opening them through pathlib takes as long as parsing.
+        folder = str(self.folder)
+        names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []  # noqa: PTH208
+        for name in names:
+            if not name.endswith(".json") or name.startswith("."):
+                continue
+            try:
+                yield self.file(f"{folder}{os.sep}{name}", lazy)
+            except DataError as error:
+                yield str(error)
+
+    def check(self) -> None:
+        """Look whether there is anything to read.
+
+        Raises:
+            DataError: there is not, see :meth:`records`.
+        """
+        problems = []
+        for found in self.files(lazy=True):
+            if isinstance(found, File):
+                return
+            problems.append(found)
+        self._explain_nothing(problems)
 
     def write(self, record: Mapping[str, Any], replace: bool = False) -> Path:
         """Write ``record`` atomically (temporary name, sync, rename) and return its path.
@@ -239,29 +307,30 @@ class ResultStore:
         Raises:
             DataError: there is no store, it has neither records nor failures, or not one of its records is sound.
         """
-        if not self.root.is_dir():
-            what = "is a file, not a folder" if self.root.exists() else "does not exist"
-            raise DataError(f"The store {self.root} {what}. Make one: ssl3d bench --store {self.root}")
         records, problems = [], []
         with no_garbage_collection():
-            # By name: sorting paths and opening them through pathlib takes as long as parsing.
-            folder = str(self.folder)
-            names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []  # noqa: PTH208
-            for name in names:
-                if not name.endswith(".json") or name.startswith("."):
-                    continue
-                try:
-                    record = self._read(f"{folder}{os.sep}{name}", lazy)
-                    records.append(record if keep is None else keep(record))
-                except DataError as error:
-                    problems.append(str(error))
-        if not records and not any((self.root / "failures").glob("*.json")):
-            if problems:
-                raise DataError("\n".join([f"Not one record in the store {self.root} is sound:", *problems]))
-            raise DataError(
-                f"The store {self.root} holds no records. Compute some: ssl3d bench --store {self.root}"
-            )
+            for found in self.files(lazy):
+                if isinstance(found, str):
+                    problems.append(found)
+                else:
+                    records.append(found.record if keep is None else keep(found.record))
+        if not records:
+            self._explain_nothing(problems)
         return records, problems
+
+    def _explain_nothing(self, problems: Sequence[str]) -> None:
+        """Say why there is no record where there is no failure either.
+
+        Raises:
+            DataError: always, then.
+        """
+        if any((self.root / "failures").glob("*.json")):
+            return
+        if problems:
+            raise DataError("\n".join([f"Not one record in the store {self.root} is sound:", *problems]))
+        raise DataError(
+            f"The store {self.root} holds no records. Compute some: ssl3d bench --store {self.root}"
+        )
 
     @contextmanager
     def claim(self, identity: Mapping[str, Any], wait: bool = True) -> Iterator[bool]:
@@ -283,6 +352,30 @@ class ResultStore:
         with Held(self._lock(identity), wait) as held:
             yield held
 
+    @contextmanager
+    def claim_many(self, digests: Iterable[str]) -> Iterator[set[str]]:
+        """Hold many cells for this process, as :meth:`claim` does without waiting; yield which of them are held.
+
+        Args:
+            digests: hashes of their identities, each once.
+
+        Raises:
+            DataError, RuntimeError: as :meth:`claim`.
+        """
+        folder, held = self.root / "locks", set()
+        with ExitStack() as stack:
+            first: Held | None = None
+            for digest in digests:
+                name = f"{digest}.lock"
+                if first is not None and first.also(name):
+                    held.add(digest)
+                    continue
+                lock = Held(folder / name, wait=False)
+                if stack.enter_context(lock):
+                    held.add(digest)
+                    first = first or lock
+            yield held
+
     def holder(self, identity: Mapping[str, Any]) -> str | None:
         """Return which process has claimed ``identity`` (:func:`ssl3d.locks.this_process`); None: nobody.
 
@@ -302,6 +395,15 @@ class ResultStore:
             forget_lock(self._lock(claimed))
         with suppress(WriteError):
             self.forget_failure(identity)
+
+    def tidy_finished(self) -> None:
+        """Remove locks of finished cells that killed processes have left, where that can be done; held ones stay."""
+        locks = self.root / "locks"
+        left = {path.stem: path for path in locks.glob("*.lock")}
+        if left:
+            names = os.listdir(self.folder) if self.folder.is_dir() else []  # noqa: PTH208
+            for digest in left.keys() & {name.removesuffix(".json").rpartition("-")[2] for name in names}:
+                forget_lock(left[digest])
 
     def _lock(self, identity: Mapping[str, Any]) -> Path:
         return self.root / "locks" / f"{identity_hash(identity)}.lock"
