@@ -6,6 +6,7 @@ preset that it names, or the data at the place that it names have changed since.
 
 from __future__ import annotations
 
+import hashlib
 import marshal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from ssl3d.config import Settings, load_settings, options_without_effect, preset_names
 from ssl3d.downstream.tasks import Task
 from ssl3d.errors import PluginError, SSL3DError
-from ssl3d.results.store.record import Record, canonical_json
+from ssl3d.results.store.record import Record, canonical_json, no_garbage_collection
 from ssl3d.results.table.caption import flatten
 from ssl3d.results.table.model import MODES
 from ssl3d.source_hash import evaluation_code, pretraining_code
@@ -52,6 +53,7 @@ class _Today:
     def __init__(self) -> None:
         self._presets: dict[str, dict[str, Any]] = {}
         self._changed: dict[bytes, list[str]] = {}
+        self._runs: dict[int, tuple[Mapping[str, Any], bytes]] = {}
         self._code: dict[tuple[str, str, str], str | None] = {}
 
     def code(self, hashed: Callable[[str, str], str], name: str, backbone: str) -> str | None:
@@ -77,9 +79,12 @@ class _Today:
     def changed_settings(self, record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
         identity = record["identity"]
         # All that the answer depends on; equal bytes of marshal (version 2 has no references) mean equal values.
+        # Those of a run that many records share are kept with it, so that no other comes to have its id.
         own = [identity["method"], identity["mode"], identity["task"], identity.get("pretrain") is None]
         own += sorted(identity.get("budget") or ())
-        key = marshal.dumps([run, *own, "weights" in identity], 2)
+        if id(run) not in self._runs:
+            self._runs[id(run)] = (run, hashlib.sha256(marshal.dumps([run], 2)).digest())
+        key = self._runs[id(run)][1] + marshal.dumps([*own, "weights" in identity], 2)
         if key not in self._changed:
             self._changed[key] = _changed_settings(record, run, self)
         return self._changed[key]
@@ -149,6 +154,7 @@ def _matters(key: str, identity: Mapping[str, Any], run: Mapping[str, Any]) -> b
     return section != "pretrain" or identity.get("pretrain") is not None
 
 
+@no_garbage_collection()
 def stale_records(records: Iterable[Record]) -> dict[int, list[str] | None]:
     """Return why each record (by its place) is stale: code, configuration, or data.
 
@@ -158,6 +164,7 @@ def stale_records(records: Iterable[Record]) -> dict[int, list[str] | None]:
     today = _Today()
     found = {place: stale(record, today) for place, record in enumerate(records)}
     groups: dict[str, list[int]] = {}
+    sources: dict[int, str] = {}  # of runs, whose data these are
     for place, record in enumerate(records):
         if not record.get("run"):
             continue
@@ -165,16 +172,13 @@ def stale_records(records: Iterable[Record]) -> dict[int, list[str] | None]:
         pretrain = identity.pop("pretrain", None)
         rest = {k: v for k, v in identity.items() if k not in ("task_data", "split_cases")}
         budget = pretrain and {k: v for k, v in pretrain.items() if k != "data"}
-        # The phantoms are made from the settings, so other phantoms are other settings, not changed data.
-        same = [
-            rest,
-            budget,
-            run["data"],
-            run["task_data"],
-            run["settings"]["phantoms"],
-            run["settings"]["data"],
-        ]
-        groups.setdefault(canonical_json(same), []).append(place)
+        if id(run) not in sources:  # many records share one
+            # The phantoms are made from the settings, so other phantoms are other settings, not changed data.
+            settings = run["settings"]
+            sources[id(run)] = canonical_json(
+                [run["data"], run["task_data"], settings["phantoms"], settings["data"]]
+            )
+        groups.setdefault(canonical_json([rest, budget]) + sources[id(run)], []).append(place)
     for places in groups.values():
         newest = max(places, key=lambda place: str(records[place].get("created", "")))
         for place in places:

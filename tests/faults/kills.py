@@ -11,18 +11,8 @@ from typing import Any
 
 #: What changes a disk: functions of os, through which everything in Python goes.
 OPERATIONS = (
-    "open",
-    "fsync",
-    "rename",
-    "replace",
-    "unlink",
-    "mkdir",
-    "rmdir",
-    "ftruncate",
-    "write",
-    "sync",
-    "link",
-)
+    "open", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "write", "sync", "link",
+)  # fmt: skip
 
 
 class Counter:

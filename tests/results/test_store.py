@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from ssl3d.errors import DataError
-from ssl3d.results.store.record import SCHEMA, Cases, encode_record, identity_hash
+from ssl3d.results.store.record import SCHEMA, Cases, canonical_json, encode_record, identity_hash
 from ssl3d.results.store.store import ResultStore
 
 
@@ -138,6 +139,11 @@ DECEITFUL: list[dict[str, Any]] = [
     {"per_case": [{"case": '],"preset":"x"', "per_case": [{"preset": [3]}], "z": [[]]}]},
     {"note": '"per_case":[1],"preset":2', "other": [1, 2]},
     {"other": [{"per_case": [0]}]},
+    {"predictions": [], "note": '],"predictions":[]'},
+    {"predictions": None, "best": {"per_case": [1], "predictions": 2}},
+    {"best": {"run": {"schema": 1, "a": 2}}, "run": None},
+    {"pretext": {"run": {"b": [1]}, "schema": 1}},
+    {"note": '"run":{},"schema":2', "run": None},
 ]
 
 
@@ -147,6 +153,33 @@ def test_a_lazy_record_is_the_eager_one(store: ResultStore, fields: dict[str, An
     assert store.read(path, lazy=True) == store.read(path)
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=4))
     assert store.read(path, lazy=True) == store.read(path), "reformatted"
+
+
+def called(**data: Any) -> dict[str, Any]:
+    settings = {"preset": "smoke", "data": data, "phantoms": {"schema": {"run": {}}}}
+    return {"settings": settings, "overrides": {}, "data": "d", "task_data": None, "checkpoint": None}
+
+
+def test_lazy_records_of_one_call_share_it(store: ResultStore) -> None:
+    runs = [called(a=1), called(a=1), called(a=2)]
+    for seed, run in enumerate(runs):
+        store.write({**made_up_record(seed=seed), "scored": 1, "run": run})
+    records = sorted(store.records(lazy=True)[0], key=lambda record: record["identity"]["seed"])
+    assert [record["run"] for record in records] == runs
+    assert records[0]["run"] is records[1]["run"], "thousands of records have the same one"
+    assert records == sorted(store.records()[0], key=lambda record: record["identity"]["seed"])
+
+
+@pytest.mark.parametrize("run", [{}, {"settings": 3}, {**called(), "data": 5}, {**called(), "settings": {}}])
+def test_a_call_that_is_none_is_named_by_a_lazy_reader_too(store: ResultStore, run: dict[str, Any]) -> None:
+    store.write(made_up_record(seed=1))
+    body = canonical_json({**made_up_record(), "scored": 1, "run": run})
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    path = store.path_for(made_up_record()["identity"])
+    path.write_text(f'{{"record_sha256":"{digest}",{body[1:]}\n')
+    for _ in range(2):
+        (problem,) = store.records(lazy=True)[1]
+        assert path.name in problem and 'the field "run.' in problem
 
 
 def test_the_cases_of_a_lazy_record_behave_like_a_list(store: ResultStore) -> None:

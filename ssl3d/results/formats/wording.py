@@ -35,7 +35,7 @@ class Detail:
 
 def printable(text: str) -> str:
     """Return ``text`` on one line, without control characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def unscored(cell: Cell, column: Column) -> bool:

@@ -242,7 +242,7 @@ class CaseModel(TypedDict):
 
 
 RECORD, FAILURE = TypeAdapter(RecordModel), TypeAdapter(FailureModel)
-CASES = TypeAdapter(list[CaseModel])
+CASES, CALL = TypeAdapter(list[CaseModel]), TypeAdapter(Call)
 
 
 def problem_of(adapter: TypeAdapter[Any], value: Any) -> str | None:

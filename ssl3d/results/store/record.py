@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from ssl3d.errors import DataError
-from ssl3d.results.store.model import RECORD, problem_of, problem_of_cases
+from ssl3d.results.store.model import CALL, RECORD, problem_of, problem_of_cases
 
 Record = dict[str, Any]
 
@@ -132,24 +133,41 @@ class Cases(Sequence[Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
-_CASES, _AFTER_LIST, _AFTER_CASES, _IDENTITY_TEXT = b'"per_case":[', b'],"', b'],"preset":', '"identity":{'
+_CASES, _AFTER_LIST, _IDENTITY_TEXT = b'"per_case":[', b'],"', '"identity":{'
+
+
+_AFTER_CASES = (b'],"preset":', b'],"predictions":')
+
+
+_RUN_TEXT, _AFTER_RUN = '"run":{', ',"schema":'
 
 
 _DECODER = json.JSONDecoder()
 
 
+_APART = secrets.token_hex(16)
+"""Stands in the place of a value that is parsed apart; nobody who writes a file knows it."""
+
+
+_RUNS: dict[str, Any] = {}
+
+
+_MOST_RUNS = 100
+
+
 def _decode_without_cases(data: bytes) -> tuple[Record, str] | None:
-    """Return the record in ``data`` with :class:`Cases`, and the hash of its identity; None where that
+    """Return the record in ``data``, checked, with :class:`Cases`, and the hash of its identity; None where that
     needs a whole look.
 
-    The text between the first ``"per_case":[`` and the next ``],"``, which must go on with ``preset":``, is
-    set aside and ``null`` put in its place. What is left is JSON with a top-level ``per_case`` of null only if
-    the text set aside began as that very value and ended at the top level too: else brackets would not
-    match, or the null would stand elsewhere. It holds no ``],"``, so it does not reach over another key.
-    Strings cannot deceive, since their quotes are escaped.
+    The text between the first ``"per_case":[`` and the next ``],"``, which must go on with ``preset":`` or
+    ``predictions":``, is set aside and a random text put in its place. What is left is JSON with that text as its
+    top-level ``per_case`` only if what was set aside began as that very value and ended at the top level too: else
+    brackets would not match, or the random text would stand elsewhere. It holds no ``],"``, so it does not reach over
+    another key. Strings cannot deceive, since their quotes are escaped.
 
     The identity is set aside and checked in the same way; its own text, which is canonical in a file as
-    :func:`encode_record` writes it, gives its hash without being encoded again.
+    :func:`encode_record` writes it, gives its hash without being encoded again. So is ``run``, of which thousands of
+    records have the same text: they share one value.
     """
     stored = data[len(_PREFIX) : len(_PREFIX) + 64].decode("ascii", "replace")
     start = data.find(_CASES) + len(_CASES) - 1
@@ -159,20 +177,50 @@ def _decode_without_cases(data: bytes) -> tuple[Record, str] | None:
     if not _hash_of_bytes_matches(data, stored):
         return None
     try:
-        text = (data[:start] + b"null" + data[end:]).decode()
+        text = (data[:start] + f'"{_APART}"'.encode() + data[end:]).decode()
         place = text.find(_IDENTITY_TEXT) + len(_IDENTITY_TEXT) - 1
         identity, after = _DECODER.raw_decode(text, place)
-        record = from_json(f"{text[:place]}null{text[after:]}", allow_inf_nan=False, cache_strings="keys")
+        rest, run = _without_run(text[after:])
+        record = from_json(f'{text[:place]}"{_APART}"{rest}', allow_inf_nan=False, cache_strings="keys")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict):
-        return None
-    if record.get("per_case", 0) is not None or record.get("identity", 0) is not None:
+    if not isinstance(record, dict) or record.get("per_case") != _APART or record.get("identity") != _APART:
         return None
     if record.get("schema") != SCHEMA or "scored" not in record:
         return None
     record["identity"], record["per_case"] = identity, Cases(data[start:end], str(record.get("metric")))
+    if run is not None:
+        if record.get("run") != _APART:
+            return None
+        record["run"] = None  # has been checked
+    if _problem(record, typed=True) is not None:
+        return None
+    if run is not None:
+        record["run"] = run
     return record, hashlib.sha256(text[place:after].encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def _without_run(text: str) -> tuple[str, Any]:
+    """Return the end of a record with its ``run`` set aside, and that, checked, which nobody is to change; or all of
+    the text, and None.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    start = text.find(_RUN_TEXT) + len(_RUN_TEXT) - 1
+    end = text.find(_AFTER_RUN, start)
+    if start < len(_RUN_TEXT) or end < 0:
+        return text, None
+    own = text[start:end]
+    run = _RUNS.get(own)
+    if run is None:
+        run = from_json(own, allow_inf_nan=False)
+        if problem_of(CALL, run) is not None:
+            return text, None
+        if len(_RUNS) >= _MOST_RUNS:
+            _RUNS.clear()
+        _RUNS[own] = run
+    return f'{text[:start]}"{_APART}"{text[end:]}', run
 
 
 def _loads(data: bytes, where: str = "") -> Any:

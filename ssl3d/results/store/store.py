@@ -27,7 +27,6 @@ from ssl3d.results.store.model import FAILURE, problem_of
 from ssl3d.results.store.record import (
     Record,
     _decode_without_cases,
-    _problem,
     decode_record,
     encode_record,
     identity_hash,
@@ -214,7 +213,7 @@ class ResultStore:
             data = contents(path)
             if lazy and (found := _decode_without_cases(data)) is not None:
                 record, digest = found
-                if path.endswith(f"-{digest}.json") and _problem(record, typed=True) is None:
+                if path.endswith(f"-{digest}.json"):
                     record["per_case"].where = path
                     return File(path, digest, record, data)
             record = decode_record(data)
