@@ -88,15 +88,22 @@ def finish(store: Path, started: float, process: subprocess.Popen[bytes]) -> Ran
     assert not problems
     runs = [json.loads(path.read_text()) for path in store.glob("runs/*/run.json")]
     pretrainings = [run["seconds"] for run in runs]
-    last = max(path.stat().st_mtime for path in (store / "records").glob("*.json"))
+    written = [path.stat().st_mtime for path in (store / "records").glob("*.json")]
     work = sum(pretrainings) + sum(record["cost"]["downstream_seconds"] for record in records)
-    return Ran(ended - started, work, last - began(store), len(records))
+    return Ran(ended - started, work, max(written) - began(store), len(records))
 
 
 def began(store: Path) -> float:
-    """Return when the first pretraining of a store began: a log is last written when its pretraining ends."""
-    runs = [(path.stat().st_mtime, path.with_name("run.json")) for path in store.glob("runs/*/log.jsonl")]
-    return min(ended - float(json.loads(run.read_text())["seconds"]) for ended, run in runs)
+    """Return when the first pretraining or evaluation of a store began: its log, or its record, is written at its end."""
+    ended = [
+        (path.stat().st_mtime, json.loads(path.with_name("run.json").read_text())["seconds"])
+        for path in store.glob("runs/*/log.jsonl")
+    ]
+    ended += [
+        (path.stat().st_mtime, json.loads(path.read_text())["cost"]["downstream_seconds"])
+        for path in (store / "records").glob("*.json")
+    ]
+    return min(at - float(seconds) for at, seconds in ended)
 
 
 def measure(folder: Path, workers: int, seeds: int, more: list[str]) -> dict[str, Any]:

@@ -26,3 +26,17 @@ def test_the_first_pretraining_began_its_seconds_before_its_log_ended(tmp_path: 
         (folder / "run.json").write_text(json.dumps({"seconds": seconds}))
         os.utime(folder / "log.jsonl", (ended, ended))
     assert sweep.began(tmp_path) == pytest.approx(1010 - 90)
+
+
+def test_what_is_evaluated_before_the_first_pretraining_counts(tmp_path: Path) -> None:
+    """A bench begins with `scratch`, which trains nothing."""
+    for place, file, content, ended in (
+        ("runs/a", "run.json", {"seconds": 30.0}, 1000),
+        ("runs/a", "log.jsonl", {}, 1000),
+        ("records", "b.json", {"cost": {"downstream_seconds": 20.0}}, 900),
+    ):
+        path = tmp_path / place / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        os.utime(path, (ended, ended))
+    assert sweep.began(tmp_path) == pytest.approx(900 - 20)
