@@ -134,24 +134,13 @@ class Cases(Sequence[Any]):
 
 
 _CASES, _AFTER_LIST, _IDENTITY_TEXT = b'"per_case":[', b'],"', '"identity":{'
-
-
 _AFTER_CASES = (b'],"preset":', b'],"predictions":')
-
-
 _RUN_TEXT, _AFTER_RUN = '"run":{', ',"schema":'
-
-
 _DECODER = json.JSONDecoder()
-
-
 _APART = secrets.token_hex(16)
 """Stands in the place of a value that is parsed apart; nobody who writes a file knows it."""
-
-
 _RUNS: dict[str, Any] = {}
-
-
+"""Calls of a bench by their text, at most :data:`_MOST_RUNS`."""
 _MOST_RUNS = 100
 
 
