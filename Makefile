@@ -8,8 +8,8 @@ REALDATA ?= runs/realdata
 STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 STUDIED := scratch,random_labels,denoising,inpainting,models_genesis,rotation,deepcluster,simsiam,byol,simclr,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_released_head
 # Those that are fine-tuned, and that have eight seeds: baselines, GVSL, its restoration, the best two in development.
-FINETUNED := scratch,random_labels,denoising,inpainting,gvsl_without_zmatching,gvsl
 EIGHT := scratch,random_labels,denoising,inpainting,gvsl
+FINETUNED := $(EIGHT),gvsl_without_zmatching
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
 .PHONY: faults check-results speed bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean

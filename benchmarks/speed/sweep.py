@@ -86,15 +86,13 @@ def finish(store: Path, started: float, process: subprocess.Popen[bytes]) -> Ran
     ended = time.time()
     records, problems = ResultStore(store).records()
     assert not problems
-    runs = [json.loads(path.read_text()) for path in store.glob("runs/*/run.json")]
-    pretrainings = [run["seconds"] for run in runs]
-    written = [path.stat().st_mtime for path in (store / "records").glob("*.json")]
-    work = sum(pretrainings) + sum(record["cost"]["downstream_seconds"] for record in records)
-    return Ran(ended - started, work, max(written) - began(store), len(records))
+    pieces = done(store)
+    span = max(at for at, _ in pieces) - began(pieces)
+    return Ran(ended - started, sum(seconds for _, seconds in pieces), span, len(records))
 
 
-def began(store: Path) -> float:
-    """Return when the first pretraining or evaluation of a store began: its log, or its record, is written at its end."""
+def done(store: Path) -> list[tuple[float, float]]:
+    """Return when each pretraining and evaluation of a store ended, and its seconds: log and record are written then."""
     ended = [
         (path.stat().st_mtime, json.loads(path.with_name("run.json").read_text())["seconds"])
         for path in store.glob("runs/*/log.jsonl")
@@ -103,7 +101,12 @@ def began(store: Path) -> float:
         (path.stat().st_mtime, json.loads(path.read_text())["cost"]["downstream_seconds"])
         for path in (store / "records").glob("*.json")
     ]
-    return min(at - float(seconds) for at, seconds in ended)
+    return ended
+
+
+def began(pieces: list[tuple[float, float]]) -> float:
+    """Return when the first of what :func:`done` returns began."""
+    return min(at - seconds for at, seconds in pieces)
 
 
 def measure(folder: Path, workers: int, seeds: int, more: list[str]) -> dict[str, Any]:

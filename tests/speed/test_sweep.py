@@ -25,7 +25,7 @@ def test_the_first_pretraining_began_its_seconds_before_its_log_ended(tmp_path: 
         (folder / "log.jsonl").write_text("{}\n")
         (folder / "run.json").write_text(json.dumps({"seconds": seconds}))
         os.utime(folder / "log.jsonl", (ended, ended))
-    assert sweep.began(tmp_path) == pytest.approx(1010 - 90)
+    assert sweep.began(sweep.done(tmp_path)) == pytest.approx(1010 - 90)
 
 
 def test_what_is_evaluated_before_the_first_pretraining_counts(tmp_path: Path) -> None:
@@ -39,4 +39,4 @@ def test_what_is_evaluated_before_the_first_pretraining_counts(tmp_path: Path) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
         os.utime(path, (ended, ended))
-    assert sweep.began(tmp_path) == pytest.approx(900 - 20)
+    assert sweep.began(sweep.done(tmp_path)) == pytest.approx(900 - 20)
