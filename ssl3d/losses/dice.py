@@ -8,9 +8,12 @@ from torch import Tensor
 from ssl3d.errors import ConfigError
 from ssl3d.geometry import full_precision, no_autocast
 
+SMOOTH = 1.0
+"""Added to both sides of the fraction in a soft Dice, in voxels."""
+
 
 def soft_dice_loss(
-    probabilities: Tensor, labels: Tensor, smooth: float = 1.0, weights: Tensor | None = None
+    probabilities: Tensor, labels: Tensor, smooth: float = SMOOTH, weights: Tensor | None = None
 ) -> Tensor:
     """Return 1 - mean over samples and classes of (2 sum(y p) + smooth) / (sum(y^2) + sum(p^2) + smooth), in [0, 1].
 
@@ -49,6 +52,17 @@ def soft_dice_loss(
         return 1 - ((2 * both + smooth) / (true + predicted + smooth)).mean()
 
 
+def has_entropy(name: str) -> bool:
+    """Return whether the loss that the configuration calls ``name`` adds cross-entropy to soft Dice.
+
+    Raises:
+        ConfigError: no such loss.
+    """
+    if name not in ("dice", "dice_ce"):
+        raise ConfigError(f'Segmentation loss "{name}": use dice or dice_ce.')
+    return name == "dice_ce"
+
+
 def segmentation_loss(name: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the loss that the configuration calls ``name``.
 
@@ -62,12 +76,11 @@ def segmentation_loss(name: str, logits: Tensor, labels: Tensor, weights: Tensor
     Raises:
         ConfigError: no such loss, or shapes that do not belong together.
     """
-    if name not in ("dice", "dice_ce"):
-        raise ConfigError(f'Segmentation loss "{name}": use dice or dice_ce.')
+    entropy_too = has_entropy(name)
     with no_autocast(logits):
         log_p = torch.log_softmax(full_precision(logits), dim=1)  # (B, K, D, H, W)
         loss = soft_dice_loss(log_p.exp(), labels, weights=weights)
-        if name == "dice_ce":
+        if entropy_too:
             entropy = -torch.where(_is_class(labels, log_p), log_p, 0).sum(1, keepdim=True)  # (B, 1, D, H, W)
             loss += entropy.mean() if weights is None else (entropy * weights).sum() / weights.sum()
         return loss

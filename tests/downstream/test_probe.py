@@ -116,13 +116,42 @@ def test_weighted_voxels_give_the_loss_of_the_voxels_they_stand_for(loss: str) -
 
 
 @pytest.mark.parametrize("loss", ["dice", "dice_ce"])
+def test_the_gradient_of_the_voxel_probe_is_that_of_its_loss(loss: str) -> None:
+    """Against automatic differentiation of the loss itself; cases differ in voxels, and one lacks a class."""
+    torch.manual_seed(0)
+    classes, size, penalty = 4, 5, 0.1
+    cases = [
+        probe.Voxels(
+            torch.randn(n, size).double(),
+            np.random.default_rng(n).integers(0, most, n),
+            np.linspace(0.5, 3, n),
+        )
+        for n, most in ((30, 4), (7, 3), (12, 4))
+    ]
+    theta = torch.randn(classes, size + 1, dtype=torch.float64, requires_grad=True)
+    padded = [torch.zeros(3, *shape, dtype=torch.float64) for shape in ((classes, 30), (1, 30), (1, 30))]
+    for b, case in enumerate(cases):
+        parts = (theta[:, :size] @ case.features.T + theta[:, size:], case.labels, case.weights)
+        for whole, part in zip(padded, parts, strict=True):
+            whole[b, :, : len(case.labels)] = torch.as_tensor(part)  # what is filled has weight 0
+    logits, labels, weights = (x[..., None, None] for x in padded)
+    expected = (
+        segmentation_loss(loss, logits, labels.long(), weights) + penalty / 2 * theta[:, :size].square().sum()
+    )
+    (slope,) = torch.autograd.grad(expected, theta)
+    value, found = probe.VoxelObjective(cases, classes, loss, penalty)(theta.detach().numpy().ravel())
+    assert value == pytest.approx(float(expected.detach()), rel=1e-12)
+    np.testing.assert_allclose(found, slope.numpy().ravel(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_ce"])
 def test_the_voxel_probe_is_a_minimum(loss: str) -> None:
     """No gradient is left, by differences of a loss that is computed anew; the start is not the end."""
     torch.manual_seed(0)
     y = [torch.randint(0, 3, (40,)).numpy() for _ in range(3)]
     x = [F.one_hot(torch.from_numpy(k), 3).double() + torch.randn(40, 3).double() for k in y]
     w = [np.full(40, 2.0), np.full(40, 1.0), np.full(40, 1.0)]
-    found = probe.fit_voxels(probe.collate(x, y, w), 3, loss, 1e-3)
+    found = probe.fit_voxels([probe.Voxels(*case) for case in zip(x, y, w, strict=True)], 3, loss, 1e-3)
 
     def objective(weight: np.ndarray, bias: np.ndarray) -> float:
         total, entropy, count = 0.0, 0.0, 0.0

@@ -44,15 +44,13 @@ class Segmentation(Problem):
     def solve(self, train: list[int], val: list[int], seed: int) -> tuple[nn.Module, probe.LinearMap]:
         assert self.frozen is not None
         cfg, scale = self.config.linear, self._whiten(train)
-        features, labels, weights = [], [], []
+        voxels = []
         for case in train:
             label = np.array(self.cohort.label(case))
             rng = numpy_rng(seed, "probe", self.cohort.cases[case].id)
             places, standing_for = probe.choose_voxels(label, self.classes, cfg.voxels, rng)
-            features.append(probe.gather(scale(self.frozen[case]), places, self.config.head_kernel))
-            labels.append(label.ravel()[places])
-            weights.append(standing_for)
-        voxels = probe.collate(features, labels, weights)
+            features = probe.gather(scale(self.frozen[case]), places, self.config.head_kernel)
+            voxels.append(probe.Voxels(features, label.ravel()[places], standing_for))
         found = probe.fit_voxels(voxels, self.classes, cfg.loss, cfg.penalty)
         return self._fixed_map(found, scale), found
 
