@@ -1,6 +1,6 @@
 """Do the published tables follow from committed records that are current? ``make check-results`` runs it.
 
-A published result stands in README.md or docs/ between two comments::
+A published result stands in README.md, in docs/ or in the page on speed between two comments::
 
     <!-- result: ssl3d table --store benchmarks/studies/demo --format markdown -->
     (what that command prints)
@@ -23,6 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "speed" / "README.md",
+]
 BLOCK = re.compile(r"<!-- result: (?P<command>.+?) -->\n(?P<text>.*?)<!-- end of result -->", re.DOTALL)
 
 
@@ -121,10 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", nargs="*", type=Path, help="default: README.md and docs/*.md")
+    parser.add_argument(
+        "pages", nargs="*", type=Path, help="default: README.md, docs/*.md, benchmarks/speed/README.md"
+    )
     parser.add_argument("--write", action="store_true", help="put in what the commands print")
     args = parser.parse_args()
-    pages = args.pages or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = args.pages or PAGES
     if args.write:
         for page in pages:
             if published(page):

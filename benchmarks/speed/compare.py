@@ -8,6 +8,7 @@ to do.
     make speed
     python benchmarks/speed/compare.py --only ncc,unet --rounds 7
     python benchmarks/speed/compare.py --quick          # every row at tiny sizes: a check that all of them run
+    python benchmarks/speed/compare.py --show FILE ...  # the table of earlier runs, one kind of machine beside the other
 
 A peer that is not installed stands in its line of the table, with the command that installs it.
 """
@@ -26,7 +27,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,41 @@ def written(figure: float, unit: str) -> str:
     )
 
 
+def side_by_side(files: Sequence[Path]) -> str:
+    """Return the table of earlier runs: for each file what ours takes, the peer's ratio and the share of the limit."""
+    runs = [json.loads(file.read_text()) for file in files]
+    names = [f"{run['machine']['processor']}, {run['machine']['widest']}" for run in runs]
+    lines = [
+        "| what | peer | "
+        + " | ".join(f"{name}: ours | ratio | share of the limit" for name in names)
+        + " |",
+        "|---|---|" + "--:|--:|---|" * len(runs),
+    ]
+    # A memory's exponent is part of what was measured, and differs from run to run.
+    kinds = [{case["what"].partition(", edge^")[0]: case for case in run["cases"]} for run in runs]
+    for what in dict.fromkeys(what for found in kinds for what in found):
+        peers = dict.fromkeys(
+            name
+            for found in kinds
+            if what in found
+            for name in (*found[what]["ratio"], *found[what]["missing"])
+        )
+        for place, name in enumerate(peers):
+            cells = [cell for found in kinds for cell in _shown(found.get(what), name, place == 0)]
+            lines.append("| " + " | ".join([what if place == 0 else "", name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _shown(case: dict[str, Any] | None, name: str, first: bool) -> list[str]:
+    """Return (ours, ratio, share) of a case against a peer, ours and the share in its first line alone."""
+    if case is None:
+        return ["", "", ""]
+    ratio = f"{case['ratio'][name]:.2f}" if name in case["ratio"] else "–"
+    share = "" if case["share"] is None else f"{100 * case['share']:.0f} % of {case['limit']}"
+    ours = written(case["median"]["ours"], "ms" if case["unit"] == "s" else case["unit"])
+    return [ours, ratio, share] if first else ["", ratio, ""]
+
+
 def cases(row: str, setting: Setting) -> Iterator[Case]:
     """Yield the cases of a row."""
     yield from getattr(importlib.import_module(f"rows.{ROWS[row]}"), row)(setting)
@@ -357,7 +393,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="JSON file; all rows at full size go to results/ without being told"
     )
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print what earlier runs found")
     options = parser.parse_args(arguments)
+    if options.show:
+        print(side_by_side(options.show))
+        return
     chosen = options.only.split(",") if options.only else list(ROWS)
     if unknown := [row for row in chosen if row not in ROWS]:
         parser.error(f"--only {unknown[0]}: no such row; choose from {', '.join(ROWS)}")

@@ -47,6 +47,33 @@ def test_the_fast_rows_run_and_have_a_ratio_for_each_peer(
     assert capsys.readouterr().out.count("\n| ncc |") == 1
 
 
+def test_runs_of_two_kinds_of_machine_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A peer that one run lacks, and a case that only one has, keep their places."""
+    case = {"what": "memory, 64^3, edge^2.0", "unit": "MiB", "median": {"ours": 10.0, "plain": 25.0},
+            "ratio": {"plain": 2.5}, "missing": {}, "share": 0.5, "limit": "bandwidth"}  # fmt: skip
+    other = {
+        **case,
+        "what": "memory, 64^3, edge^2.2",
+        "ratio": {},
+        "missing": {"plain": "not installed"},
+        "share": None,
+    }
+    alone = {**case, "what": "a step", "unit": "s"}
+    files = []
+    for name, cases in (("avx2", [case, alone]), ("avx512f", [other])):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps({"machine": {"processor": "P", "widest": name}, "cases": cases}))
+    compare.main(["--show", *map(str, files)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "P, avx2: ours" in lines[0] and "P, avx512f: ours" in lines[0]
+    assert lines[2:] == [
+        "| memory, 64^3 | plain | 10 MiB | 2.50 | 50 % of bandwidth | 10 MiB | – |  |",
+        "| a step | plain | 10 s | 2.50 | 50 % of bandwidth |  |  |  |",
+    ]
+
+
 def test_a_peer_that_is_not_installed_keeps_its_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,7 +92,7 @@ def test_commands_that_are_no_commands_of_the_project_are_refused(check: ModuleT
 
 def test_what_the_project_publishes_is_well_formed(check: ModuleType) -> None:
     """That it is current is looked at by ``make check-results``: an unpublished change may be under way."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in check.PAGES:
         text = path.read_text()
         assert (
             text.count("<!-- result: ") == text.count("<!-- end of result -->") == len(check.published(path))
