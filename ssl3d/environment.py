@@ -15,6 +15,8 @@ from ssl3d.device import autocast_dtype
 from ssl3d.marks import without_effect
 
 PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
+EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")
+"""Of a processor's instructions, those for which the libraries have kernels of their own."""
 
 
 @without_effect
@@ -36,18 +38,36 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "instruction_set": instruction_set(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "git_commit": _git_commit(),
     }
 
 
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+@without_effect
+@cache
+def instruction_set() -> str:
+    """Return which extensions of :data:`EXTENSIONS` the processor has, narrowest first.
+
+    They decide which kernels compute, and so the last digits; a virtual machine's processor often has a name that says
+    neither its generation nor these. Where the system does not list them, it is what torch dispatches to.
+    """
+    flags = _cpu_info("flags").split()
+    return " ".join(name for name in EXTENSIONS if name in flags) or torch.backends.cpu.get_cpu_capability()
+
+
+def _cpu_info(field: str) -> str:
+    """Return a field of the first processor that Linux lists, empty where there is none."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
 
 
 def _git_commit() -> str | None:

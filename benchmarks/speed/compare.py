@@ -265,12 +265,9 @@ def share(case: Case, median: Mapping[str, float], limits: Limits) -> tuple[floa
 
 def machine() -> dict[str, Any]:
     """Return the kind of processor and what it computes with; no name of a host."""
-    from ssl3d.environment import environment
+    from ssl3d.environment import environment, instruction_set
 
-    info = Path("/proc/cpuinfo")
-    flags = (
-        set(info.read_text().partition("flags")[2].partition("\n")[0].split()) if info.is_file() else set()
-    )
+    flags = instruction_set().split()
     widest = next((name for name in ("amx_tile", "avx512f", "avx2") if name in flags), platform.machine())
     found = environment()
     return {

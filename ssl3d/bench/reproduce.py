@@ -153,7 +153,7 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 # --- Comparison ------------------------------------------------------------------------------------
 
-_ONE_SETUP = ("cpu", "gpu", "threads", "python", "versions")
+_ONE_SETUP = ("cpu", "instruction_set", "gpu", "threads", "python", "versions")
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,13 @@ def _environments(old: Record, new: Record) -> list[str]:
     found: dict[tuple[Any, ...], str] = {}
     for name, of in (("environment", ""), ("pretrain_environment", " of the pretraining")):
         then, now = (_setup(r.get(name) or r.get("environment") or {}) for r in (old, new))
+        if "instruction_set" in now and "instruction_set" not in then:  # a record from before it was kept
+            found.setdefault(
+                ("instruction set",), "The record does not say which instruction set its processor had."
+            )
         for key in then:
             if key in now and then[key] != now[key]:
-                what = key.removeprefix("versions.")
+                what = key.removeprefix("versions.").replace("_", " ")
                 found.setdefault(
                     (what, then[key], now[key]), f"Another {what}{of}: {then[key]}, now {now[key]}."
                 )

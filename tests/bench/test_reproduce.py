@@ -201,13 +201,18 @@ def test_the_same_machine_must_give_the_same_bits_and_another_within_the_floor(
     old["score"] += 0.01
     same = reproduce.compare(old, new)
     assert not same.reproduced and "bit by bit" in same.lines[0]
-    for field, value in (("threads", 7), ("cpu", "another")):
+    unknown = json.loads(json.dumps(old))
+    del unknown["environment"]["instruction_set"], unknown["pretrain_environment"]["instruction_set"]
+    assert any("not say which instruction set" in line for line in reproduce.compare(unknown, new).lines)
+    assert "bit by bit" not in reproduce.compare(unknown, new).lines[0]
+    for field, value in (("threads", 7), ("cpu", "another"), ("instruction_set", "avx")):
         other = json.loads(json.dumps(old))
         other["environment"][field] = value
         other["pretrain_environment"] = other["environment"]
         verdict = reproduce.compare(other, new)
         assert not verdict.reproduced and "no floor" in verdict.lines[0]
-        assert any(line.startswith(f"Another {field}: {value}") for line in verdict.lines), verdict.lines
+        said = f"Another {field.replace('_', ' ')}: {value}"
+        assert any(line.startswith(said) for line in verdict.lines), verdict.lines
         allowed = 1.96 * 2**0.5 * 0.0072  # two runs, each of this standard deviation: 0.02 points
         (tmp_path / "floor.json").write_text(
             json.dumps({old["preset"]: {"shc": {"linear": {"sd": 0.0072, "runs": 9}}}})
