@@ -202,14 +202,20 @@ def _allowed(old: Record, new: Record, tolerance: float | None) -> _Allowed:
         )
     identity = old["identity"]
     preset, task, mode = str(old.get("preset")), identity["task"], identity["mode"]
-    largest = floor(preset, task, mode, seeds=1)
+    same_weights = old.get("fingerprint_of_weights") == new.get("fingerprint_of_weights")
+    method = "" if same_weights or not identity.get("pretrain") else identity["method"]
+    found = [floor(preset, task, mode, seeds=1), *([floor(preset, task, mode, 1, method)] if method else [])]
+    known = [largest for largest in found if largest is not None]
     other = "Threads, kind of processor or versions differ, so that sums are rounded in another order"
-    if largest is None:
+    if len(known) < len(found):
+        what = f"pretraining {method} by preset {preset} for" if method else f"preset {preset},"
         return _Allowed(
             0.0,
-            f"{other}; how much luck that may bring was not measured for preset {preset}, {task}, {mode} (no floor). "
-            "Give --tolerance POINTS to judge by a difference of your own.",
+            f"{other}; how much luck that may bring was not measured for {what} {task}, {mode} (no floor). "
+            "Give --tolerance POINTS to judge by a difference of your own"
+            + (", or --checkpoint to evaluate the weights of then." if method else "."),
         )
+    largest = max(known)
     return _Allowed(
         largest, f"{other}; two runs that differ by that only are up to {largest:.3g} apart (95 %)."
     )

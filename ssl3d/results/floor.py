@@ -2,7 +2,8 @@
 
 Another number of threads or another kind of processor changes the last digit of every sum, and training makes a
 difference of scores out of it. ``floor.json`` holds what ``benchmarks/studies/floor.py`` measured: the standard deviation of
-the score of runs whose initial weights differ by 1e-6.
+the score of runs that differ by 1e-6 when they begin. Of scratch that is the luck of the evaluation, whatever is evaluated.
+A pretraining has luck of its own, which differs from method to method by a factor of hundred: it is measured by method.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ def on_phantoms(records: Iterable[Record]) -> bool:
 
 
 _DECIDES = ("downstream.", "phantoms.", "data.", "backbone.")
+_DECIDES_WEIGHTS = (*_DECIDES, "pretrain.", "method_lr.", "methods.")
 
 
-def as_the_preset_is(records: Iterable[Record]) -> bool:
-    """Return whether no option that decides the floor was changed from the preset that ``records`` name."""
+def as_the_preset_is(records: Iterable[Record], pretraining: bool = False) -> bool:
+    """Return whether no option that decides the floor was changed from the preset that ``records`` name.
+
+    Args:
+        records: of a column.
+        pretraining: look at the options of the pretraining, too.
+    """
     changed = {key for record in records for key in (record.get("run") or {}).get("overrides") or ()}
-    return not any(key.startswith(_DECIDES) for key in changed)
+    return not any(key.startswith(_DECIDES_WEIGHTS if pretraining else _DECIDES) for key in changed)
 
 
-def floor(preset: str, task: str, mode: str, seeds: int) -> float | None:
+def floor(preset: str, task: str, mode: str, seeds: int, method: str = "") -> float | None:
     """Return the difference of two means over ``seeds`` that rounding alone stays below in 95 % of cases.
 
     None where it was not measured. With a standard deviation s of one run it is 1.96 s sqrt(2 / seeds).
@@ -52,6 +59,9 @@ def floor(preset: str, task: str, mode: str, seeds: int) -> float | None:
         preset: of the records.
         task, mode: of the column.
         seeds: of each row.
+        method: count its pretraining, too; without, the same weights are evaluated.
     """
-    found = _measured(FILE).get(preset, {}).get(task, {}).get(mode)
-    return None if found is None else 1.96 * float(found["sd"]) * math.sqrt(2 / seeds)
+    found = _measured(FILE).get(preset, {}).get(task, {}).get(mode, {})
+    if method:
+        found = found.get("pretrained", {}).get(method, {})
+    return 1.96 * float(found["sd"]) * math.sqrt(2 / seeds) if "sd" in found else None

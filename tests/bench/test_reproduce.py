@@ -225,8 +225,22 @@ def test_the_same_machine_must_give_the_same_bits_and_another_within_the_floor(
                 and not verdict.identical
                 and f"up to {allowed:.3g} apart" in verdict.lines[0]
             )
+            elsewhere = {**other, "fingerprint_of_weights": "others"}
+            verdict = reproduce.compare(elsewhere, new)
+            assert (
+                not verdict.reproduced
+                and "pretraining gvsl" in verdict.lines[0]
+                and "no floor" in verdict.lines[0]
+            )
             other["score"] += 0.02
             assert not reproduce.compare(other, new).reproduced
+            cell = {"sd": 0.0072, "runs": 9, "pretrained": {"gvsl": {"sd": 0.05, "runs": 4}}}
+            (tmp_path / "whole.json").write_text(json.dumps({old["preset"]: {"shc": {"linear": cell}}}))
+            patch.setattr("ssl3d.results.floor.FILE", tmp_path / "whole.json")
+            elsewhere = {**other, "fingerprint_of_weights": "others"}
+            assert (
+                reproduce.compare(elsewhere, new).reproduced and not reproduce.compare(other, new).reproduced
+            )
     elsewhere = {**old, "pretrain_environment": {**old["environment"], "threads": 9}}
     assert "of the pretraining: 9" in " ".join(reproduce.compare(elsewhere, new).lines)
 

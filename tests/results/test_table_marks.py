@@ -152,10 +152,36 @@ def test_differences_below_the_floor_are_never_bold() -> None:
     assert not byol.comparison.significant and gvsl.comparison and gvsl.comparison.significant
     assert not (gvsl.best or gvsl.second or byol.second), "2 points above the next row"
     text = words(render_rich(model))
-    assert "Floor: two rows that differ by rounding only" in text and "Linear SHC DSC 2.8" in text
+    assert (
+        "Floor: two evaluations of the same weights that differ by rounding only" in text
+        and "Linear SHC DSC 2.8" in text
+    )
     assert "1 differences are smaller than the luck of rounding" in text
     clear = only(build_table(phantoms({"scratch": 50.0, "byol": 55.0, "gvsl": 60.0})))
     assert cell(clear, "gvsl").best and cell(clear, "byol").second
+
+
+def test_the_floor_of_a_pretraining_is_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 points for SimCLR, whose pretraining rounding throws about, and none but the evaluation's for the others."""
+    path = tmp_path / "floor.json"
+    cell_of = {"sd": 0.0, "runs": 8, "pretrained": {"simclr": {"sd": 4 / 1.96 / np.sqrt(2 / 4), "runs": 4}}}
+    path.write_text(json.dumps({"made-up": {"shc": {"linear": cell_of}}}))
+    monkeypatch.setattr(floors, "FILE", path)
+    records = phantoms({"scratch": 50.0, "byol": 53.0, "simclr": 52.0})
+    model = with_statistics(build_table(records), ["p"])
+    table = only(model)
+    assert table.columns[0].floor == 0.0 and table.columns[0].floors == {"simclr": pytest.approx(4.0)}
+    byol, simclr = (cell(table, m).comparison for m in ("byol", "simclr"))
+    assert byol and simclr and byol.p_holm < 1e-3 and simclr.p_holm < 1e-3
+    assert byol.significant and not simclr.significant
+    assert not cell(table, "byol").best, "a point above SimCLR"
+    assert "Floor of whole runs, pretraining included: SIMCLR: Linear SHC DSC 4.0" in words(
+        render_rich(model)
+    )
+    for record in records:
+        record["run"]["overrides"] = {"pretrain.steps": 9}
+    assert only(build_table(records)).columns[0].floors == {}, "another pretraining has another floor"
+    assert only(build_table(records)).columns[0].floor == 0.0, "and the evaluation the same"
 
 
 @pytest.mark.usefixtures("measured")

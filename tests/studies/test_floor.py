@@ -56,6 +56,26 @@ def test_runs_are_measured_once_and_merged(tmp_path: Path) -> None:
     ]
 
 
+def test_a_pretraining_begins_from_changed_weights_and_has_luck_of_its_own(tmp_path: Path) -> None:
+    changes = ("--set", "pretrain.steps=2", "--set", "pretrain.warmup_steps=1")
+    done = floor(tmp_path, "--runs", "2", "--methods", "scratch", "denoising", "--modes", "linear", *changes)
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["run"]) for r in runs] == [
+        (method, run) for run in (0, 1) for method in ("scratch", "denoising")
+    ]
+    assert "pretrain_code" in runs[1] and "pretrain_code" not in runs[0]
+    scores = [r["score"] for r in runs if r["method"] == "denoising"]
+    assert scores[0] != runs[0]["score"], "the weights are pretrained"
+    cell = json.loads((tmp_path / "floor.json").read_text())["smoke"]["shc"]["linear"]
+    expected = {"sd": pytest.approx(abs(scores[0] - scores[1]) / np.sqrt(2), abs=1e-4), "runs": 2}
+    assert cell["pretrained"] == {"denoising": expected} and cell["runs"] == 2
+    assert "denoising" in done
+    # Another budget of the pretraining is another key, for scratch it is none.
+    floor(tmp_path, "--runs", "1", "--methods", "scratch", "denoising", "--modes", "linear", *changes[:2])
+    again = (tmp_path / "runs.jsonl").read_text().splitlines()[4:]
+    assert [json.loads(line)["method"] for line in again] == ["denoising"]
+
+
 def test_weights_are_changed_by_a_relative_1e_6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     from floor import ChangedFeatures, change_weights  # type: ignore[import-not-found]

@@ -127,9 +127,20 @@ def floor_remarks(table: Table) -> list[str]:
     if measured:
         floors = ", ".join(f"{c.group} {c.title} {c.floor:.{c.digits}f}" for c in measured)
         remarks.append(
-            "Floor: two rows that differ by rounding only (threads, kind of processor) are up to so far apart, 95 %, "
-            f"with these seeds: {floors}; what is smaller is not bold"
+            "Floor: two evaluations of the same weights that differ by rounding only (threads, kind of processor) are up "
+            f"to so far apart, 95 %, with these seeds: {floors}; what is smaller is not bold"
         )
+    if pretrained := [row for row in table.rows if any(row.method in c.floors for c in table.columns)]:
+        floors = "; ".join(
+            f"{row.title}: "
+            + ", ".join(
+                f"{c.group} {c.title} {c.floors[row.method]:.{c.digits}f}"
+                for c in table.columns
+                if row.method in c.floors
+            )
+            for row in pretrained
+        )
+        remarks.append(f"Floor of whole runs, pretraining included: {floors}")
     if unknown:
         remarks.append(f"The luck of rounding was not measured for {', '.join(unknown)}")
     return remarks

@@ -217,7 +217,7 @@ def _of_column(
         half = contrast.spread.half_width(0.95)
         found[i, column.key] = Comparison(
             title, contrast.difference, contrast.difference - half, contrast.difference + half, contrast.p,
-            seeds=(data.seeds if data else 0), floor=column.floor or 0.0,
+            seeds=(data.seeds if data else 0), floor=column.floor_of(row.method, table.rows[reference].method),
         )  # fmt: skip
     return found
 

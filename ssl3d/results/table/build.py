@@ -176,9 +176,22 @@ def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: st
     support = supports[0][0] if supports else (0, 0)  # all have failed
     phantoms = on_phantoms(record for cell in cells for record in cell.records)
     known = phantoms and as_the_preset_is(record for cell in cells for record in cell.records)
-    least = floor(preset, task, mode, support[0]) if known else None
+    least, floors = None, {}
+    if known and support[0]:
+        least = floor(preset, task, mode, support[0])
+        trained = sorted(_pretrained(record for cell in cells for record in cell.records))
+        of_runs = ((name, floor(preset, task, mode, support[0], name)) for name in trained)
+        floors = {name: found for name, found in of_runs if found is not None}
     digits = scores.digits(metric, [cell.mean for cell in cells])
-    return Column(mode, task, metric, support, digits, phantoms, least)
+    return Column(mode, task, metric, support, digits, phantoms, least, floors)
+
+
+def _pretrained(records: Iterable[Record]) -> set[str]:
+    """Return the methods of ``records`` that have a pretraining, and have it as the preset says."""
+    trained = (record for record in records if record["identity"].get("pretrain"))
+    return {
+        record["identity"]["method"] for record in trained if as_the_preset_is([record], pretraining=True)
+    }
 
 
 def _of_pretext(records: Iterable[Record]) -> list[str]:
@@ -322,7 +335,10 @@ def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tup
         reverse=scores.sign(column.metric) > 0,
     )
     # What lies within the floor of the next one is not told apart from it.
-    clear = [abs(a - b) >= (column.floor or 0.0) for a, b in pairwise(shown)]
+    at: dict[float, set[str]] = defaultdict(set)
+    for (method, _), cell in cells.items():
+        at[round(cell.mean, column.digits)].add(method)
+    clear = [abs(a - b) >= column.floor_of(*at[a], *at[b]) for a, b in pairwise(shown)]
     compared = {}
     for row, cell in cells.items():
         value = round(cell.mean, column.digits)

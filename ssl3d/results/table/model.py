@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -34,8 +35,9 @@ class Column:
         support: (seeds, cases) that most cells of the column stand on.
         digits: decimals of its scores; what is equal at these is not told apart.
         phantoms: all its records are of the bundled phantoms.
-        floor: differences smaller than this are luck of rounding, see :mod:`ssl3d.results.floor`; None where it
-            is not known.
+        floor: differences smaller than this are luck of rounding in the evaluation, see :mod:`ssl3d.results.floor`;
+            None where it is not known.
+        floors: the same by method with its pretraining, of those for which it is known.
         detectable: the smallest difference to the reference that the table could have shown; filled in by
             :func:`ssl3d.results.statistics.annotate.with_statistics`.
     """
@@ -47,11 +49,16 @@ class Column:
     digits: int = 1
     phantoms: bool = False
     floor: float | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
     detectable: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         return self.mode, self.task
+
+    def floor_of(self, *methods: str) -> float:
+        """Return the difference between rows of ``methods`` below which nothing is told apart; 0 where none is known."""
+        return max(0.0, self.floor or 0.0, *(self.floors.get(method, 0.0) for method in methods))
 
     @property
     def group(self) -> str:
