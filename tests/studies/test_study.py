@@ -77,6 +77,7 @@ def module_of(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
     sys.path.insert(0, str(STUDY))  # as for a script that is run: they import each other
     try:
         spec.loader.exec_module(module)
@@ -133,6 +134,31 @@ def test_separation_finds_what_was_put_in() -> None:
     assert float(dice["p"]) < 1e-6 and float(dice["p, no baselines"]) > 0.01
     two = made_up_model(cases=30, seeds=2, modes=("linear",)).tables[0]
     assert "[" not in module.difference(two, two.columns[0], "c", "scratch"), "two seeds have no interval"
+
+
+def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
+    """Scratch at 40, the control at 60, GVSL at 60, restoration at 50: what differs is found, and nothing else."""
+    from test_statistics import made_up_model
+
+    module = module_of("primary")
+    levels = {"scratch": 40.0, "random_labels": 60.0, "gvsl": 60.0, "gvsl_without_zmatching": 50.0}
+    table = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
+    pairs = module.compared(table)
+    dice = {(p.method, p.reference): p.comparison for p in pairs if p.column.task == "shc"}
+    assert set(dice) == {
+        ("random_labels", "scratch"), ("gvsl", "scratch"), ("gvsl_without_zmatching", "scratch"),
+        ("gvsl", "random_labels"), ("gvsl_without_zmatching", "random_labels"), ("gvsl", "gvsl_without_zmatching"),
+    }  # fmt: skip
+    assert {pair for pair, c in dice.items() if c.significant} == set(dice) - {("gvsl", "random_labels")}
+    alone = dice["gvsl", "gvsl_without_zmatching"]
+    assert alone.low < 10 < alone.high and alone.high - alone.low < 3
+    # Holm: the smallest p counts as often as there are comparisons, in all columns.
+    smallest = min(pairs, key=lambda pair: pair.comparison.p).comparison
+    assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(pairs)))
+    text = module.markdown(table, pairs)
+    assert f"over all {len(pairs)} comparisons" in text and text.count("| Over ") == 3
+    module.draw(table, pairs, tmp_path / "primary.png")
+    assert (tmp_path / "primary.png").stat().st_size > 10_000
 
 
 def test_every_seed_is_drawn(tmp_path: Path) -> None:
