@@ -14,13 +14,15 @@ warped onto the fixed ones. Reported, as means over pairs:
 The spread of psi^g over pairs is the standard deviation of its entries, 0 for a head that answers alike.
 
 Usage: ``python benchmarks/studies/matching.py [--preset quick] [--method gvsl_released_head] [--set KEY=VALUE]``;
-``--show FILE`` prints the figures that a call has kept (``--out``).
+``--store STORE`` matches with the runs that a bench has pretrained there; ``--show FILE`` prints the figures that a call has
+kept (``--out``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from stores import finished_runs
 from torch import Tensor
 
 from ssl3d.bench.sources import pretraining_cohort, task_cohort
@@ -45,6 +48,7 @@ from ssl3d.downstream.features.matching import (
 )
 from ssl3d.downstream.features.measures import draw_pairs
 from ssl3d.environment import environment
+from ssl3d.errors import CheckpointError, SSL3DError
 from ssl3d.geometry import affine_coords, affine_matrix, warp
 from ssl3d.losses import ncc_loss
 from ssl3d.models.weights.checkpoint import RUN, load_method
@@ -53,6 +57,21 @@ from ssl3d.pretrain.spec import resolve_method
 from ssl3d.registry.registry import registry
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def run_in(store: Path, method: str, seed: int) -> Path:
+    """Return the folder of the finished run that a bench has in ``store``.
+
+    Raises:
+        CheckpointError: there is none, or there are several, of different settings.
+    """
+    found = [folder for folder, _ in finished_runs(store, f"{method}-s{seed}-*")]
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{store} has {len(found)} finished runs of {method}, seed {seed}, where one is needed: compute it with "
+            "ssl3d bench, or leave --store out to pretrain here."
+        )
+    return found[0]
 
 
 def labelled_pairs(cohort: PreparedCohort, count: int) -> list[tuple[int, int]]:
@@ -213,15 +232,23 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of the GVSL runs; continued or made"
     )
+    parser.add_argument("--store", type=Path, help="take the runs of a bench instead")
     parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json")
     parser.add_argument("--show", type=Path, help="print the figures kept there, and match nothing")
     args = parser.parse_args()
+    try:
+        run(args)
+    except SSL3DError as error:
+        sys.exit(f"Error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Match and print, or print what was kept."""
     if args.show:
         print(markdown(args.show))
         return
-
     device = select_device(args.device)
     settings = load_settings(args.preset, args.overrides, registry().methods.names())
     unlabelled = pretraining_cohort("phantoms", settings, args.cache)
@@ -231,7 +258,8 @@ def main() -> None:
     single = scores_of_matrix(best, labelled, pairs, settings.pretrain.crop)
     runs = []
     for seed in args.seeds:
-        folder = args.runs / f"matching-{args.method}-{args.preset}-seed{seed}"
+        own = args.runs / f"matching-{args.method}-{args.preset}-seed{seed}"
+        folder = run_in(args.store, args.method, seed) if args.store else own
         gvsl = trained(folder, args.method, settings, seed, unlabelled, device)
         runs.append({"seed": seed, **match_with(gvsl, labelled, pairs, single)})
 

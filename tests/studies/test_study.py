@@ -161,6 +161,36 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     assert (tmp_path / "primary.png").stat().st_size > 10_000
 
 
+def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
+    """The prediction interval holds a new seed's score in 95 % of studies; the gain is that of statsmodels' formula."""
+    trend, rng = module_of("trend"), np.random.default_rng(0)
+    steps = np.repeat([360, 1000, 3000, 10000], 2)
+    held, slopes = 0, 0
+    for _ in range(400):
+        found = trend.trend(steps, 20 + 4 * np.log10(steps) + rng.normal(size=8), 200_000)
+        new = 20 + 4 * np.log10(200_000) + rng.normal()
+        held += abs(new - found.predicted[0]) <= found.predicted[1]
+        slopes += abs(4 - found.gain[0]) <= found.gain[1]
+    assert 0.92 < held / 400 < 0.98 and 0.92 < slopes / 400 < 0.98
+    bent = trend.trend(steps, 20 + 4 * np.minimum(np.log10(steps), 3.2), 200_000)
+    assert bent.bend < -0.3, "it has come to its end, and lies below the line"
+    frame = pd.DataFrame({
+        "task": "shc", "mode": "linear", "method": "gvsl", "step": steps, "score": 20 + 4 * np.log10(steps),
+    })  # fmt: skip
+    assert "| 30.2 | 32.0 | 33.9 | 36.0 | +4.0 ± 0.0 | +0.0 | 41 [41, 41] |" in trend.markdown(frame, 200_000)
+    with pytest.raises(ValueError, match="2 scores at 2 numbers of steps"):
+        trend.markdown(frame.iloc[::4], 200_000)
+
+
+def test_runs_of_a_store_are_matched(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, STUDY / "matching.py", "--store", tmp_path, "--preset", "smoke", "--seeds", "3"],
+        capture_output=True, text=True, env={**os.environ, "SSL3D_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert result.returncode == 1 and "0 finished runs of gvsl, seed 3" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_every_seed_is_drawn(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
     from test_statistics import made_up_model

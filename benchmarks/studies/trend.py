@@ -1,0 +1,100 @@
+"""What would more steps of pretraining give, if the trend held? A line through scores over the logarithm of the steps.
+
+Usage: ``python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv [--at 200000]``; the CSV is that of
+``run.py`` on a study whose lever is the number of steps.
+
+Printed for each method and column: the gain of ten times the steps with its 95 % interval, and a new seed's score after
+--at steps with its 95 % prediction interval (least squares, one score a seed and number of steps, independent errors of equal
+variance). A line that bends is no line: the residual at the longest pretraining is printed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LEAST = 4
+"""Scores that a line needs, at three numbers of steps or more."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A line over the decimal logarithm of the steps.
+
+    Attributes:
+        gain: of ten times the steps, in the unit of the scores, and half its 95 % interval.
+        predicted: score of a new seed, and half its 95 % interval.
+        bend: mean residual at the most steps; positive where the scores lie above the line.
+    """
+
+    gain: tuple[float, float]
+    predicted: tuple[float, float]
+    bend: float
+
+
+def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
+    """Fit a line to ``scores`` (N,) over ``steps`` (N,), and go on with it to ``at`` steps.
+
+    Raises:
+        ValueError: fewer than :data:`LEAST` scores, or than three numbers of steps.
+    """
+    if len(scores) < LEAST or len(np.unique(steps)) < 3:
+        raise ValueError(
+            f"{len(scores)} scores at {len(np.unique(steps))} numbers of steps: {LEAST} at 3 are needed"
+        )
+    x, n = np.log10(steps), len(scores)
+    line = stats.linregress(x, scores)
+    residuals = scores - (line.intercept + line.slope * x)
+    t = float(stats.t.ppf(0.975, n - 2))
+    error = math.sqrt(float(np.square(residuals).sum()) / (n - 2))
+    away = (math.log10(at) - float(x.mean())) ** 2 / float(np.square(x - x.mean()).sum())
+    return Trend(
+        (float(line.slope), t * float(line.stderr)),
+        (float(line.intercept + line.slope * math.log10(at)), t * error * math.sqrt(1 + 1 / n + away)),
+        float(residuals[steps == steps.max()].mean()),
+    )
+
+
+def markdown(frame: pd.DataFrame, at: int) -> str:
+    """Return a row for each method and column of a study's scores."""
+    counts = sorted(int(step) for step in frame.step.unique())
+    head = " | ".join(f"{step:,}" for step in counts)
+    lines = [
+        f"| method | column | {head} | ten times the steps | above the line at {counts[-1]:,} | after {at:,} steps |",
+        "|:--|:--|" + "--:|" * (len(counts) + 3),
+    ]
+    for (task, mode, method), part in frame.groupby(["task", "mode", "method"], sort=False):
+        means = part.groupby("step").score.mean()
+        shown = " | ".join(f"{means[step]:.1f}" if step in means else "" for step in counts)
+        found = trend(part.step.to_numpy(), part.score.to_numpy(), at)
+        low, high = (found.predicted[0] + sign * found.predicted[1] for sign in (-1, 1))
+        lines.append(
+            f"| {method} | {task.upper()} {mode} | {shown} | {found.gain[0]:+.1f} ± {found.gain[1]:.1f} "
+            f"| {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--at", type=int, default=200_000, help="steps to go on to [200000]")
+    arguments = parser.parse_args()
+    frame = pd.read_csv(arguments.csv)
+    try:
+        print(markdown(frame[frame.step > 0], arguments.at))  # scratch has no steps
+    except ValueError as error:
+        sys.exit(f"Error: {arguments.csv}: {error}.")
+
+
+if __name__ == "__main__":
+    main()
