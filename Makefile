@@ -5,14 +5,14 @@ STORE ?= results-store
 # Processes of the study; one GPU has room for a dozen.
 JOBS ?= 2
 REALDATA ?= runs/realdata
-STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
+STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml %/study_steps.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 STUDIED := scratch,random_labels,denoising,inpainting,models_genesis,rotation,deepcluster,simsiam,byol,simclr,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_released_head
 # Those that are fine-tuned, and that have eight seeds: baselines, GVSL, its restoration, the best two in development.
 EIGHT := scratch,random_labels,denoising,inpainting,gvsl
 FINETUNED := $(EIGHT),gvsl_without_zmatching
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: faults check-results speed bench quick bench-all study floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: faults check-results speed bench quick bench-all study study-matching study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -51,10 +51,23 @@ study: .venv/.installed
 	$(BIN)/ssl3d bench --preset study --methods $(EIGHT) --tasks shc,sac,ccc,sbm --modes linear,multiscale \
 		--seeds 5,6,7 --jobs $(JOBS) --store $(STORE)/study
 	mkdir -p benchmarks/studies/results
-	$(BIN)/ssl3d table --store $(STORE)/study --format markdown --with ci,p,power,rank --against paper > benchmarks/studies/results/table1-study.md
+	$(BIN)/python benchmarks/studies/primary.py --store $(STORE)/study --out docs/images/study_primary.png
 	$(BIN)/python benchmarks/studies/separation.py $(STORE)/study > benchmarks/studies/results/separation.md
 	$(BIN)/python benchmarks/studies/losses.py $(STORE)/study > benchmarks/studies/results/losses.md
-	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out benchmarks/studies/results/comparison.png
+	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out docs/images/study_seeds.png
+
+# What the records do not hold: how well GVSL's heads match, with the study's own runs.
+study-matching: .venv/.installed
+	for method in gvsl gvsl_released_head; do \
+		$(BIN)/python benchmarks/studies/matching.py --preset study --method $$method --seeds 0 1 2 3 4 \
+			--store $(STORE)/study --out benchmarks/studies/results/matching-study-$$method.json || exit 1; \
+	done
+
+# More steps of pretraining: eight hours on two cores.
+study-steps: .venv/.installed
+	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/study_steps.yaml --store $(STORE)/study \
+		--out benchmarks/studies/results
+	$(BIN)/python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv
 
 # The luck of rounding, for each column and mode; goes on where it stopped.
 floor: .venv/.installed

@@ -4,8 +4,8 @@ Usage: ``python benchmarks/studies/trend.py benchmarks/studies/results/study_ste
 ``run.py`` on a study whose lever is the number of steps.
 
 Printed for each method and column: the gain of ten times the steps with its 95 % interval, and a new seed's score after
---at steps with its 95 % prediction interval (least squares, one score a seed and number of steps, independent errors of equal
-variance). A line that bends is no line: the residual at the longest pretraining is printed, too.
+--at steps with its 95 % prediction interval (least squares, one score a seed and number of steps, independent errors of
+equal variance). A line that bends is no line: the residual at the longest pretraining is printed, too.
 """
 
 from __future__ import annotations
