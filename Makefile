@@ -65,7 +65,7 @@ study-matching: .venv/.installed
 
 # More steps of pretraining: eight hours on two cores.
 study-steps: .venv/.installed
-	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/study_steps.yaml --store $(STORE)/study \
+	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/study_steps.yaml --store $(STORE)/study-steps \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv
 
@@ -79,7 +79,7 @@ levers: .venv/.installed
 
 # What differences in appearance do, on the benchmark cohort.
 appearance: .venv/.installed
-	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/study \
+	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/appearance \
 		--out benchmarks/studies/results
 
 ablations: .venv/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -15,8 +16,13 @@ from ssl3d.device import autocast_dtype
 from ssl3d.marks import without_effect
 
 PACKAGES = ("ssl3d", "torch", "timm", "monai", "nibabel", "numpy", "scipy", "scikit-learn", "SimpleITK")
-EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")
-"""Of a processor's instructions, those for which the libraries have kernels of their own."""
+EXTENSIONS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
+"""Of a processor's instructions, those for which the libraries have kernels of their own: of x86, and of ARM."""
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables by which a user keeps the libraries from some of them."""
 
 
 @without_effect
@@ -45,7 +51,13 @@ def _machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    return _cpu_info("model name") or platform.processor() or platform.machine()
+    part = _cpu_info("CPU part")  # ARM's
+    return (
+        _cpu_info("model name")
+        or (part and f"{platform.machine()} {part}")
+        or platform.processor()
+        or platform.machine()
+    )
 
 
 @without_effect
@@ -56,8 +68,9 @@ def instruction_set() -> str:
     They decide which kernels compute, and so the last digits; a virtual machine's processor often has a name that says
     neither its generation nor these. Where the system does not list them, it is what torch dispatches to.
     """
-    flags = _cpu_info("flags").split()
-    return " ".join(name for name in EXTENSIONS if name in flags) or torch.backends.cpu.get_cpu_capability()
+    flags = (_cpu_info("flags") or _cpu_info("Features")).split()  # of x86, of ARM
+    found = [name for name in EXTENSIONS if name in flags] or [torch.backends.cpu.get_cpu_capability()]
+    return " ".join(found + [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)])
 
 
 def _cpu_info(field: str) -> str:

@@ -41,7 +41,7 @@ from ssl3d.downstream.harness import Evaluation, evaluate
 from ssl3d.downstream.problems.kinds import check_modes, problem_class
 from ssl3d.downstream.problems.problem import MODES, Mode
 from ssl3d.environment import environment
-from ssl3d.errors import SSL3DError
+from ssl3d.errors import ConfigError, SSL3DError
 from ssl3d.models.backbone import Backbone, Features
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.weights.checkpoint import load_backbone
@@ -216,7 +216,11 @@ def read_log(path: Path, keys: Keys) -> list[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace) -> pd.DataFrame:
     """Do the runs that the log lacks, one of every cell before the next, and return the summary."""
-    settings = load_settings(arguments.preset, arguments.overrides)
+    settings = load_settings(arguments.preset, arguments.overrides, registry().methods.names())
+    if settings.changed and arguments.out == FILE:
+        raise ConfigError(
+            f"--set {settings.changed[0]}: tables take {FILE.name} for the floor of the preset as it is. Add --out FILE."
+        )
     seed, cells = arguments.seed, list(itertools.product(arguments.tasks, arguments.modes))
     keys = {(m, t): key_of(settings, t, seed, m) for m in arguments.methods for t in arguments.tasks}
     for name in arguments.tasks:

@@ -14,8 +14,8 @@ warped onto the fixed ones. Reported, as means over pairs:
 The spread of psi^g over pairs is the standard deviation of its entries, 0 for a head that answers alike.
 
 Usage: ``python benchmarks/studies/matching.py [--preset quick] [--method gvsl_released_head] [--set KEY=VALUE]``;
-``--store STORE`` matches with the runs that a bench has pretrained there; ``--show FILE`` prints the figures that a call has
-kept (``--out``).
+``--store STORE`` takes the runs that a bench has pretrained there, and pretrains those it lacks; ``--show FILE`` prints the
+figures that a call has kept (``--out``).
 """
 
 from __future__ import annotations
@@ -48,30 +48,25 @@ from ssl3d.downstream.features.matching import (
 )
 from ssl3d.downstream.features.measures import draw_pairs
 from ssl3d.environment import environment
-from ssl3d.errors import CheckpointError, SSL3DError
+from ssl3d.errors import SSL3DError
 from ssl3d.geometry import affine_coords, affine_matrix, warp
 from ssl3d.losses import ncc_loss
 from ssl3d.models.weights.checkpoint import RUN, load_method
-from ssl3d.pretrain.loop import build_method, pretrain
+from ssl3d.pretrain.loop import build_method, pretrain, pretrain_identity
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.registry.registry import registry
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_in(store: Path, method: str, seed: int) -> Path:
-    """Return the folder of the finished run that a bench has in ``store``.
-
-    Raises:
-        CheckpointError: there is none, or there are several, of different settings.
-    """
-    found = [folder for folder, _ in finished_runs(store, f"{method}-s{seed}-*")]
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{store} has {len(found)} finished runs of {method}, seed {seed}, where one is needed: compute it with "
-            "ssl3d bench, or leave --store out to pretrain here."
-        )
-    return found[0]
+def run_in(store: Path, identity: dict[str, Any], name: str) -> Path | None:
+    """Return the folder of the finished run of this identity that a bench has in ``store``; None where there is none."""
+    found = (
+        folder
+        for folder, run in finished_runs(store, f"{name}-s{identity['seed']}-*")
+        if run["identity"] == identity
+    )
+    return next(found, None)
 
 
 def labelled_pairs(cohort: PreparedCohort, count: int) -> list[tuple[int, int]]:
@@ -232,7 +227,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of the GVSL runs; continued or made"
     )
-    parser.add_argument("--store", type=Path, help="take the runs of a bench instead")
+    parser.add_argument("--store", type=Path, help="take the runs of this bench where it has them")
     parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json")
@@ -259,7 +254,13 @@ def run(args: argparse.Namespace) -> None:
     runs = []
     for seed in args.seeds:
         own = args.runs / f"matching-{args.method}-{args.preset}-seed{seed}"
-        folder = run_in(args.store, args.method, seed) if args.store else own
+        identity = pretrain_identity(
+            resolve_method(args.method, settings.methods),
+            settings.for_method(args.method),
+            unlabelled.fingerprint,
+            seed,
+        )
+        folder = (args.store and run_in(args.store, identity, args.method)) or own
         gvsl = trained(folder, args.method, settings, seed, unlabelled, device)
         runs.append({"seed": seed, **match_with(gvsl, labelled, pairs, single)})
 

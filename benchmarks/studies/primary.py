@@ -1,12 +1,12 @@
 """The primary comparisons of docs/study.md: each row against scratch and the control, GVSL against restoration alone.
 
 Differences of means over common seeds with 95 % intervals (new seeds and new cases), and p values with Holm's correction
-over all of them together, in every column.
+over all of them together, in every column and at every share of the labels.
 
 Usage: ``python benchmarks/studies/primary.py --store STORE [--out PNG]``
 
 A difference is bold when its adjusted p is at most 0.05, and no smaller than the floor of its rows. The figure has a panel a
-column; intervals that belong to what is significant are filled.
+column; dots of what is significant are filled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figure import COLOURS, save
 from separation import BASELINES
-from stores import largest_table
 
 from ssl3d.errors import SSL3DError
+from ssl3d.registry.registry import registry
 from ssl3d.results.statistics.comparisons import column_data
 from ssl3d.results.statistics.inference import contrasts, holm
+from ssl3d.results.store.store import ResultStore
+from ssl3d.results.table.build import build_table
 from ssl3d.results.table.model import Column, Comparison, Table
 
 RESTORATION = "gvsl_without_zmatching"
@@ -37,9 +39,14 @@ RESTORATION = "gvsl_without_zmatching"
 
 @dataclass(frozen=True)
 class Pair:
-    """A row against a reference, both by method, in one column."""
+    """A row against a reference, both by method, in one column.
+
+    Attributes:
+        labels: share of the labels that the column's evaluations saw.
+    """
 
     column: Column
+    labels: float
     method: str
     reference: str
     comparison: Comparison
@@ -54,9 +61,33 @@ def pairs_of(table: Table) -> list[tuple[str, str]]:
     return [(m, reference) for m, reference in found if {m, reference} <= set(methods)]
 
 
-def compared(table: Table) -> list[Pair]:
+def tables_of(store: Path) -> list[tuple[float, Table]]:
+    """Return the tables of a store with the share of the labels of each, the most first.
+
+    Raises:
+        SSL3DError: two tables differ in something else, and are two studies.
+    """
+    records, _ = ResultStore(store).records()
+    found: dict[float, Table] = {}
+    for table in build_table(records, registry().methods.names()).tables:
+        shares = {
+            r["identity"]["label_fraction"]
+            for row in table.rows
+            for c in row.cells.values()
+            for r in c.records
+        }
+        for share in shares:
+            if share in found or len(shares) > 1:
+                raise SSL3DError(
+                    f"{store} holds several studies: {table.caption}. Give each a store of its own."
+                )
+            found[share] = table
+    return sorted(found.items(), key=lambda entry: -entry[0])
+
+
+def compared(tables: Sequence[tuple[float, Table]]) -> list[Pair]:
     """Return every primary comparison that has a p value, corrected over all of them."""
-    found = list(_compared(table))
+    found = [pair for labels, table in tables for pair in _compared(labels, table)]
     adjusted = holm([pair.comparison.p for pair in found])
     return [
         replace(pair, comparison=replace(pair.comparison, p_holm=p))
@@ -64,7 +95,7 @@ def compared(table: Table) -> list[Pair]:
     ]
 
 
-def _compared(table: Table) -> Iterator[Pair]:
+def _compared(labels: float, table: Table) -> Iterator[Pair]:
     methods = [row.method for row in table.rows]
     for column in table.columns:
         data = column_data(table, column)
@@ -79,82 +110,87 @@ def _compared(table: Table) -> Iterator[Pair]:
                 continue
             half = one.spread.half_width(0.95)
             low, high = one.difference - half, one.difference + half
-            floor = column.floor_of(method, reference)
+            cells = (table.rows[data.rows[place[name]]].cells[column.key] for name in (method, reference))
+            floor = column.floor_of(*cells)
             comparison = Comparison(
                 reference, one.difference, low, high, one.p, seeds=data.seeds, floor=floor
             )
-            yield Pair(column, method, reference, comparison)
+            yield Pair(column, labels, method, reference, comparison)
 
 
-def markdown(table: Table, pairs: list[Pair]) -> str:
-    """Return a table for each reference, a row a method and a column a column."""
-    titles = {row.method: row.title for row in table.rows}
-    by_place = {(pair.method, pair.reference, pair.column.key): pair.comparison for pair in pairs}
-    columns = [column for column in table.columns if any(pair.column.key == column.key for pair in pairs)]
+def titled(column: Column, labels: float) -> str:
+    """Return the title of a column, with the share of the labels where it is not all of them."""
+    return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
+
+
+def columns_of(pairs: Sequence[Pair]) -> list[str]:
+    """Return the titles of all columns, modes together."""
+    order = {titled(pair.column, pair.labels): pair.column.mode for pair in pairs}
+    modes = list(dict.fromkeys(order.values()))
+    return sorted(order, key=lambda title: modes.index(order[title]))
+
+
+def markdown(titles: Mapping[str, str], pairs: Sequence[Pair]) -> str:
+    """Return a table for each reference, a row a method and a column a column; ``titles`` of the methods."""
+    by_place = {(p.method, p.reference, titled(p.column, p.labels)): p for p in pairs}
+    columns = columns_of(pairs)
     parts = []
     for reference in dict.fromkeys(pair.reference for pair in pairs):
         lines = [
-            f"| Over {titles[reference]} | " + " | ".join(f"{c.group} {c.title}" for c in columns) + " |",
+            f"| Over {titles[reference]} | " + " | ".join(columns) + " |",
             "|:--|" + "--:|" * len(columns),
         ]
         for method in dict.fromkeys(pair.method for pair in pairs if pair.reference == reference):
-            cells = (written(by_place.get((method, reference, c.key)), c.digits) for c in columns)
+            cells = (written(by_place.get((method, reference, column))) for column in columns)
             lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     significant = sum(pair.comparison.significant for pair in pairs)
     parts.append(
-        f"Differences of means over seeds [95 % interval over seeds and cases]; bold: adjusted p at most 0.05 (Holm over "
-        f"all {len(pairs)} comparisons). {significant} are."
+        "Differences of means over seeds [95 % interval over seeds and cases]; bold: adjusted p at most 0.05 (Holm over "
+        f"all {len(pairs)} comparisons) and no smaller than the floor. {significant} are."
     )
     return "\n\n".join(parts)
 
 
-def written(comparison: Comparison | None, digits: int) -> str:
+def written(pair: Pair | None) -> str:
     """Return a difference with its interval; nothing where there is none."""
-    if comparison is None:
+    if pair is None:
         return ""
-    mean = f"{comparison.difference:+.{digits}f}"
-    mean = f"**{mean}**" if comparison.significant else mean
-    return f"{mean} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
+    one, digits = pair.comparison, pair.column.digits
+    mean = f"{one.difference:+.{digits}f}"
+    mean = f"**{mean}**" if one.significant else mean
+    return f"{mean} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
 
 
-def draw(table: Table, pairs: list[Pair], path: Path) -> None:
-    """Draw a panel a column, modes below each other: every row's difference to the two baselines."""
-    rows = [row for row in table.rows if row.method != "scratch"]
-    modes = list(dict.fromkeys(pair.column.mode for pair in pairs))
-    tasks = list(dict.fromkeys(pair.column.task for pair in pairs))
+def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
+    """Draw a panel a column, four beside each other: every row's difference to the two baselines."""
+    methods = [m for m in titles if any(pair.method == m for pair in pairs)]
+    columns = columns_of(pairs)
+    across = min(4, len(columns))
+    down = math.ceil(len(columns) / across)
     figure, axes = plt.subplots(
-        len(modes), len(tasks), figsize=(2.7 * len(tasks) + 1.6, 0.27 * len(rows) * len(modes) + 1.2),
-        squeeze=False, sharey=True, layout="constrained",
+        down, across, figsize=(2.7 * across + 1.6, 0.27 * len(methods) * down + 1.2), squeeze=False, sharey=True,
+        layout="constrained",
     )  # fmt: skip
     colours = dict(zip(BASELINES, COLOURS, strict=False))
-    for axis, (mode, task) in zip(axes.ravel(), ((m, t) for m in modes for t in tasks), strict=True):
+    for axis in axes.ravel()[len(columns) :]:
+        axis.set_visible(False)
+    for axis, column in zip(axes.ravel(), columns, strict=False):
         axis.axvline(0, color="0.6", linewidth=1)
         for pair in pairs:
-            if pair.column.key != (mode, task) or pair.reference not in colours:
-                continue
-            height = [row.method for row in rows].index(pair.method)
-            one, colour = pair.comparison, colours[pair.reference]
-            height += 0.15 if pair.reference == BASELINES[0] else -0.15
-            axis.plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
-            axis.plot(
-                one.difference,
-                height,
-                "o",
-                ms=4.5,
-                color=colour,
-                markerfacecolor=colour if one.significant else "white",
-            )
-        axis.set_title(
-            next(f"{c.group} {c.title}" for c in table.columns if c.key == (mode, task)), fontsize=9
-        )
+            if titled(pair.column, pair.labels) == column and pair.reference in colours:
+                one, colour = pair.comparison, colours[pair.reference]
+                height = methods.index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
+                axis.plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
+                face = colour if one.significant else "white"
+                axis.plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
+        axis.set_title(column, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.92")
         axis.set_axisbelow(True)
-    axes[0, 0].set_yticks(range(len(rows)), [row.title for row in rows])
+    axes[0, 0].set_yticks(range(len(methods)), [titles[m] for m in methods])
     axes[0, 0].invert_yaxis()
-    titles = {row.method: row.title for row in table.rows}
     for reference, colour in colours.items():
         axes[0, 0].plot([], [], "o-", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -172,15 +208,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="PNG to write")
     arguments = parser.parse_args()
     try:
-        table = largest_table(arguments.store)
+        tables = tables_of(arguments.store)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    pairs = compared(table)
+    pairs = compared(tables)
     if not pairs:
         sys.exit(f"Error: {arguments.store} has no two rows with three seeds each in a column.")
+    titles = {row.method: row.title for _, table in tables for row in table.rows}
+    print(markdown(titles, pairs))
     if arguments.out:
-        draw(table, pairs, arguments.out)
-    print(markdown(table, pairs))
+        draw(titles, pairs, arguments.out)
 
 
 if __name__ == "__main__":

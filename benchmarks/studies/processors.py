@@ -12,26 +12,50 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.results import store
+from ssl3d.results.store.record import canonical_json
 from ssl3d.results.table.model import TASKS
 
-CELL = ["method", "task", "mode", "seed", "pretrain_seed", "split", "label_fraction", "task_data"]
+CELL = [
+    "method", "method_config", "backbone", "pretrain", "pretrain_seed", "seed", "task", "task_data", "mode", "budget",
+    "split", "split_cases", "label_fraction",
+]  # fmt: skip
+"""What two cells have in common: all of the identity of an ordinary one."""
+OTHERS = ["weights", "match", "pretrain_step"]
+"""What the identity of another than an ordinary cell has; those are left out."""
 
 
 def differences(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each method and a column for each mode, task and seed of the cells that both have.
 
     Args:
-        here, elsewhere: a row a record, with the columns :data:`CELL` and score.
+        here, elsewhere: a row a record, with the columns :data:`CELL`, title and score.
+
+    Raises:
+        ValueError: a column is missing.
     """
-    both = here.merge(elsewhere, on=CELL, suffixes=("", "_elsewhere"))
+    if missing := [name for name in (*CELL, "title", "score") if name not in elsewhere]:
+        raise ValueError(f"column {missing[0]} is missing: make the file with ssl3d store export")
+    here, elsewhere = (comparable(frame) for frame in (here, elsewhere))
+    both = here.merge(elsewhere, on=CELL, suffixes=("", "_elsewhere"), validate="one_to_one")
     both["difference"] = both.score - both.score_elsewhere
-    wide = both.pivot_table(index="title", columns=["mode", "task", "seed"], values="difference", sort=False)
+    wide = both.pivot(index="title", columns=["mode", "task", "seed"], values="difference")
     return wide[sorted(wide.columns, key=lambda column: (column[0], place(column[1]), column[2]))]
+
+
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the ordinary cells, with parts of the identity as they stand in a file."""
+    ordinary = frame[frame.reindex(columns=OTHERS).isna().all(axis=1)]
+    return ordinary.assign(**{name: ordinary[name].map(as_text) for name in CELL})
+
+
+def as_text(value: Any) -> str:
+    return canonical_json(value) if isinstance(value, dict | list) else "" if pd.isna(value) else str(value)
 
 
 def place(task: str) -> tuple[int, str]:
@@ -57,10 +81,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        here = store(arguments.store).to_dataframe()
-    except SSL3DError as error:
-        sys.exit(f"Error: {error}")
-    frame = differences(here, pd.read_csv(arguments.csv))
+        frame = differences(store(arguments.store).to_dataframe(), pd.read_csv(arguments.csv))
+    except (SSL3DError, OSError, ValueError) as error:
+        sys.exit(f"Error: {arguments.csv}: {error}")
     if frame.empty:
         sys.exit(f"Error: {arguments.store} and {arguments.csv} have no cell in common.")
     print(markdown(frame))

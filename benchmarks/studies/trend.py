@@ -63,17 +63,26 @@ def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
 
 
 def markdown(frame: pd.DataFrame, at: int) -> str:
-    """Return a row for each method and column of a study's scores."""
+    """Return a row for each method and column of a study's scores.
+
+    Raises:
+        ValueError: a method has too few scores in a column.
+    """
+    if frame.empty:
+        raise ValueError("no score after pretraining")
     counts = sorted(int(step) for step in frame.step.unique())
     head = " | ".join(f"{step:,}" for step in counts)
     lines = [
-        f"| method | column | {head} | ten times the steps | above the line at {counts[-1]:,} | after {at:,} steps |",
+        f"| method | column | {head} | ten times the steps | above the line at its most steps | after {at:,} steps |",
         "|:--|:--|" + "--:|" * (len(counts) + 3),
     ]
     for (task, mode, method), part in frame.groupby(["task", "mode", "method"], sort=False):
         means = part.groupby("step").score.mean()
         shown = " | ".join(f"{means[step]:.1f}" if step in means else "" for step in counts)
-        found = trend(part.step.to_numpy(), part.score.to_numpy(), at)
+        try:
+            found = trend(part.step.to_numpy(), part.score.to_numpy(), at)
+        except ValueError as error:
+            raise ValueError(f"{method}, {task} {mode}: {error}") from None
         low, high = (found.predicted[0] + sign * found.predicted[1] for sign in (-1, 1))
         lines.append(
             f"| {method} | {task.upper()} {mode} | {shown} | {found.gain[0]:+.1f} ± {found.gain[1]:.1f} "
@@ -89,10 +98,14 @@ def main() -> None:
     parser.add_argument("csv", type=Path)
     parser.add_argument("--at", type=int, default=200_000, help="steps to go on to [200000]")
     arguments = parser.parse_args()
-    frame = pd.read_csv(arguments.csv)
+    if arguments.at < 1:
+        parser.error(f"--at {arguments.at}: at least 1")
     try:
+        frame = pd.read_csv(arguments.csv)
+        if missing := [name for name in ("task", "mode", "method", "step", "score") if name not in frame]:
+            raise ValueError(f"column {missing[0]} is missing: give the CSV of run.py")
         print(markdown(frame[frame.step > 0], arguments.at))  # scratch has no steps
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"Error: {arguments.csv}: {error}.")
 
 

@@ -19,7 +19,7 @@ from ssl3d.downstream.task_files import task_of_record
 from ssl3d.errors import DataError
 from ssl3d.files import write_json
 from ssl3d.pretrain.spec import resolve_method
-from ssl3d.results.floor import floor
+from ssl3d.results.floor import as_the_preset_is, floor, pretrained_as_the_preset_says
 from ssl3d.results.scores import in_percent
 from ssl3d.results.store.manage import differing_results
 from ssl3d.results.store.record import Record, canonical_json
@@ -155,6 +155,8 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 _ONE_SETUP = ("cpu", "instruction_set", "gpu", "threads", "python", "versions")
 
+UNKNOWN_INSTRUCTIONS = "The record does not say which instruction set its processor had."
+
 
 @dataclass(frozen=True)
 class _Allowed:
@@ -202,23 +204,29 @@ def _allowed(old: Record, new: Record, tolerance: float | None) -> _Allowed:
         )
     identity = old["identity"]
     preset, task, mode = str(old.get("preset")), identity["task"], identity["mode"]
-    same_weights = old.get("fingerprint_of_weights") == new.get("fingerprint_of_weights")
-    method = "" if same_weights or not identity.get("pretrain") else identity["method"]
-    found = [floor(preset, task, mode, seeds=1), *([floor(preset, task, mode, 1, method)] if method else [])]
-    known = [largest for largest in found if largest is not None]
-    other = "Threads, kind of processor or versions differ, so that sums are rounded in another order"
-    if len(known) < len(found):
-        what = f"pretraining {method} by preset {preset} for" if method else f"preset {preset},"
+    trained = old.get("fingerprint_of_weights") != new.get("fingerprint_of_weights") and identity.get(
+        "pretrain"
+    )
+    known = pretrained_as_the_preset_says(old) if trained else as_the_preset_is([old])
+    largest = floor(preset, task, mode, 1, identity["method"] if trained else "") if known else None
+    other = _why_rounding_differs(old, new)
+    if largest is None:
+        what = f"pretraining {identity['method']} by preset {preset} for" if trained else f"preset {preset},"
         return _Allowed(
             0.0,
             f"{other}; how much luck that may bring was not measured for {what} {task}, {mode} (no floor). "
             "Give --tolerance POINTS to judge by a difference of your own"
-            + (", or --checkpoint to evaluate the weights of then." if method else "."),
+            + (", or --checkpoint to evaluate the weights of then." if trained else "."),
         )
-    largest = max(known)
     return _Allowed(
         largest, f"{other}; two runs that differ by that only are up to {largest:.3g} apart (95 %)."
     )
+
+
+def _why_rounding_differs(old: Record, new: Record) -> str:
+    if _environments(old, new) == [UNKNOWN_INSTRUCTIONS]:
+        return "Whether the processor had the same instructions is not known, and sums may be rounded in another order"
+    return "Threads, kind of processor or versions differ, so that sums are rounded in another order"
 
 
 def _environments(old: Record, new: Record) -> list[str]:
@@ -227,9 +235,7 @@ def _environments(old: Record, new: Record) -> list[str]:
     for name, of in (("environment", ""), ("pretrain_environment", " of the pretraining")):
         then, now = (_setup(r.get(name) or r.get("environment") or {}) for r in (old, new))
         if "instruction_set" in now and "instruction_set" not in then:  # a record from before it was kept
-            found.setdefault(
-                ("instruction set",), "The record does not say which instruction set its processor had."
-            )
+            found[("instruction set",)] = UNKNOWN_INSTRUCTIONS
         for key in then:
             if key in now and then[key] != now[key]:
                 what = key.removeprefix("versions.").replace("_", " ")

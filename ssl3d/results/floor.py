@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.config import options_without_effect
+
 if TYPE_CHECKING:
     from ssl3d.results.store.record import Record
 
@@ -36,18 +38,27 @@ def on_phantoms(records: Iterable[Record]) -> bool:
 
 
 _DECIDES = ("downstream.", "phantoms.", "data.", "backbone.")
-_DECIDES_WEIGHTS = (*_DECIDES, "pretrain.", "method_lr.", "methods.")
 
 
-def as_the_preset_is(records: Iterable[Record], pretraining: bool = False) -> bool:
-    """Return whether no option that decides the floor was changed from the preset that ``records`` name.
-
-    Args:
-        records: of a column.
-        pretraining: look at the options of the pretraining, too.
-    """
+def as_the_preset_is(records: Iterable[Record]) -> bool:
+    """Return whether no option that decides the floor was changed from the preset that ``records`` name."""
     changed = {key for record in records for key in (record.get("run") or {}).get("overrides") or ()}
-    return not any(key.startswith(_DECIDES_WEIGHTS if pretraining else _DECIDES) for key in changed)
+    return not any(key.startswith(_DECIDES) for key in changed)
+
+
+def pretrained_as_the_preset_says(record: Record) -> bool:
+    """Return whether the weights behind ``record`` are the preset's own: not imported, of no other length or option."""
+    identity = record["identity"]
+    if not identity.get("pretrain") or any(
+        identity.get(key) for key in ("weights", "match", "pretrain_step")
+    ):
+        return False
+    changed = set((record.get("run") or {}).get("overrides") or ()) - options_without_effect()
+    of_method = [
+        key.split(".")[1] for key in changed if key.startswith(("methods.", "method_lr.")) and key.count(".")
+    ]
+    own = any(identity["method"] == name or identity["method"].startswith(f"{name}_") for name in of_method)
+    return not own and not any(key.startswith((*_DECIDES, "pretrain.")) for key in changed)
 
 
 def floor(preset: str, task: str, mode: str, seeds: int, method: str = "") -> float | None:

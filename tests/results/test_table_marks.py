@@ -170,7 +170,8 @@ def test_the_floor_of_a_pretraining_is_of_its_rows(tmp_path: Path, monkeypatch: 
     records = phantoms({"scratch": 50.0, "byol": 53.0, "simclr": 52.0})
     model = with_statistics(build_table(records), ["p"])
     table = only(model)
-    assert table.columns[0].floor == 0.0 and table.columns[0].floors == {"simclr": pytest.approx(4.0)}
+    assert table.columns[0].floor == 0.0
+    assert cell(table, "simclr").floor == pytest.approx(4.0) and cell(table, "byol").floor is None
     byol, simclr = (cell(table, m).comparison for m in ("byol", "simclr"))
     assert byol and simclr and byol.p_holm < 1e-3 and simclr.p_holm < 1e-3
     assert byol.significant and not simclr.significant
@@ -178,10 +179,35 @@ def test_the_floor_of_a_pretraining_is_of_its_rows(tmp_path: Path, monkeypatch: 
     assert "Floor of whole runs, pretraining included: SIMCLR: Linear SHC DSC 4.0" in words(
         render_rich(model)
     )
-    for record in records:
-        record["run"]["overrides"] = {"pretrain.steps": 9}
-    assert only(build_table(records)).columns[0].floors == {}, "another pretraining has another floor"
-    assert only(build_table(records)).columns[0].floor == 0.0, "and the evaluation the same"
+    lower = only(build_table(phantoms({"scratch": 40.0, "byol": 53.0, "gvsl": 52.8, "simclr": 52.5})))
+    assert not cell(lower, "byol").best, "two rows above SimCLR, and half a point"
+    for key, kept in (("pretrain.steps", None), ("methods.simclr.temperature", None), ("pretrain.workers", 4.0),
+                      ("methods.byol.hidden", 4.0), ("method_lr.byol", 4.0)):  # fmt: skip
+        for record in records:
+            record["run"]["overrides"] = {key: 9}
+        of_row = cell(only(build_table(records)), "simclr").floor
+        assert of_row == (kept and pytest.approx(kept)), f"{key}: another pretraining has another floor"
+        assert only(build_table(records)).columns[0].floor == 0.0, "and the evaluation the same"
+    for key in ("weights", "match", "pretrain_step"):
+        other = phantoms({"scratch": 50.0, "simclr": 52.0})
+        for record in other:
+            record["identity"][key] = {"by": "steps", "steps": 9} if key == "match" else 7
+        assert {cell(t, "simclr").floor for t in build_table(other).tables if len(t.rows) > 1} <= {None}, key
+
+
+def test_a_floor_of_a_pretraining_without_one_of_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "floor.json"
+    cell_of = {"pretrained": {"simclr": {"sd": 2.0, "runs": 4}}}
+    path.write_text(json.dumps({"made-up": {"shc": {"linear": cell_of}}}))
+    monkeypatch.setattr(floors, "FILE", path)
+    model = build_table(phantoms({"scratch": 50.0, "simclr": 52.0}))
+    text = words(render_rich(model))
+    assert "Floor of whole runs, pretraining included: SIMCLR: Linear SHC DSC 2.8" in text
+    assert "rounding in an evaluation was not measured for Linear SHC DSC" in text
+    lines = {line["method"]: line["floor"] for line in csv.DictReader(io.StringIO(render_csv(model)))}
+    assert lines["scratch"] == "" and float(lines["simclr"]) == pytest.approx(2.772, abs=0.001)
 
 
 @pytest.mark.usefixtures("measured")
@@ -193,7 +219,9 @@ def test_the_floor_is_of_phantoms_and_said_where_it_is_not_known() -> None:
         record["run"]["overrides"] = {"downstream.linear.steps": 9, "method_lr.gvsl": None}
     assert only(build_table(longer)).columns[0].floor is None, "another evaluation has another floor"
     unknown = build_table(phantoms({"scratch": 50.0, "gvsl": 51.0}, task="sbm"))
-    assert "The luck of rounding was not measured for Linear SBM DSC" in words(render_rich(unknown))
+    assert "The luck of rounding in an evaluation was not measured for Linear SBM DSC" in words(
+        render_rich(unknown)
+    )
 
 
 # --- Cells that failed ------------------------------------------------------------------------------

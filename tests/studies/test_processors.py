@@ -32,9 +32,16 @@ def test_rows_stand_by_how_far_they_move(monkeypatch: pytest.MonkeyPatch) -> Non
     there = frame(
         {("byol", "sbm"): 10.0, ("byol", "shc"): 38.3, ("gvsl", "sbm"): 18.28, ("only-there", "shc"): 1.0}
     )
+    budgets = [
+        frame({("byol", "sbm"): 90.0}).assign(budget="another"),
+        frame({("gvsl", "sbm"): 90.0}).assign(match="time"),
+    ]
+    here = pd.concat([here, *budgets])  # other cells of the same method, task and seed
     assert markdown(differences(here, there)).splitlines() == [
         "| | SHC linear, seed 0 | SBM linear, seed 0 |",
         "|---|--:|--:|",
         "| GVSL |  | 0.0 |",
         "| BYOL | -8.3 | -1.0 |",
     ]
+    with pytest.raises(ValueError, match="column budget is missing"):
+        differences(here, there.drop(columns="budget"))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -143,8 +144,10 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     module = module_of("primary")
     levels = {"scratch": 40.0, "random_labels": 60.0, "gvsl": 60.0, "gvsl_without_zmatching": 50.0}
     table = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
-    pairs = module.compared(table)
-    dice = {(p.method, p.reference): p.comparison for p in pairs if p.column.task == "shc"}
+    columns = tuple(column for column in table.columns if column.task != "sac")
+    fewer = replace(table, columns=columns)  # not every column has few labels
+    pairs = module.compared([(1.0, table), (0.1, fewer)])
+    dice = {(p.method, p.reference): p.comparison for p in pairs if p.column.task == "shc" and p.labels == 1}
     assert set(dice) == {
         ("random_labels", "scratch"), ("gvsl", "scratch"), ("gvsl_without_zmatching", "scratch"),
         ("gvsl", "random_labels"), ("gvsl_without_zmatching", "random_labels"), ("gvsl", "gvsl_without_zmatching"),
@@ -155,9 +158,11 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     # Holm: the smallest p counts as often as there are comparisons, in all columns.
     smallest = min(pairs, key=lambda pair: pair.comparison.p).comparison
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(pairs)))
-    text = module.markdown(table, pairs)
+    titles = {row.method: row.title for row in table.rows}
+    text = module.markdown(titles, pairs)
     assert f"over all {len(pairs)} comparisons" in text and text.count("| Over ") == 3
-    module.draw(table, pairs, tmp_path / "primary.png")
+    assert "Linear SHC DSC, 10 % of the labels" in text and "SAC DSC, 10 %" not in text
+    module.draw(titles, pairs, tmp_path / "primary.png")
     assert (tmp_path / "primary.png").stat().st_size > 10_000
 
 
@@ -182,13 +187,39 @@ def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
         trend.markdown(frame.iloc[::4], 200_000)
 
 
-def test_runs_of_a_store_are_matched(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, STUDY / "matching.py", "--store", tmp_path, "--preset", "smoke", "--seeds", "3"],
-        capture_output=True, text=True, env={**os.environ, "SSL3D_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
-    assert result.returncode == 1 and "0 finished runs of gvsl, seed 3" in result.stderr, result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_run_of_a_store_is_chosen_by_its_identity(tmp_path: Path) -> None:
+    matching = module_of("matching")
+    plain = {**finished_run()["identity"], "seed": 3}
+    identities = [{**plain, "pretrain": {"budget": {"steps": steps}}} for steps in (360, 1000)]
+    for place, identity in enumerate(identities):
+        folder = tmp_path / "runs" / f"gvsl-s3-{place}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(finished_run(identity=identity)))
+    assert [matching.run_in(tmp_path, identity, "gvsl") for identity in identities] == [
+        tmp_path / "runs" / f"gvsl-s3-{place}" for place in (0, 1)
+    ]
+    assert matching.run_in(tmp_path, plain, "gvsl") is None
+    assert matching.run_in(tmp_path, identities[0], "gvsl_released_head") is None
+
+
+def test_mistakes_with_a_trend_are_named(tmp_path: Path) -> None:
+    def said(text: str | None, *more: str) -> str:
+        path = tmp_path / "study.csv"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, STUDY / "trend.py", path, *more], capture_output=True, text=True
+        )
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    head = "task,mode,method,step,score\n"
+    assert "No such file" in said(None)
+    assert "column step is missing" in said("task,mode,method,score\n")
+    assert "no score after pretraining" in said(head + "shc,linear,scratch,0,20\n")
+    assert "gvsl, shc linear: 1 scores at 1 numbers of steps" in said(head + "shc,linear,gvsl,9,20\n")
+    assert "--at 0: at least 1" in said(head, "--at", "0")
 
 
 def test_every_seed_is_drawn(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _csv_line(
         **{f"ci_{side}": getattr(cell.interval, side, None) for side in ("low", "high", "over")},
         "difference": finite("difference"), "difference_low": finite("low"), "difference_high": finite("high"),
         "p": finite("p"), "p_holm": finite("p_holm"), "no_p": getattr(cell.comparison, "note", None),
-        "floor": column.floor_of(row.method) if column.floor is not None else None,
+        "floor": None if column.floor is cell.floor is None else column.floor_of(cell),
         "detectable": column.detectable,
         "rank": getattr(cell.rank, "rank", None),
         **{f"rank_{name}": getattr(cell.rank, name, None) for name in ("low", "high", "first")},

@@ -130,19 +130,17 @@ def floor_remarks(table: Table) -> list[str]:
             "Floor: two evaluations of the same weights that differ by rounding only (threads, kind of processor) are up "
             f"to so far apart, 95 %, with these seeds: {floors}; what is smaller is not bold"
         )
-    if pretrained := [row for row in table.rows if any(row.method in c.floors for c in table.columns)]:
-        floors = "; ".join(
-            f"{row.title}: "
-            + ", ".join(
-                f"{c.group} {c.title} {c.floors[row.method]:.{c.digits}f}"
-                for c in table.columns
-                if row.method in c.floors
-            )
-            for row in pretrained
+    whole = []
+    for row in table.rows:
+        known = [(c, row.cells[c.key].floor) for c in table.columns if c.key in row.cells]
+        floors = ", ".join(
+            f"{c.group} {c.title} {found:.{c.digits}f}" for c, found in known if found is not None
         )
-        remarks.append(f"Floor of whole runs, pretraining included: {floors}")
+        whole += [f"{row.title}: {floors}"] if floors else []
+    if whole:
+        remarks.append(f"Floor of whole runs, pretraining included: {'; '.join(whole)}")
     if unknown:
-        remarks.append(f"The luck of rounding was not measured for {', '.join(unknown)}")
+        remarks.append(f"The luck of rounding in an evaluation was not measured for {', '.join(unknown)}")
     return remarks
 
 

@@ -215,9 +215,10 @@ def _of_column(
             found[i, column.key] = Comparison(title, note=_why_not(table, column, i, reference, data))
             continue
         half = contrast.spread.half_width(0.95)
+        floor = column.floor_of(row.cells[column.key], table.rows[reference].cells[column.key])
         found[i, column.key] = Comparison(
             title, contrast.difference, contrast.difference - half, contrast.difference + half, contrast.p,
-            seeds=(data.seeds if data else 0), floor=column.floor_of(row.method, table.rows[reference].method),
+            seeds=(data.seeds if data else 0), floor=floor,
         )  # fmt: skip
     return found
 

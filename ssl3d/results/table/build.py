@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from ssl3d.errors import DataError
 from ssl3d.results import scores
-from ssl3d.results.floor import as_the_preset_is, floor, on_phantoms
+from ssl3d.results.floor import as_the_preset_is, floor, on_phantoms, pretrained_as_the_preset_says
 from ssl3d.results.store.record import Record, no_garbage_collection
 from ssl3d.results.table.caption import _caption, _differences, _distinction, flatten
 from ssl3d.results.table.cost import cost_of, mixed_budgets
@@ -108,6 +107,10 @@ def _table(
         for row in by_row:
             rows[row]  # one whose cells have all failed is a row, too
         column = _column(key, metric, cells.values(), flat["preset"])
+        cells = {
+            row: replace(cell, floor=_floor_of_row(column, row[0], cell, flat["preset"]))
+            for row, cell in cells.items()
+        }
         for row, cell in _compared(cells, column).items():
             rows[row][key] = cell
         columns.append(column)
@@ -176,22 +179,16 @@ def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: st
     support = supports[0][0] if supports else (0, 0)  # all have failed
     phantoms = on_phantoms(record for cell in cells for record in cell.records)
     known = phantoms and as_the_preset_is(record for cell in cells for record in cell.records)
-    least, floors = None, {}
-    if known and support[0]:
-        least = floor(preset, task, mode, support[0])
-        trained = sorted(_pretrained(record for cell in cells for record in cell.records))
-        of_runs = ((name, floor(preset, task, mode, support[0], name)) for name in trained)
-        floors = {name: found for name, found in of_runs if found is not None}
+    least = floor(preset, task, mode, support[0]) if known and support[0] else None
     digits = scores.digits(metric, [cell.mean for cell in cells])
-    return Column(mode, task, metric, support, digits, phantoms, least, floors)
+    return Column(mode, task, metric, support, digits, phantoms, least)
 
 
-def _pretrained(records: Iterable[Record]) -> set[str]:
-    """Return the methods of ``records`` that have a pretraining, and have it as the preset says."""
-    trained = (record for record in records if record["identity"].get("pretrain"))
-    return {
-        record["identity"]["method"] for record in trained if as_the_preset_is([record], pretraining=True)
-    }
+def _floor_of_row(column: Column, method: str, cell: Cell, preset: str) -> float | None:
+    """Return the floor of a row whose pretraining is the one that was measured."""
+    if not (column.phantoms and column.support[0] and all(map(pretrained_as_the_preset_says, cell.records))):
+        return None
+    return floor(preset, column.task, column.mode, column.support[0], method)
 
 
 def _of_pretext(records: Iterable[Record]) -> list[str]:
@@ -334,11 +331,15 @@ def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tup
         {round(c.mean, column.digits) for c in cells.values() if c.ranked},
         reverse=scores.sign(column.metric) > 0,
     )
-    # What lies within the floor of the next one is not told apart from it.
-    at: dict[float, set[str]] = defaultdict(set)
-    for (method, _), cell in cells.items():
-        at[round(cell.mean, column.digits)].add(method)
-    clear = [abs(a - b) >= column.floor_of(*at[a], *at[b]) for a, b in pairwise(shown)]
+    # What a lower one is within the floor of is not told apart from it.
+    at = {
+        value: [c for c in cells.values() if c.ranked and round(c.mean, column.digits) == value]
+        for value in shown
+    }
+    clear = [
+        all(abs(top - low) >= column.floor_of(*at[top], *at[low]) for low in shown[place + 1 :])
+        for place, top in enumerate(shown[:2])
+    ]
     compared = {}
     for row, cell in cells.items():
         value = round(cell.mean, column.digits)
@@ -350,6 +351,6 @@ def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tup
             else cell.mean - baseline,
             # A lone row is not the best of anything, and of two the second is the last.
             best=first and len(cells) > 1 and all(clear[:1]),
-            second=second and len(cells) > 2 and all(clear[:2]),
+            second=second and len(cells) > 2 and all(clear),
         )
     return compared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -37,7 +36,6 @@ class Column:
         phantoms: all its records are of the bundled phantoms.
         floor: differences smaller than this are luck of rounding in the evaluation, see :mod:`ssl3d.results.floor`;
             None where it is not known.
-        floors: the same by method with its pretraining, of those for which it is known.
         detectable: the smallest difference to the reference that the table could have shown; filled in by
             :func:`ssl3d.results.statistics.annotate.with_statistics`.
     """
@@ -49,16 +47,15 @@ class Column:
     digits: int = 1
     phantoms: bool = False
     floor: float | None = None
-    floors: Mapping[str, float] = field(default_factory=dict)
     detectable: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         return self.mode, self.task
 
-    def floor_of(self, *methods: str) -> float:
-        """Return the difference between rows of ``methods`` below which nothing is told apart; 0 where none is known."""
-        return max(0.0, self.floor or 0.0, *(self.floors.get(method, 0.0) for method in methods))
+    def floor_of(self, *cells: Cell) -> float:
+        """Return the difference between ``cells`` below which nothing is told apart; 0 where no floor is known."""
+        return max(0.0, self.floor or 0.0, *(cell.floor or 0.0 for cell in cells))
 
     @property
     def group(self) -> str:
@@ -80,12 +77,13 @@ class Cell:
             the unit of what is predicted (see :mod:`ssl3d.results.scores`), as is every other figure here.
         n_cases: scored test cases of one seed, all folds together.
         delta: mean minus the mean of scratch; None without scratch.
-        best, second: best and second best of the column, at the decimals that it is shown with, where the next
-            one is not within the column's floor.
+        best, second: best and second best of the column, at the decimals that it is shown with, where none below is
+            within the floor.
         marks: signs of the footnotes that belong to this cell.
         missing_folds: folds that other cells of the column have and this one lacks.
         constant: outputs of some seed that do not differ between test cases; such a cell has no AUC.
         paper: the paper's own figure in percent, where it was asked for and exists.
+        floor: as the column's, with the luck of the row's own pretraining; None where that was not measured.
         excluded: counts of what no metric was computed for, by reason, over all seeds.
         interval, comparison, rank: filled in by :func:`ssl3d.results.statistics.annotate.with_statistics`.
         records: the records behind the cell; by reference, for statistics and reports.
@@ -100,6 +98,7 @@ class Cell:
     missing_folds: tuple[str, ...] = ()
     constant: bool = False
     paper: float | None = None
+    floor: float | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     interval: Interval | None = None
     comparison: Comparison | None = None
