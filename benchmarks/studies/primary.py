@@ -193,7 +193,7 @@ def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
     axes[0, 0].invert_yaxis()
     for reference, colour in colours.items():
         axes[0, 0].plot([], [], "o-", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.supxlabel(
         "difference of means in points, 95 % interval; filled: significant after correction", fontsize=8
     )

@@ -128,6 +128,7 @@ def main() -> None:
     )
     parser.add_argument("store", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", help="look at these only [all]")
+    parser.add_argument("--part", choices=("scores", "methods"), help="print one of the two tables [both]")
     arguments = parser.parse_args()
     try:
         table = largest_table(arguments.store, arguments.seeds)
@@ -138,8 +139,10 @@ def main() -> None:
         sys.exit(
             "Error: no column has scratch and another method with two seeds each: bench with --seeds 0,1,2."
         )
-    print(markdown(scores(table)), "In parentheses: seeds, where they are not as many as elsewhere in the column.",
-          markdown(frame), sep="\n\n")  # fmt: skip
+    note = "Bold: the highest. In parentheses: seeds, where they are not as many as elsewhere in the column."
+    parts = {"scores": [markdown(scores(table)), note], "methods": [markdown(frame)]}
+    chosen = [arguments.part] if arguments.part else list(parts)
+    print("\n\n".join(line for part in chosen for line in parts[part]))
 
 
 if __name__ == "__main__":
