@@ -205,8 +205,9 @@ class PretrainConfig(Model):
     """Steps of linear warm-up."""
     clip_grad: float | None = Field(None, gt=0)
     """Largest norm of the gradient; off by default."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` takes bfloat16 autocast where the device computes it natively, else float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """`auto` takes bfloat16 autocast where the device computes it natively, else float32: other numbers under one name. On
+    a CPU bfloat16 is refused, since oneDNN's gradients of 3D convolutions are wrong there."""
     accumulate: PositiveInt = 1
     """Parts in which a step takes its batch, to save memory; at most `batch_size`. The gradient is that of the whole batch
     up to rounding, for every method: where the loss is a mean over samples, part by part; where samples are compared or
@@ -365,7 +366,7 @@ class DownstreamConfig(Model):
     """How frozen features are kept. `bfloat16` halves memory and disk; the probe reads the rounded values."""
     surface_tolerance_mm: Annotated[float, VOXELS] = Field(2.0, gt=0)
     """Tolerance of the normalised surface Dice, in mm."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """As in pretraining."""
     linear: LinearConfig = LinearConfig()
     """Linear evaluation: the whole backbone frozen."""

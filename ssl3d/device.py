@@ -75,6 +75,28 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
+def check_precision(option: str, precision: str, device: torch.device) -> None:
+    """Refuse to train in bfloat16 on a CPU.
+
+    In oneDNN 3.12 (torch 2.14) the gradient of a 3D convolution in bfloat16 reads and writes beyond its memory where an
+    edge of the features is smaller than the kernel, as at the bottom of a U-Net: infinite or wrong at random, or the
+    end of the process.
+
+    Args:
+        option: to name, ``pretrain.precision``.
+        precision: its value.
+        device: where to train.
+
+    Raises:
+        ConfigError: it would be bfloat16 on a CPU.
+    """
+    if device.type == "cpu" and autocast_dtype(precision, device) is torch.bfloat16:
+        raise ConfigError(
+            f"{option}={precision}: this CPU would train in bfloat16, in which the gradients of 3D convolutions are wrong "
+            f"(oneDNN reads beyond its memory). Use --set {option}=float32."
+        )
+
+
 @contextmanager
 def convolutions(deterministic: bool) -> Iterator[None]:
     """Let convolutions on CUDA take repeatable algorithms only, or the fastest of all by trial; as before afterwards."""

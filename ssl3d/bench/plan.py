@@ -160,7 +160,7 @@ def plan_of(options: BenchOptions) -> Plan:
 
     from ssl3d.bench.run import check_checkpoints, check_match
     from ssl3d.bench.sources import absolute_place
-    from ssl3d.device import select_device
+    from ssl3d.device import check_precision, select_device
     from ssl3d.downstream.problems.kinds import check_mode, check_modes
     from ssl3d.pretrain.loop import check_run
     from ssl3d.pretrain.run_log import check_loggers
@@ -178,6 +178,10 @@ def plan_of(options: BenchOptions) -> Plan:
     for spec in specs:
         if spec.name not in checkpoints:
             check_run(spec, settings, seeds[0])
+            if spec.cls.trains != "none":
+                check_precision("pretrain.precision", settings.pretrain.precision, device)
+    if "finetune" in modes:
+        check_precision("downstream.precision", settings.downstream.precision, device)
     check_checkpoints(specs, checkpoints, settings)
     return Plan(specs, tasks, modes, seeds, fractions, settings, places, checkpoints, match, device)
 

@@ -72,7 +72,7 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
     registry().methods.get(options.method)  # a misspelt name must not cost an import of torch
     from ssl3d import ranks
     from ssl3d.bench import sizes
-    from ssl3d.device import select_device
+    from ssl3d.device import check_precision, select_device
     from ssl3d.errors import count
     from ssl3d.pretrain.devices import Devices, speaks, started
     from ssl3d.pretrain.loop import check_run, pretrain
@@ -89,6 +89,8 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
         check_folder(options.out, options.resume)
         spec = resolve_method(options.method, settings.methods)
         check_run(spec, settings, options.seed, devices.processes)
+        if spec.cls.trains != "none":
+            check_precision("pretrain.precision", settings.pretrain.precision, device)
         cohort: PreparedCohort | None = None
         if spec.cls.trains != "none":
             with _in_turn(options) if devices.processes > 1 else nullcontext():

@@ -75,7 +75,7 @@ def finetune(
     from ssl3d.bench.leakage import check_within
     from ssl3d.bench.sources import task_cohort, task_splits
     from ssl3d.config import BackboneConfig
-    from ssl3d.device import select_device
+    from ssl3d.device import check_precision, select_device
     from ssl3d.downstream.harness import Evaluation, evaluate
     from ssl3d.downstream.predictor import FACTS, check_keepable, save_predictor
     from ssl3d.downstream.problems.kinds import check_mode
@@ -87,6 +87,8 @@ def finetune(
         raise ConfigError(f"{out} holds a predictor already: choose another folder, or remove it.")
     backbone, run = load_backbone(checkpoint), read_run(checkpoint)
     where, chosen_mode = select_device(device), check_mode(mode)
+    if chosen_mode == "finetune":
+        check_precision("downstream.precision", settings.downstream.precision, where)
     cohort = task_cohort(task, task_data, settings, cache, policy)
     say_skipped(cohort.skipped)
     check_keepable(task, cohort)

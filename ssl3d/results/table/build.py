@@ -107,11 +107,7 @@ def _table(
         for row in by_row:
             rows[row]  # one whose cells have all failed is a row, too
         column = _column(key, metric, cells.values(), flat["preset"])
-        cells = {
-            row: replace(cell, floor=_floor_of_row(column, row[0], cell, flat["preset"]))
-            for row, cell in cells.items()
-        }
-        for row, cell in _compared(cells, column).items():
+        for row, cell in _compared(_with_floors(cells, column, flat["preset"]), column).items():
             rows[row][key] = cell
         columns.append(column)
 
@@ -182,6 +178,14 @@ def _column(key: tuple[str, str], metric: str, cells: Iterable[Cell], preset: st
     least = floor(preset, task, mode, support[0]) if known and support[0] else None
     digits = scores.digits(metric, [cell.mean for cell in cells])
     return Column(mode, task, metric, support, digits, phantoms, least)
+
+
+def _with_floors(
+    cells: Mapping[tuple[str, str], Cell], column: Column, preset: str
+) -> dict[tuple[str, str], Cell]:
+    return {
+        row: replace(cell, floor=_floor_of_row(column, row[0], cell, preset)) for row, cell in cells.items()
+    }
 
 
 def _floor_of_row(column: Column, method: str, cell: Cell, preset: str) -> float | None:
