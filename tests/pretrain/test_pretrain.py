@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -262,5 +263,19 @@ def test_a_run_names_what_it_computed_in(
     assert run(tmp_path / "asked", steps=1, precision=precision)["device"].endswith(f", {precision})")
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: precision == "bfloat16")
-    assert run(tmp_path / "auto", steps=1)["device"].endswith(f", {precision})")
+    assert run(tmp_path / "auto", steps=1, precision="auto")["device"].endswith(f", {precision})")
     assert same_weights(tmp_path / "asked", tmp_path / "auto")
+
+
+def test_training_in_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where ``auto`` means it; its gradients of convolutions are wrong there."""
+    from ssl3d.device import check_precision
+
+    for native in (False, True):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
+        for precision in ("auto", "float32", "bfloat16"):
+            refused = precision == "bfloat16" or (precision == "auto" and native)
+            with pytest.raises(ConfigError, match="--set x.precision=float32") if refused else nullcontext():
+                check_precision("x.precision", precision, CPU)
+    check_precision("x.precision", "bfloat16", torch.device("cuda"))
