@@ -73,6 +73,7 @@ def instruction_set() -> str:
     return " ".join(found + [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)])
 
 
+@cache
 def _cpu_info(field: str) -> str:
     """Return a field of the first processor that Linux lists, empty where there is none."""
     info = Path("/proc/cpuinfo")

@@ -305,7 +305,7 @@ class Table:
         """Print a line for each peer, missing ones too."""
         median = found["median"]
         reached, limit = share(case, median, self.limits)
-        shown = "" if reached is None else f"{100 * reached:.0f} % of {limit}"
+        shown = share_written(reached, limit)
         ours, first = written(median["ours"], case.unit), [row, case.what]
         for name in case.peers:
             if name in found["missing"]:
@@ -335,6 +335,11 @@ def written(figure: float, unit: str) -> str:
         if figure >= 10
         else f"{1000 * figure:.0f} ms"
     )
+
+
+def share_written(reached: float | None, limit: str) -> str:
+    """Return a share of a limit for the table; nothing where there is none."""
+    return "" if reached is None else f"{100 * reached:.0f} % of {limit}"
 
 
 def side_by_side(files: Sequence[Path]) -> str:
@@ -367,7 +372,7 @@ def _shown(case: dict[str, Any] | None, name: str, first: bool) -> list[str]:
     if case is None:
         return ["", "", ""]
     ratio = f"{case['ratio'][name]:.2f}" if name in case["ratio"] else "–"
-    share = "" if case["share"] is None else f"{100 * case['share']:.0f} % of {case['limit']}"
+    share = share_written(case["share"], case["limit"])
     ours = written(case["median"]["ours"], "ms" if case["unit"] == "s" else case["unit"])
     return [ours, ratio, share] if first else ["", ratio, ""]
 

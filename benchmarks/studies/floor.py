@@ -140,13 +140,13 @@ def score_of(
     task = registry().tasks.get(task_name).load()
     cohort = task_cohort(task, None, settings, cache)
     split = task_splits(task, cohort, settings)[0]
-    backbone: Any = weights or build_backbone(settings.backbone, seed)
-    if weights is not None:
-        pass
-    elif mode == "finetune":
-        change_weights(backbone, run)
-    else:
-        backbone = ChangedFeatures(backbone, run)
+    backbone: Any = weights
+    if weights is None:
+        backbone = build_backbone(settings.backbone, seed)
+        if mode == "finetune":
+            change_weights(backbone, run)
+        else:
+            backbone = ChangedFeatures(backbone, run)
     label = f"floor, {task_name} {mode}, run {run}"
     downstream = settings.downstream.for_mode(mode)
     return evaluate(

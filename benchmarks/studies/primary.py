@@ -27,8 +27,8 @@ from separation import BASELINES
 
 from ssl3d.errors import SSL3DError
 from ssl3d.registry.registry import registry
-from ssl3d.results.statistics.comparisons import column_data
-from ssl3d.results.statistics.inference import contrasts, holm
+from ssl3d.results.statistics.comparisons import column_data, compared_with
+from ssl3d.results.statistics.inference import holm
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.build import build_table
 from ssl3d.results.table.model import Column, Comparison, Table
@@ -96,26 +96,16 @@ def compared(tables: Sequence[tuple[float, Table]]) -> list[Pair]:
 
 
 def _compared(labels: float, table: Table) -> Iterator[Pair]:
-    methods = [row.method for row in table.rows]
+    number = {row.method: i for i, row in enumerate(table.rows)}
+    pairs = pairs_of(table)
     for column in table.columns:
         data = column_data(table, column)
-        if data is None or math.isnan(data.of_cases):
-            continue
-        place = {methods[row]: i for i, row in enumerate(data.rows)}
-        for method, reference in pairs_of(table):
-            if not {method, reference} <= place.keys():
-                continue
-            one = contrasts(data.scores, place[reference], data.of_cases)[place[method]]
-            if one is None or math.isnan(one.p):
-                continue
-            half = one.spread.half_width(0.95)
-            low, high = one.difference - half, one.difference + half
-            cells = (table.rows[data.rows[place[name]]].cells[column.key] for name in (method, reference))
-            floor = column.floor_of(*cells)
-            comparison = Comparison(
-                reference, one.difference, low, high, one.p, seeds=data.seeds, floor=floor
-            )
-            yield Pair(column, labels, method, reference, comparison)
+        for reference in dict.fromkeys(reference for _, reference in pairs):
+            found = compared_with(table, column, number[reference], data)
+            for method in (m for m, other in pairs if other == reference):
+                one = found.get((number[method], column.key))
+                if one is not None and not math.isnan(one.p):
+                    yield Pair(column, labels, method, reference, one)
 
 
 def titled(column: Column, labels: float) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 from ssl3d.errors import SSL3DError
 from ssl3d.results.results import store
 from ssl3d.results.store.record import canonical_json
-from ssl3d.results.table.model import TASKS
+from ssl3d.results.table.build import column_order
 
 CELL = [
     "method", "method_config", "backbone", "pretrain", "pretrain_seed", "seed", "task", "task_data", "mode", "budget",
@@ -45,7 +45,7 @@ def differences(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
     both = here.merge(elsewhere, on=CELL, suffixes=("", "_elsewhere"), validate="one_to_one")
     both["difference"] = both.score - both.score_elsewhere
     wide = both.pivot(index="title", columns=["mode", "task", "seed"], values="difference")
-    return wide[sorted(wide.columns, key=lambda column: (column[0], place(column[1]), column[2]))]
+    return wide[sorted(wide.columns, key=lambda column: (column_order(column[:2]), column[2]))]
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -56,11 +56,6 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
 
 def as_text(value: Any) -> str:
     return canonical_json(value) if isinstance(value, dict | list) else "" if pd.isna(value) else str(value)
-
-
-def place(task: str) -> tuple[int, str]:
-    """Return what sorts tasks as tables do."""
-    return (TASKS.index(task) if task in TASKS else len(TASKS), task)
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -89,10 +89,9 @@ def run_pretraining(options: PretrainOptions) -> dict[str, Any]:
         check_folder(options.out, options.resume)
         spec = resolve_method(options.method, settings.methods)
         check_run(spec, settings, options.seed, devices.processes)
-        if spec.cls.trains != "none":
-            check_precision("pretrain.precision", settings.pretrain.precision, device)
         cohort: PreparedCohort | None = None
         if spec.cls.trains != "none":
+            check_precision("pretrain.precision", settings.pretrain.precision, device)
             with _in_turn(options) if devices.processes > 1 else nullcontext():
                 settings, cohort = _volumes(options, settings)
             say_skipped(cohort.skipped)

@@ -198,7 +198,8 @@ def _allowed(old: Record, new: Record, tolerance: float | None) -> _Allowed:
     if tolerance is not None:
         largest = tolerance if points else tolerance / 100 * abs(old["score"])
         return _Allowed(largest, f"Allowed by --tolerance: {tolerance:g} {'points' if points else '%'}.")
-    if not _environments(old, new):
+    differing = _environments(old, new)
+    if not differing:
         return _Allowed(
             0.0, "Compared bit by bit, because threads, kind of processor and versions are the same."
         )
@@ -209,7 +210,11 @@ def _allowed(old: Record, new: Record, tolerance: float | None) -> _Allowed:
     )
     known = pretrained_as_the_preset_says(old) if trained else as_the_preset_is([old])
     largest = floor(preset, task, mode, 1, identity["method"] if trained else "") if known else None
-    other = _why_rounding_differs(old, new)
+    other = (
+        "Whether the processor had the same instructions is not known, and sums may be rounded in another order"
+        if differing == [UNKNOWN_INSTRUCTIONS]
+        else "Threads, kind of processor or versions differ, so that sums are rounded in another order"
+    )
     if largest is None:
         what = f"pretraining {identity['method']} by preset {preset} for" if trained else f"preset {preset},"
         return _Allowed(
@@ -221,12 +226,6 @@ def _allowed(old: Record, new: Record, tolerance: float | None) -> _Allowed:
     return _Allowed(
         largest, f"{other}; two runs that differ by that only are up to {largest:.3g} apart (95 %)."
     )
-
-
-def _why_rounding_differs(old: Record, new: Record) -> str:
-    if _environments(old, new) == [UNKNOWN_INSTRUCTIONS]:
-        return "Whether the processor had the same instructions is not known, and sums may be rounded in another order"
-    return "Threads, kind of processor or versions differ, so that sums are rounded in another order"
 
 
 def _environments(old: Record, new: Record) -> list[str]:

@@ -42,8 +42,11 @@ _DECIDES = ("downstream.", "phantoms.", "data.", "backbone.")
 
 def as_the_preset_is(records: Iterable[Record]) -> bool:
     """Return whether no option that decides the floor was changed from the preset that ``records`` name."""
-    changed = {key for record in records for key in (record.get("run") or {}).get("overrides") or ()}
-    return not any(key.startswith(_DECIDES) for key in changed)
+    return not any(key.startswith(_DECIDES) for record in records for key in _overrides(record))
+
+
+def _overrides(record: Record) -> set[str]:
+    return set((record.get("run") or {}).get("overrides") or ())
 
 
 def pretrained_as_the_preset_says(record: Record) -> bool:
@@ -53,10 +56,8 @@ def pretrained_as_the_preset_says(record: Record) -> bool:
         identity.get(key) for key in ("weights", "match", "pretrain_step")
     ):
         return False
-    changed = set((record.get("run") or {}).get("overrides") or ()) - options_without_effect()
-    of_method = [
-        key.split(".")[1] for key in changed if key.startswith(("methods.", "method_lr.")) and key.count(".")
-    ]
+    changed = _overrides(record) - options_without_effect()
+    of_method = [key.split(".")[1] for key in changed if key.startswith(("methods.", "method_lr."))]
     own = any(identity["method"] == name or identity["method"].startswith(f"{name}_") for name in of_method)
     return not own and not any(key.startswith((*_DECIDES, "pretrain.")) for key in changed)
 

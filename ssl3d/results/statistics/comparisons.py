@@ -180,7 +180,7 @@ def comparisons(table: Table, against: str = BASELINE) -> Tested:
         if one is not None:
             data[column.key] = one
             pairs += len(one.rows) * (len(one.rows) - 1) // 2
-        found |= _of_column(table, column, reference, one)
+        found |= compared_with(table, column, reference, one)
     computed = sum(not math.isnan(c.p) for c in found.values())
     tests = pairs if against == "best" else computed
     adjusted = holm([c.p for c in found.values()], tests)
@@ -198,9 +198,10 @@ def _reference(table: Table, column: Column, against: str) -> int | None:
     return max(ranked, key=lambda i: sign(column.metric) * ranked[i], default=None)
 
 
-def _of_column(
+def compared_with(
     table: Table, column: Column, reference: int, data: ColumnData | None
 ) -> dict[Key, Comparison]:
+    """Compare every row of a column with the row of number ``reference``, not corrected; those without a p say why."""
     title = table.rows[reference].title
     tested: dict[int, Contrast | None] = {}
     if data is not None and reference in data.rows and not math.isnan(data.of_cases):

@@ -95,7 +95,7 @@ def _table(
     columns = []
     canonical = _Canonical()
     apart = _weights_apart(draft, canonical)
-    for key in sorted(draft.columns, key=_column_order):
+    for key in sorted(draft.columns, key=column_order):
         by_row = _by_row(draft.columns[key], canonical, apart)
         for row, found in by_row.items():
             heads.setdefault(row, found[0])
@@ -222,7 +222,8 @@ def _weights_apart(draft: _Draft, canonical: _Canonical) -> set[tuple[str, str]]
     return {(key[0], key[1]) for key, weights in found.items() if len(weights) > 1}
 
 
-def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
+def column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
+    """Return what sorts columns (mode, task) as tables do."""
     mode, task = key
     return (
         list(MODES).index(mode) if mode in MODES else len(MODES), mode,
