@@ -10,6 +10,8 @@ STUDIED := scratch,random_labels,denoising,inpainting,models_genesis,rotation,de
 # Those that are fine-tuned, and that have eight seeds: baselines, GVSL, its restoration, the best two in development.
 EIGHT := scratch,random_labels,denoising,inpainting,gvsl
 FINETUNED := $(EIGHT),gvsl_without_zmatching
+# Brains with all labels learn for longer (docs/study.md).
+LONG := --set downstream.finetune.steps=3840 --set downstream.finetune.validate_every=960
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
 .PHONY: faults check-results speed bench quick bench-all study study-matching study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
@@ -46,7 +48,13 @@ study: .venv/.installed
 	done
 	for seed in 0 1 2 3 4; do \
 		$(BIN)/ssl3d bench --preset study --methods $(FINETUNED) --tasks shc,sbm --modes finetune \
-			--label-fractions 0.1,0.25,1 --seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
+			--label-fractions 0.1,0.25 --seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
+	done
+	for seed in 0 1 2 3 4; do \
+		$(BIN)/ssl3d bench --preset study --methods $(FINETUNED) --tasks shc --modes finetune \
+			--seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
+		$(BIN)/ssl3d bench --preset study --methods $(FINETUNED) --tasks sbm --modes finetune $(LONG) \
+			--seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
 	done
 	$(BIN)/ssl3d bench --preset study --methods $(EIGHT) --tasks shc,sac,ccc,sbm --modes linear,multiscale \
 		--seeds 5,6,7 --jobs $(JOBS) --store $(STORE)/study

@@ -24,13 +24,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figure import COLOURS, save
 from separation import BASELINES
+from stores import tables_of, titled
 
 from ssl3d.errors import SSL3DError
-from ssl3d.registry.registry import registry
 from ssl3d.results.statistics.comparisons import column_data, compared_with
 from ssl3d.results.statistics.inference import holm
-from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table
 from ssl3d.results.table.model import Column, Comparison, Table
 
 RESTORATION = "gvsl_without_zmatching"
@@ -61,30 +59,6 @@ def pairs_of(table: Table) -> list[tuple[str, str]]:
     return [(m, reference) for m, reference in found if {m, reference} <= set(methods)]
 
 
-def tables_of(store: Path) -> list[tuple[float, Table]]:
-    """Return the tables of a store with the share of the labels of each, the most first.
-
-    Raises:
-        SSL3DError: two tables differ in something else, and are two studies.
-    """
-    records, _ = ResultStore(store).records()
-    found: dict[float, Table] = {}
-    for table in build_table(records, registry().methods.names()).tables:
-        shares = {
-            r["identity"]["label_fraction"]
-            for row in table.rows
-            for c in row.cells.values()
-            for r in c.records
-        }
-        for share in shares:
-            if share in found or len(shares) > 1:
-                raise SSL3DError(
-                    f"{store} holds several studies: {table.caption}. Give each a store of its own."
-                )
-            found[share] = table
-    return sorted(found.items(), key=lambda entry: -entry[0])
-
-
 def compared(tables: Sequence[tuple[float, Table]]) -> list[Pair]:
     """Return every primary comparison that has a p value, corrected over all of them."""
     found = [pair for labels, table in tables for pair in _compared(labels, table)]
@@ -106,11 +80,6 @@ def _compared(labels: float, table: Table) -> Iterator[Pair]:
                 one = found.get((number[method], column.key))
                 if one is not None and not math.isnan(one.p):
                     yield Pair(column, labels, method, reference, one)
-
-
-def titled(column: Column, labels: float) -> str:
-    """Return the title of a column, with the share of the labels where it is not all of them."""
-    return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
 
 
 def columns_of(pairs: Sequence[Pair]) -> list[str]:

@@ -18,17 +18,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import f, f_oneway
-from stores import largest_table
+from stores import tables_of, titled
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.statistics.comparisons import column_data
 from ssl3d.results.statistics.inference import contrasts
-from ssl3d.results.table.model import Cell, Column, Table
+from ssl3d.results.table.model import MODES, Cell, Column, Table
 
 BASELINES = ("scratch", "random_labels")
 """Rows that no pretext task has taught anything."""
@@ -64,8 +66,12 @@ def blocked_anova(scores: np.ndarray) -> tuple[float, float]:
     return statistic, float(f.sf(statistic, methods - 1, (methods - 1) * (seeds - 1)))
 
 
-def separation(table: Table) -> pd.DataFrame:
-    """Return one row a column in which scratch has two seeds at least, and another method all of them."""
+def separation(table: Table, labels: float = 1.0) -> pd.DataFrame:
+    """Return one row a column in which scratch has two seeds at least, and another method all of them.
+
+    Args:
+        labels: share of them that the table's evaluations saw.
+    """
     rows = []
     for column in table.columns:
         cells = {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
@@ -82,7 +88,7 @@ def separation(table: Table) -> pd.DataFrame:
         statistic, p = blocked_anova(of_seeds)
         alone = of_seeds[[method in pretrained for method in cells]]
         row = {
-            "Column": f"{column.group} {column.title}", "Rows": len(cells), "Seeds": scratch.n_seeds,
+            "Column": titled(column, labels), "Rows": len(cells), "Seeds": scratch.n_seeds,
             "Best": f"{titles[best]} {cells[best].mean:.1f}",
         }  # fmt: skip
         for baseline in BASELINES:
@@ -97,17 +103,34 @@ def separation(table: Table) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def scores(table: Table) -> pd.DataFrame:
-    """Return every row's mean over seeds, ± their standard deviation, and their number where it is not the column's."""
-    columns = {}
-    for column in table.columns:
-        cells = [row.cells.get(column.key) for row in table.rows]
-        best = max(cell.mean for cell in cells if cell)
-        usual = statistics.mode(cell.n_seeds for cell in cells if cell)
-        columns[f"{column.group} {column.title}"] = [
-            "" if cell is None else _score(cell, cell.mean == best, usual) for cell in cells
-        ]
-    return pd.DataFrame({"Method": [row.title for row in table.rows], **columns})
+def scores(tables: Iterable[tuple[float, Table]]) -> pd.DataFrame:
+    """Return every row's mean over seeds, ± their standard deviation, and their number where it is not the column's.
+
+    Args:
+        tables: share of the labels and table.
+    """
+    titles: dict[str, str] = {}
+    columns: dict[str, dict[str, str]] = {}
+    for labels, table in tables:
+        titles |= {row.method: row.title for row in table.rows}
+        for column in table.columns:
+            cells = {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
+            best = max(cell.mean for cell in cells.values())
+            usual = statistics.mode(cell.n_seeds for cell in cells.values())
+            columns[titled(column, labels)] = {
+                method: _score(cell, cell.mean == best, usual) for method, cell in cells.items()
+            }
+    found = {name: [columns[name].get(method, "") for method in titles] for name in columns}
+    return pd.DataFrame({"Method": list(titles.values()), **found})
+
+
+def _of_modes(table: Table, modes: Collection[str]) -> Table:
+    """Return the columns of these modes, and the rows that have one."""
+    columns = tuple(column for column in table.columns if column.mode in modes)
+    keys = {column.key for column in columns}
+    return replace(
+        table, columns=columns, rows=tuple(row for row in table.rows if not keys.isdisjoint(row.cells))
+    )
 
 
 def _score(cell: Cell, best: bool, usual: int) -> str:
@@ -128,19 +151,23 @@ def main() -> None:
     )
     parser.add_argument("store", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", help="look at these only [all]")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="columns of these only [all]"
+    )
     parser.add_argument("--part", choices=("scores", "methods"), help="print one of the two tables [both]")
     arguments = parser.parse_args()
     try:
-        table = largest_table(arguments.store, arguments.seeds)
+        tables = tables_of(arguments.store, arguments.seeds)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    frame = separation(table)
+    tables = [(labels, _of_modes(table, arguments.modes)) for labels, table in tables]
+    frame = pd.concat([separation(table, labels) for labels, table in tables]).fillna("")
     if frame.empty:
         sys.exit(
             "Error: no column has scratch and another method with two seeds each: bench with --seeds 0,1,2."
         )
     note = "Bold: the highest. In parentheses: seeds, where they are not as many as elsewhere in the column."
-    parts = {"scores": [markdown(scores(table)), note], "methods": [markdown(frame)]}
+    parts = {"scores": [markdown(scores(tables)), note], "methods": [markdown(frame)]}
     chosen = [arguments.part] if arguments.part else list(parts)
     print("\n\n".join(line for part in chosen for line in parts[part]))
 

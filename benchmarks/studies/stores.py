@@ -1,4 +1,4 @@
-"""What the commands of a study read from a store: finished runs, and the table with the most rows."""
+"""What the commands of a study read from a store: finished runs, its tables, and the one with the most rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from ssl3d.errors import SSL3DError
 from ssl3d.models.weights.checkpoint import RUN, read_run
 from ssl3d.registry.registry import registry
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.build import build_table
-from ssl3d.results.table.model import Table
+from ssl3d.results.table.model import Column, Table
 
 
 def finished_runs(store: Path, name: str = "*") -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -21,9 +22,43 @@ def finished_runs(store: Path, name: str = "*") -> Iterator[tuple[Path, dict[str
             yield file.parent, run
 
 
+def tables_of(store: Path, seeds: Collection[int] | None = None) -> list[tuple[float, Table]]:
+    """Return the tables of a store, of all seeds or of some, with the share of the labels of each, the most first.
+
+    A task that is fine-tuned for longer has a table of its own.
+
+    Raises:
+        SSL3DError: two tables have a column in common at one share, and are two studies.
+    """
+    found: list[tuple[float, Table]] = []
+    taken: set[tuple[float, tuple[str, str]]] = set()
+    for table in _tables(store, seeds):
+        (share,) = {
+            r["identity"]["label_fraction"]
+            for row in table.rows
+            for c in row.cells.values()
+            for r in c.records
+        }  # one: tables are apart by it
+        columns = {(share, column.key) for column in table.columns}
+        if columns & taken:
+            raise SSL3DError(f"{store} holds several studies: {table.caption}. Give each a store of its own.")
+        taken |= columns
+        found.append((share, table))
+    return sorted(found, key=lambda entry: -entry[0])
+
+
+def titled(column: Column, labels: float) -> str:
+    """Return the title of a column, with the share of the labels where it is not all of them."""
+    return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
+
+
 def largest_table(store: Path, seeds: Collection[int] | None = None) -> Table:
     """Return the table with the most rows, of all seeds or of some."""
+    return max(_tables(store, seeds), key=lambda table: len(table.rows))
+
+
+def _tables(store: Path, seeds: Collection[int] | None) -> tuple[Table, ...]:
     records, _ = ResultStore(store).records()
     if seeds:
         records = [record for record in records if record["identity"]["seed"] in seeds]
-    return max(build_table(records, registry().methods.names()).tables, key=lambda table: len(table.rows))
+    return build_table(records, registry().methods.names()).tables

@@ -225,7 +225,7 @@ class Registry:
                         name,
                         entry.plugin,
                         entry.load,
-                        {**entry.facts, "title": name.replace("_", " "), "summary": summary},
+                        {**entry.facts, "title": _variant_title(entry, name), "summary": summary},
                         base=entry.name,
                         overrides=dict(overrides),
                         source=entry.source,
@@ -296,6 +296,12 @@ def _demand(holds: bool, message: str) -> None:
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name.strip())
+
+
+def _variant_title(base: Entry[Any], name: str) -> str:
+    """Return how tables call a variant: as they call its method, where its name begins with the method's."""
+    rest = name.removeprefix(f"{base.name}_")
+    return name.replace("_", " ") if rest == name else f"{base.title} {rest.replace('_', ' ')}"
 
 
 def _class_entry(base: str, item: Any) -> Entry[Any]:

@@ -51,6 +51,17 @@ def test_bundled_plugins_come_through_entry_points() -> None:
     assert registry().tasks.names()[:4] == ["shc", "sac", "ccc", "sbm"]
 
 
+def test_variants_are_called_after_their_method(plugin) -> None:  # type: ignore[no-untyped-def]
+    variants = 'variants = {"mine_no_head": {"head": 0}, "other_one": {"head": 1}}'
+    source = METHOD.format(name="mine").replace('title = "Mine"', f'title = "Mine"\n        {variants}')
+    found = Registry([*BUNDLED, plugin("mine_varied", source)])
+    assert [found.methods.get(name).title for name in ("mine_no_head", "other_one")] == [
+        "Mine no head",
+        "other one",
+    ]
+    assert registry().methods.get("gvsl_released_head").title == "GVSL released head"
+
+
 def test_a_third_party_method_is_found(plugin) -> None:  # type: ignore[no-untyped-def]
     found = Registry([*BUNDLED, plugin("mine_ok", METHOD.format(name="mine"))])
     entry = found.methods.get("mine")

@@ -111,6 +111,14 @@ def test_rows_and_columns_follow_the_paper() -> None:
     assert [column.title for column in table.groups[0][:3]] == ["SHC DSC", "SAC DSC", "CCC AUC"]
 
 
+def test_rows_are_called_what_their_newest_record_calls_them() -> None:
+    then, now = made_up(seed=0, task="sbm"), made_up(seed=1, created="2025-06-01T00:00:00+00:00")
+    then["method"]["title"] = "Old name"
+    for records in ([then, now], [now, then]):
+        (row,) = only(build_table(records)).rows
+        assert row.title == "GVSL"
+
+
 def test_the_best_and_second_best_by_what_is_shown() -> None:
     scores = {"scratch": 30.0, "a": 49.96, "b": 50.04, "c": 40.0}
     table = only(build_table([made_up(m, s) for m, s in scores.items()]))

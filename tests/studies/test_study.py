@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,9 +21,10 @@ from ssl3d.config import load_settings
 from ssl3d.data.phantoms import PhantomParameters, generate
 from ssl3d.data.splits import Split
 from ssl3d.downstream.metrics import dice_per_structure
-from ssl3d.errors import ConfigError
+from ssl3d.errors import ConfigError, SSL3DError
 from ssl3d.models.factory import build_backbone
 from ssl3d.models.unet import UNet3D
+from ssl3d.results.store.store import ResultStore
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "studies"
 
@@ -164,6 +166,47 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     assert "Linear SHC DSC, 10 % of the labels" in text and "SAC DSC, 10 %" not in text
     module.draw(titles, pairs, tmp_path / "primary.png")
     assert (tmp_path / "primary.png").stat().st_size > 10_000
+
+
+def test_tables_of_a_study_are_read_together(tmp_path: Path) -> None:
+    """A column at each share of the labels, a task with a longer budget beside the others, and no two studies at once."""
+    from test_statistics import made_up_records
+
+    hearts = [r for r in made_up_records(cases=20, modes=("finetune",)) if r["identity"]["task"] == "shc"]
+    brains = [
+        {**r, "identity": {**r["identity"], "task": "sbm", "task_data": "sbm", "budget": {"steps": 9}}}
+        for r in hearts
+    ]  # fine-tuned for longer
+    whole = hearts + brains
+    store = ResultStore(tmp_path)
+    for record in whole:
+        identity = record["identity"]
+        store.write(record)
+        if identity["task"] == "shc" and identity["method"] in ("scratch", "a"):
+            few = {**identity, "label_fraction": 0.1}
+            store.write({**record, "identity": few, "score": record["score"] - 30})
+    separation, stores = module_of("separation"), module_of("stores")
+    tables = stores.tables_of(tmp_path)
+    assert sorted(share for share, _ in tables) == [0.1, 1.0, 1.0]
+    frame = separation.scores(tables).set_index("Method")
+    assert set(frame.columns[:2]) == {"Fine-tune SHC DSC", "Fine-tune SBM DSC"}
+    few = frame["Fine-tune SHC DSC, 10 % of the labels"]
+    mean = statistics.fmean(
+        r["score"] for r in whole if r["identity"]["task"] == "shc" and r["identity"]["method"] == "a"
+    )
+    assert few["a"].startswith(f"**{mean - 30:.1f}**") and few["c"] == ""
+    assert frame["Fine-tune SHC DSC"]["c"].startswith("**")
+    printed = subprocess.run(
+        [sys.executable, STUDY / "separation.py", tmp_path, "--modes", "finetune"],
+        capture_output=True,
+        text=True,
+    )
+    assert printed.returncode == 0 and "Fine-tune SHC DSC, 10 % of the labels | 2 | 3 |" in printed.stdout
+
+    for record in whole:  # the same columns by another budget
+        store.write({**record, "identity": {**record["identity"], "budget": {"steps": 7}}})
+    with pytest.raises(SSL3DError, match="holds several studies"):
+        stores.tables_of(tmp_path)
 
 
 def test_a_trend_over_steps_and_what_it_says_of_more() -> None:

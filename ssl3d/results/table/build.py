@@ -98,7 +98,8 @@ def _table(
     for key in sorted(draft.columns, key=column_order):
         by_row = _by_row(draft.columns[key], canonical, apart)
         for row, found in by_row.items():
-            heads.setdefault(row, found[0])
+            known = [heads[row]] if row in heads else []
+            heads[row] = max([*known, *found], key=_created)
         metric = _one_metric(key, draft.columns[key])
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: cell for row, found in by_row.items() if (cell := _cell(found, folds, marks))}
@@ -152,6 +153,11 @@ def _by_row(
             row = (row[0], row[1] + str(identity.get("weights", "")))
         by_row[row].append(record)
     return by_row
+
+
+def _created(record: Record) -> str:
+    """When a record was computed: rows are called what the newest calls them."""
+    return str(record.get("created", ""))
 
 
 def _one_metric(key: tuple[str, str], records: Iterable[Record]) -> str:
