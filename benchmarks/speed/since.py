@@ -89,7 +89,9 @@ def compare(then: Path, rounds: int, steps: tuple[int, int], options: list[str])
             few, more = ([seconds(tree, place, n, options) for tree, place in trees] for n in steps)
             there, here = ((b - a) / (steps[1] - steps[0]) for a, b in zip(few, more, strict=True))
             if min(there, here) <= 0:
-                sys.exit(f"Error: {steps[1]} steps took no longer than {steps[0]}: give --steps further apart.")
+                sys.exit(
+                    f"Error: {steps[1]} steps took no longer than {steps[0]}: give --steps further apart."
+                )
             found.append((there, here))
             print(f"{there:.3f} s a step there, {here:.3f} s here: {there / here:.2f}", flush=True)
     return found

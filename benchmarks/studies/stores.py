@@ -10,7 +10,7 @@ from ssl3d.errors import SSL3DError
 from ssl3d.models.weights.checkpoint import RUN, read_run
 from ssl3d.registry.registry import registry
 from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table
+from ssl3d.results.table.build import build_table, called
 from ssl3d.results.table.model import Column, Table
 
 
@@ -61,4 +61,5 @@ def _tables(store: Path, seeds: Collection[int] | None) -> tuple[Table, ...]:
     records, _ = ResultStore(store).records()
     if seeds:
         records = [record for record in records if record["identity"]["seed"] in seeds]
-    return build_table(records, registry().methods.names()).tables
+    titles = registry().methods.titles()
+    return build_table(called(records, titles), list(titles)).tables

@@ -31,7 +31,7 @@ from ssl3d.registry.registry import registry
 from ssl3d.results.store.record import Record
 from ssl3d.results.store.representation import SCHEMA
 from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table
+from ssl3d.results.table.build import build_table, called
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,8 @@ def jobs_of_store(store: ResultStore, tasks: Sequence[str] | None, seed: int | N
 
 
 def _job_of_records(store: ResultStore, records: list[Record], seed: int) -> Job:
-    model = build_table(records, registry().methods.names())
+    titles = registry().methods.titles()
+    model = build_table(called(records, titles), list(titles))
     table = max(model.tables, key=lambda t: len(t.rows))
     entries, left_out = [], []
     first: Record | None = None

@@ -35,7 +35,7 @@ def report(store: Path, out: Path, title: str, cases: int, viewer_mib: float) ->
     from ssl3d.report.page import render
     from ssl3d.results.store.store import ResultStore
 
-    data, problems = report_data(ResultStore(store), registry().methods.names(), cases, viewer_mib)
+    data, problems = report_data(ResultStore(store), registry().methods.titles(), cases, viewer_mib)
     page = render(data, title).encode()
     write_bytes(out, page)
     click.echo(f"{out}: {count(len(data['records']), 'record')}, {len(page) / 2**20:.1f} MiB")

@@ -117,6 +117,10 @@ class Catalogue(Generic[T]):
     def names(self) -> list[str]:
         return list(self._entries)
 
+    def titles(self) -> dict[str, str]:
+        """Return name -> title."""
+        return {name: entry.title for name, entry in self._entries.items()}
+
     @contextmanager
     def lent(self, entry: Entry[T]) -> Iterator[None]:
         """Hold one more entry while the block runs, in the place of one of its name; for checks of what is not installed."""

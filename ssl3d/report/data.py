@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,7 @@ from ssl3d.results.statistics.label_efficiency import label_curves
 from ssl3d.results.store.record import Record
 from ssl3d.results.store.representation import FOLDER, read_results, rows
 from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table
+from ssl3d.results.table.build import build_table, called
 from ssl3d.results.table.model import BASELINE, MODES, Cell, Column, Comparison, Row, Table, TableModel
 
 _MOST_LOG_BYTES, _LARGEST = 256 * 2**20, 1e300
@@ -30,13 +30,16 @@ _MONITORS = {"lr"}
 
 
 def report_data(
-    store: ResultStore, method_order: Sequence[str] = (), viewer_cases: int = 1, viewer_mib: float = 12.0
+    store: ResultStore,
+    titles: Mapping[str, str] | None = None,
+    viewer_cases: int = 1,
+    viewer_mib: float = 12.0,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return (the page's data, a line for each record that was left out).
 
     Args:
         store: the records, with the runs beside them.
-        method_order: methods from top to bottom.
+        titles: what methods are called today, from top to bottom.
         viewer_cases: how many cases of each task the 3D viewer gets, the worst first.
         viewer_mib: a bound on the weight of all volumes together.
 
@@ -45,7 +48,8 @@ def report_data(
     """
     records, problems = store.records()
     failures, damaged = store.sound_failures()
-    model = with_statistics(build_table(records, method_order, failures=failures), _STATISTICS)
+    records, failures = called(records, titles or {}), called(failures, titles or {})
+    model = with_statistics(build_table(records, list(titles or ()), failures=failures), _STATISTICS)
     used: dict[int, int] = {}
     listed: list[dict[str, Any]] = []
     for record in records:

@@ -70,10 +70,12 @@ class Results:
         """
         from ssl3d.registry.registry import registry
         from ssl3d.results.statistics.annotate import DIFFERENCE, with_statistics
-        from ssl3d.results.table.build import build_table
+        from ssl3d.results.table.build import build_table, called
 
-        order = list(dict.fromkeys([*self.order, *registry().methods.names()]))
-        table = build_table(self.records, method_order=order, against=against, failures=self.failures)
+        titles = registry().methods.titles()
+        records, failures = called(self.records, titles), called(self.failures, titles)
+        order = list(dict.fromkeys([*self.order, *titles]))
+        table = build_table(records, method_order=order, against=against, failures=failures)
         if not statistics:
             return table
         return with_statistics(

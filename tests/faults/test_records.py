@@ -121,7 +121,7 @@ def used(store: Path, out: Path) -> None:
             text = registry().table_formats.get(name).load().render(table)
             assert name in ("rich", "csv", "latex") or "<script" not in text, f"a script in {name}"
             assert name != "rich" or "\x1b[31m" not in text, "the terminal obeys"
-    report_data(opened, ["scratch", "gvsl"], 2, 1.0)
+    report_data(opened, {"scratch": "Scratch", "gvsl": "GVSL"}, 2, 1.0)
     for what in ("records", "cases"):
         export(records, out / f"{what}.csv", what)
 
@@ -269,7 +269,7 @@ def test_a_record_names_no_file_outside_of_its_store(tmp_path: Path) -> None:
     place(tmp_path / "linked", record)
     for name in ("p.nii.gz", "i.nii.gz", "t.nii.gz"):
         (tmp_path / "linked" / name).symlink_to(secret)
-    viewer = report_data(ResultStore(tmp_path / "linked"), ["scratch"], 2, 1.0)[0]["viewer"]
+    viewer = report_data(ResultStore(tmp_path / "linked"), {"scratch": "Scratch"}, 2, 1.0)[0]["viewer"]
     assert not viewer["volumes"] and not viewer["scenes"]
 
 

@@ -16,7 +16,7 @@ from ssl3d.results.formats.csv import render_csv
 from ssl3d.results.formats.format import BUILTIN_FORMATS
 from ssl3d.results.formats.markdown import render_markdown
 from ssl3d.results.formats.terminal import render_rich
-from ssl3d.results.table.build import build_table
+from ssl3d.results.table.build import build_table, called
 from ssl3d.results.table.model import Cell, Table, TableModel
 
 Record = dict[str, Any]
@@ -111,12 +111,12 @@ def test_rows_and_columns_follow_the_paper() -> None:
     assert [column.title for column in table.groups[0][:3]] == ["SHC DSC", "SAC DSC", "CCC AUC"]
 
 
-def test_rows_are_called_what_their_newest_record_calls_them() -> None:
-    then, now = made_up(seed=0, task="sbm"), made_up(seed=1, created="2025-06-01T00:00:00+00:00")
+def test_rows_are_called_what_their_methods_are_called_today() -> None:
+    then, now, gone = made_up(), made_up(seed=1), made_up("gone")
     then["method"]["title"] = "Old name"
-    for records in ([then, now], [now, then]):
-        (row,) = only(build_table(records)).rows
-        assert row.title == "GVSL"
+    rows = only(build_table(called([then, now, gone], {"gvsl": "New name", "byol": "BYOL"}))).rows
+    assert [row.title for row in rows] == ["GONE", "New name"]
+    assert then["method"]["title"] == "Old name", "the record stays"
 
 
 def test_the_best_and_second_best_by_what_is_shown() -> None:

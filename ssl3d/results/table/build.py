@@ -60,6 +60,16 @@ def build_table(
         return TableModel(_tables([*records, *failures], method_order, published), against)
 
 
+def called(records: Iterable[Record], titles: Mapping[str, str]) -> list[Record]:
+    """Return records with what their methods are called today, by name; methods that are not there keep their title."""
+    found = []
+    for record in records:
+        method = record["method"]
+        title = titles.get(record["identity"]["method"], method["title"])
+        found.append(record if title == method["title"] else {**record, "method": {**method, "title": title}})
+    return found
+
+
 def _tables(
     records: Iterable[Record], method_order: Sequence[str], published: Mapping[tuple[str, str, str], float]
 ) -> tuple[Table, ...]:
@@ -98,8 +108,7 @@ def _table(
     for key in sorted(draft.columns, key=column_order):
         by_row = _by_row(draft.columns[key], canonical, apart)
         for row, found in by_row.items():
-            known = [heads[row]] if row in heads else []
-            heads[row] = max([*known, *found], key=_created)
+            heads.setdefault(row, found[0])
         metric = _one_metric(key, draft.columns[key])
         folds = {record["identity"]["split"] for record in draft.columns[key]}
         cells = {row: cell for row, found in by_row.items() if (cell := _cell(found, folds, marks))}
@@ -153,11 +162,6 @@ def _by_row(
             row = (row[0], row[1] + str(identity.get("weights", "")))
         by_row[row].append(record)
     return by_row
-
-
-def _created(record: Record) -> str:
-    """When a record was computed: rows are called what the newest calls them."""
-    return str(record.get("created", ""))
 
 
 def _one_metric(key: tuple[str, str], records: Iterable[Record]) -> str:
