@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ssl3d.errors import SSL3DError
+from ssl3d.registry.registry import registry
 from ssl3d.results.results import store
 from ssl3d.results.store.record import canonical_json
 from ssl3d.results.table.build import column_order
@@ -76,7 +77,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        frame = differences(store(arguments.store).to_dataframe(), pd.read_csv(arguments.csv))
+        here = store(arguments.store).to_dataframe()
+        here["title"] = here["method"].map(registry().methods.titles()).fillna(here["title"])
+        frame = differences(here, pd.read_csv(arguments.csv))
     except (SSL3DError, OSError, ValueError) as error:
         sys.exit(f"Error: {arguments.csv}: {error}")
     if frame.empty:
