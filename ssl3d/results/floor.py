@@ -41,8 +41,16 @@ _DECIDES = ("downstream.", "phantoms.", "data.", "backbone.")
 
 
 def as_the_preset_is(records: Iterable[Record]) -> bool:
-    """Return whether no option that decides the floor was changed from the preset that ``records`` name."""
-    return not any(key.startswith(_DECIDES) for record in records for key in _overrides(record))
+    """Return whether ``records`` were evaluated as the floor of the preset that they name is: with all labels, and no option
+    that decides it changed."""
+    return all(
+        _has_all_labels(record) and not any(key.startswith(_DECIDES) for key in _overrides(record))
+        for record in records
+    )
+
+
+def _has_all_labels(record: Record) -> bool:
+    return bool(record["identity"].get("label_fraction", 1.0) == 1.0)
 
 
 def _overrides(record: Record) -> set[str]:
@@ -52,7 +60,7 @@ def _overrides(record: Record) -> set[str]:
 def pretrained_as_the_preset_says(record: Record) -> bool:
     """Return whether the weights behind ``record`` are the preset's own: not imported, of no other length or option."""
     identity = record["identity"]
-    if not identity.get("pretrain") or any(
+    if not (identity.get("pretrain") and _has_all_labels(record)) or any(
         identity.get(key) for key in ("weights", "match", "pretrain_step")
     ):
         return False

@@ -142,6 +142,26 @@ def phantoms(scores: dict[str, float], task: str = "shc", data: str = "phantoms"
     ]
 
 
+@pytest.mark.parametrize("pretrained_too", [False, True])
+def test_the_floor_is_that_of_all_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained_too: bool
+) -> None:
+    path = tmp_path / "floor.json"
+    own = {"pretrained": {"byol": {"sd": 2.0, "runs": 4}}} if pretrained_too else {"sd": 2.0, "runs": 8}
+    path.write_text(json.dumps({"made-up": {"shc": {"linear": own}}}))
+    monkeypatch.setattr(floors, "FILE", path)
+    records = phantoms({"scratch": 50.0, "byol": 52.0})
+
+    def known() -> float | None:
+        table = only(build_table(records))
+        return cell(table, "byol").floor if pretrained_too else table.columns[0].floor
+
+    assert known() == pytest.approx(2.772, abs=0.001)
+    for record in records:
+        record["identity"]["label_fraction"] = 0.1
+    assert known() is None, "with a tenth of them it was not measured"
+
+
 @pytest.mark.usefixtures("measured")
 def test_differences_below_the_floor_are_never_bold() -> None:
     model = with_statistics(build_table(phantoms({"scratch": 50.0, "byol": 52.0, "gvsl": 54.0})), ["p"])
