@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
+
+from compare import processor_seconds
 
 HERE = Path(__file__).parents[2]
 
@@ -43,50 +44,58 @@ def environment_of(tree: Path, place: Path) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def seconds(tree: Path, place: Path, steps: int, options: list[str]) -> float:
+def seconds(tree: Path, environment: dict[str, str], steps: int, options: list[str]) -> float:
     """Return the processor time of a pretraining of so many steps.
+
+    Args:
+        tree: a checkout.
+        environment: see :func:`environment_of`.
+        steps: of the pretraining.
+        options: of the command.
 
     Raises:
         SystemExit: it failed; its last lines are shown.
     """
-    out = Path(tempfile.mkdtemp(dir=place)) / "run"
     command = [
         sys.executable,
         "-c",
         "from ssl3d.cli import main; main()",
         "pretrain",
-        "--out",
-        str(out),
         *options,
     ]
     command += ["--set", f"pretrain.steps={steps}", "--set", "pretrain.warmup_steps=1"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        command,
-        cwd=tree,
-        env=environment_of(tree, place),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as folder:
+        before = processor_seconds()
+        done = subprocess.run(
+            [*command, "--out", str(Path(folder) / "run")],
+            cwd=tree,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        took = processor_seconds() - before
     if done.returncode:
         sys.exit(
             f"Error: {tree}: {' '.join(command[3:])} ended with {done.returncode}:\n{done.stdout[-2000:]}"
         )
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return took
 
 
 def compare(then: Path, rounds: int, steps: tuple[int, int], options: list[str]) -> list[tuple[float, float]]:
     """Return the processor seconds of a step, there and here, of every round."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        trees = [(then, Path(folder) / "then"), (HERE, Path(folder) / "here")]
-        for tree, place in trees:
-            place.mkdir()
-            seconds(tree, place, 1, options)  # makes the phantoms
+        trees = [
+            (tree, environment_of(tree, Path(folder) / name))
+            for name, tree in (("then", then), ("here", HERE))
+        ]
+        for tree, environment in trees:
+            seconds(tree, environment, 1, options)  # makes the phantoms
         for _ in range(rounds):
-            few, more = ([seconds(tree, place, n, options) for tree, place in trees] for n in steps)
+            few, more = (
+                [seconds(tree, environment, n, options) for tree, environment in trees] for n in steps
+            )
             there, here = ((b - a) / (steps[1] - steps[0]) for a, b in zip(few, more, strict=True))
             if min(there, here) <= 0:
                 sys.exit(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ssl3d.errors import SSL3DError
 from ssl3d.registry.registry import registry
 from ssl3d.results.results import store
 from ssl3d.results.store.record import canonical_json
-from ssl3d.results.table.build import column_order
+from ssl3d.results.table.build import called, column_order
 
 CELL = [
     "method", "method_config", "backbone", "pretrain", "pretrain_seed", "seed", "task", "task_data", "mode", "budget",
@@ -77,9 +78,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        here = store(arguments.store).to_dataframe()
-        here["title"] = here["method"].map(registry().methods.titles()).fillna(here["title"])
-        frame = differences(here, pd.read_csv(arguments.csv))
+        here = store(arguments.store)
+        here = replace(here, records=tuple(called(here.records, registry().methods.titles())))
+        frame = differences(here.to_dataframe(), pd.read_csv(arguments.csv))
     except (SSL3DError, OSError, ValueError) as error:
         sys.exit(f"Error: {arguments.csv}: {error}")
     if frame.empty:

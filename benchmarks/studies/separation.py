@@ -66,6 +66,11 @@ def blocked_anova(scores: np.ndarray) -> tuple[float, float]:
     return statistic, float(f.sf(statistic, methods - 1, (methods - 1) * (seeds - 1)))
 
 
+def cells_of(table: Table, column: Column) -> dict[str, Cell]:
+    """Return the cells of a column by method."""
+    return {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
+
+
 def separation(table: Table, labels: float = 1.0) -> pd.DataFrame:
     """Return one row a column in which scratch has two seeds at least, and another method all of them.
 
@@ -74,7 +79,7 @@ def separation(table: Table, labels: float = 1.0) -> pd.DataFrame:
     """
     rows = []
     for column in table.columns:
-        cells = {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
+        cells = cells_of(table, column)
         titles = {row.method: row.title for row in table.rows}
         scratch = cells.get("scratch")
         if scratch is None or scratch.n_seeds < 2:
@@ -114,7 +119,7 @@ def scores(tables: Iterable[tuple[float, Table]]) -> pd.DataFrame:
     for labels, table in tables:
         titles |= {row.method: row.title for row in table.rows}
         for column in table.columns:
-            cells = {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
+            cells = cells_of(table, column)
             best = max(cell.mean for cell in cells.values())
             usual = statistics.mode(cell.n_seeds for cell in cells.values())
             columns[titled(column, labels)] = {

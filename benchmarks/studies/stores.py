@@ -8,9 +8,8 @@ from typing import Any
 
 from ssl3d.errors import SSL3DError
 from ssl3d.models.weights.checkpoint import RUN, read_run
-from ssl3d.registry.registry import registry
+from ssl3d.results.results import Results
 from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table, called
 from ssl3d.results.table.model import Column, Table
 
 
@@ -52,14 +51,13 @@ def titled(column: Column, labels: float) -> str:
     return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
 
 
-def largest_table(store: Path, seeds: Collection[int] | None = None) -> Table:
-    """Return the table with the most rows, of all seeds or of some."""
-    return max(_tables(store, seeds), key=lambda table: len(table.rows))
+def largest_table(store: Path) -> Table:
+    """Return the table with the most rows."""
+    return max(_tables(store), key=lambda table: len(table.rows))
 
 
-def _tables(store: Path, seeds: Collection[int] | None) -> tuple[Table, ...]:
+def _tables(store: Path, seeds: Collection[int] | None = None) -> tuple[Table, ...]:
     records, _ = ResultStore(store).records()
     if seeds:
         records = [record for record in records if record["identity"]["seed"] in seeds]
-    titles = registry().methods.titles()
-    return build_table(called(records, titles), list(titles)).tables
+    return Results(store, tuple(records)).model(()).tables

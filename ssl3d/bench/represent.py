@@ -28,10 +28,10 @@ from ssl3d.models.weights.checkpoint import load_backbone, load_method, read_run
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.progress import Track
 from ssl3d.registry.registry import registry
+from ssl3d.results.results import Results
 from ssl3d.results.store.record import Record
 from ssl3d.results.store.representation import SCHEMA
 from ssl3d.results.store.store import ResultStore
-from ssl3d.results.table.build import build_table, called
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +115,7 @@ def jobs_of_store(store: ResultStore, tasks: Sequence[str] | None, seed: int | N
 
 
 def _job_of_records(store: ResultStore, records: list[Record], seed: int) -> Job:
-    titles = registry().methods.titles()
-    model = build_table(called(records, titles), list(titles))
+    model = Results(store.root, tuple(records)).model(())
     table = max(model.tables, key=lambda t: len(t.rows))
     entries, left_out = [], []
     first: Record | None = None

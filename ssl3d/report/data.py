@@ -48,8 +48,9 @@ def report_data(
     """
     records, problems = store.records()
     failures, damaged = store.sound_failures()
-    records, failures = called(records, titles or {}), called(failures, titles or {})
-    model = with_statistics(build_table(records, list(titles or ()), failures=failures), _STATISTICS)
+    titles = titles or {}
+    records, failures = called(records, titles), called(failures, titles)
+    model = with_statistics(build_table(records, list(titles), failures=failures), _STATISTICS)
     used: dict[int, int] = {}
     listed: list[dict[str, Any]] = []
     for record in records:

@@ -42,4 +42,5 @@ def test_each_tree_runs_its_own_code_and_steps_alone_are_counted(
 
 def test_a_tree_that_fails_ends_it_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="ended with 1:\nit broke"):
-        since.seconds(tree(tmp_path, "then", 0.0), tmp_path, 1, ["fails"])
+        fails = tree(tmp_path, "then", 0.0)
+        since.seconds(fails, since.environment_of(fails, tmp_path), 1, ["fails"])
