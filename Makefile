@@ -5,7 +5,7 @@ STORE ?= results-store
 # Processes of the study; one GPU has room for a dozen.
 JOBS ?= 2
 REALDATA ?= runs/realdata
-STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml %/study_steps.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
+STUDIES := $(filter-out %/smoke.yaml %/comparison.yaml %/appearance.yaml %/study_steps.yaml %/matching.yaml,$(wildcard benchmarks/studies/levers/*.yaml))
 STUDIED := scratch,random_labels,denoising,inpainting,models_genesis,rotation,deepcluster,simsiam,byol,simclr,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_released_head
 # Those that are fine-tuned, and that have eight seeds: baselines, GVSL, its restoration, the best two in development.
 EIGHT := scratch,random_labels,denoising,inpainting,gvsl
@@ -14,7 +14,7 @@ FINETUNED := $(EIGHT),gvsl_without_zmatching
 LONG := --set downstream.finetune.steps=3840 --set downstream.finetune.validate_every=960
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: faults check-results speed bench quick bench-all study study-matching study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: faults check-results speed bench quick bench-all study study-matching matching-curve study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -70,6 +70,13 @@ study-matching: .venv/.installed
 		$(BIN)/python benchmarks/studies/matching.py --preset study --method $$method --seeds 0 1 2 3 4 \
 			--store $(STORE)/study --out benchmarks/studies/results/matching-study-$$method.json || exit 1; \
 	done
+
+# Does it match better after 5,000 steps? Four hours on a core.
+matching-curve: .venv/.installed
+	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/matching.yaml --store $(STORE)/matching \
+		--out benchmarks/studies/results
+	$(BIN)/python benchmarks/studies/matching_curve.py benchmarks/studies/levers/matching.yaml --store $(STORE)/matching \
+		--draw docs/images/matching_curve.png
 
 # More steps of pretraining: eight hours on two cores.
 study-steps: .venv/.installed

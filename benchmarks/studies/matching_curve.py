@@ -1,0 +1,229 @@
+"""How does GVSL's matching grow with its training? NCC, label Dice and spread of psi^g at every state that a run keeps.
+
+``run.py`` pretrains and scores the arms of a study (``levers/matching.yaml``); this reads the heads of those runs and
+matches the labelled hearts of ``matching.py``, which they have never seen.
+
+Usage: ``python benchmarks/studies/matching_curve.py STUDY.yaml --store STORE [--out JSON]``; ``--show JSON`` prints kept
+figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from figure import COLOURS, save
+from matching import RESULTS, labelled_pairs, one_matrix, run_in, scores_of_matrix, spread
+from run import Study, load_study
+from torch import Tensor
+
+from ssl3d.bench.sources import pretraining_cohort, task_cohort
+from ssl3d.config import Settings, load_settings
+from ssl3d.data.prepared.cohort import PreparedCohort
+from ssl3d.device import select_device
+from ssl3d.downstream.features.matching import (
+    AFFINE_ONLY,
+    PREDICTED,
+    central,
+    evaluate_matching,
+    matching_means,
+    score,
+)
+from ssl3d.environment import environment
+from ssl3d.errors import SSL3DError
+from ssl3d.geometry import identity_coords
+from ssl3d.models.weights.checkpoint import State, load_tensors
+from ssl3d.pretrain.loop import build_method, pretrain_identity
+from ssl3d.pretrain.spec import resolve_method
+from ssl3d.registry.registry import registry
+
+METHOD = "gvsl"
+
+
+def settings_of(study: Study, overrides: list[str]) -> Settings:
+    """Return the settings of one arm, as ``run.py`` has them."""
+    extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
+    return load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
+
+
+def states(folder: Path) -> dict[int, Path]:
+    """Return the states that a run keeps, by step."""
+    return {
+        int(path.stem.removeprefix("state-")): path for path in sorted(folder.glob("state-*.safetensors"))
+    }
+
+
+@dataclass(frozen=True)
+class Hearts:
+    """The labelled pairs that are matched, all in the central box of ``edges`` voxels."""
+
+    cohort: PreparedCohort
+    pairs: list[tuple[int, int]]
+    edges: Sequence[int]
+
+    def reference(self) -> dict[str, dict[str, float]]:
+        """Return the means of the pairs as they lie, and warped by the one matrix that is best for all."""
+        best = one_matrix(self.cohort, self.pairs, self.edges)
+        coords = identity_coords(self.edges, best)
+        plain = [score(coords, self.load(i), self.load(j)) for i, j in self.pairs]
+        single = scores_of_matrix(best, self.cohort, self.pairs, self.edges)
+        return matching_means({"not aligned": plain, "one matrix": single})
+
+    def load(self, case: int) -> tuple[Tensor, Tensor]:
+        """Return image and label of a case, (1, 1, *edges) each."""
+        image, label = (
+            central(np.array(v), self.edges) for v in (self.cohort.image(case), self.cohort.label(case))
+        )
+        return image, label
+
+
+def curve(folder: Path, settings: Settings, seed: int, hearts: Hearts) -> list[dict[str, Any]]:
+    """Return, at each kept step from 0, the means over pairs by the affine part and the whole map, and psi^g's spread."""
+    spec, device = resolve_method(METHOD, settings.methods), select_device("auto")
+    found = []
+    for step, path in {0: None, **states(folder)}.items():
+        method = build_method(spec, settings, seed, device).eval()
+        if path is not None:
+            State(path, step, None, {}, load_tensors(path)).load(method)
+        means = matching_means(
+            evaluate_matching(method, hearts.cohort, hearts.pairs, hearts.edges, device)  # type: ignore[arg-type]
+        )
+        width = spread(method, hearts.cohort, hearts.pairs, hearts.edges)
+        found.append({"step": step, "affine": means[AFFINE_ONLY], "whole": means[PREDICTED], "spread": width})
+        print(f"  {step}: {found[-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+def measured(study: Study, store: Path, cache: Path | None, count: int) -> dict[str, Any]:
+    """Return the curve of every arm and seed of ``study`` that has a finished run in ``store``.
+
+    Raises:
+        SSL3DError: none has.
+    """
+    plain = load_settings(study.preset, study.set, registry().methods.names())
+    unlabelled = pretraining_cohort("phantoms", plain, cache)
+    labelled = task_cohort(registry().tasks.get("shc").load(), None, plain, cache)
+    hearts = Hearts(labelled, labelled_pairs(labelled, count), plain.pretrain.crop)
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, overrides in (study.lever.values if study.lever else {"": []}).items():
+        settings = settings_of(study, overrides).for_method(METHOD)
+        spec = resolve_method(METHOD, settings.methods)
+        for seed in study.seeds:
+            identity = pretrain_identity(spec, settings, unlabelled.fingerprint, seed)
+            folder = run_in(store, identity, METHOD)
+            if folder is None:
+                print(f"{arm}, seed {seed}: no finished run in {store}; left out.", file=sys.stderr)
+                continue
+            arms.setdefault(arm, {})[str(seed)] = curve(folder, settings, seed, hearts)
+    if not arms:
+        raise SSL3DError(f"{store} has no finished run of this study: run run.py on it first.")
+    return {
+        "question": study.question,
+        "pairs": count,
+        "reference": hearts.reference(),
+        "arms": arms,
+        "environment": environment(),
+    }
+
+
+def mean_at(seeds: dict[str, list[dict[str, Any]]], place: int, *keys: str) -> float:
+    """Return the mean over seeds of a figure at one place of the curves."""
+
+    def of(point: Any) -> float:
+        for key in keys:
+            point = point[key]
+        return float(point)
+
+    return float(np.mean([of(points[place]) for points in seeds.values()]))
+
+
+def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
+    """Return a row for each arm and step; empty ``steps``: all that were kept."""
+    plain, single = (kept["reference"][name] for name in ("not aligned", "one matrix"))
+    lines = [
+        "| arm | steps | NCC, affine only | label Dice | spread of psi^g | NCC, GVSL | label Dice | folded |",
+        "|:--|" + "--:|" * 7,
+        f"| not aligned | | {plain['ncc']:.3f} | {100 * plain['dice']:.1f} | | | | |",
+        f"| one matrix for all | | {single['ncc']:.3f} | {100 * single['dice']:.1f} | | | | |",
+    ]
+    for arm, seeds in kept["arms"].items():
+        for place, point in enumerate(next(iter(seeds.values()))):
+            if steps and point["step"] not in steps:
+                continue
+            at = partial(mean_at, seeds, place)
+            lines.append(
+                f"| {arm} | {point['step']:,} | {at('affine', 'ncc'):.3f} | {100 * at('affine', 'dice'):.1f} "
+                f"| {at('spread'):.4f} | {at('whole', 'ncc'):.3f} | {100 * at('whole', 'dice'):.1f} "
+                f"| {100 * at('whole', 'folded'):.2f} |"
+            )
+    named = sorted({seed for seeds in kept["arms"].values() for seed in seeds}, key=int)
+    lines += [
+        "",
+        f"Means over {kept['pairs']} pairs; seeds {', '.join(named)}. Dice and folded voxels in percent.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(kept: dict[str, Any], path: Path) -> None:
+    """Draw NCC, label Dice and spread over the steps: whole lines for GVSL, dashed for its affine part alone."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    panels = ((("ncc",), 1, "NCC"), (("dice",), 100, "label Dice (%)"), ((), 1, "spread of psi^g"))
+    for axis, (keys, unit, title) in zip(axes, panels, strict=True):
+        for colour, (arm, seeds) in zip(COLOURS, kept["arms"].items(), strict=False):
+            points = next(iter(seeds.values()))
+            steps, places = [point["step"] for point in points], range(len(points))
+            for part, style in (("whole", "-"), ("affine", "--")) if keys else (("spread", "-"),):
+                values = [unit * mean_at(seeds, place, part, *keys) for place in places]
+                axis.plot(steps, values, style, color=colour, marker=".", label=arm if style == "-" else None)
+        for (name, scores), line in zip(kept["reference"].items(), (":", "-."), strict=True):
+            if keys:
+                axis.axhline(unit * scores[keys[0]], color="0.35", linestyle=line, linewidth=1, label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("pretraining steps", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle("GVSL (whole lines) and its affine part alone (dashed) on held-back pairs", fontsize=10)
+    save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("study", type=Path, nargs="?", help="the YAML that run.py was given")
+    parser.add_argument("--store", type=Path, help="the store that run.py was given")
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
+    parser.add_argument("--out", type=Path, default=RESULTS / "matching-curve.json")
+    parser.add_argument("--show", type=Path, help="print the figures kept there, and measure nothing")
+    parser.add_argument("--steps", type=int, nargs="+", default=(), help="print these steps alone")
+    parser.add_argument("--draw", type=Path, metavar="PNG")
+    args = parser.parse_args()
+    try:
+        if args.show is None:
+            if args.study is None or args.store is None:
+                parser.error("give STUDY.yaml and --store, or --show JSON")
+            found = measured(load_study(args.study), args.store, args.cache, args.pairs)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        kept = json.loads((args.show or args.out).read_text(encoding="utf-8"))
+    except (SSL3DError, OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
+    print(markdown(kept, args.steps))
+    if args.draw:
+        draw(kept, args.draw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The matching of a run is measured at every state that it keeps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl3d.bench.sources import task_cohort
+from ssl3d.config import load_settings
+from ssl3d.downstream.features.matching import evaluate_matching, matching_means
+from ssl3d.models.weights.checkpoint import load_method
+from ssl3d.pretrain.loop import build_method
+from ssl3d.pretrain.spec import resolve_method
+from ssl3d.registry.registry import registry
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+sys.path.insert(0, str(STUDIES))
+
+from matching import labelled_pairs, spread  # noqa: E402
+from matching_curve import settings_of  # noqa: E402
+from run import load_study  # noqa: E402
+
+YAML = """
+question: Does it match?
+preset: smoke
+set: [pretrain.steps=4, pretrain.checkpoint_every=2, pretrain.keep=9]
+methods: [gvsl]
+tasks: [shc]
+modes: [knn]
+seeds: [0]
+at_steps: [2, 4]
+lever: {title: arm, values: {"A": [], "B": [methods.gvsl.damage=a]}}
+"""
+
+
+def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, STUDIES / name, *arguments], capture_output=True, text=True)
+
+
+def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
+    both, one = tmp_path / "both.yaml", tmp_path / "one.yaml"
+    both.write_text(YAML)
+    one.write_text(YAML.replace(', "B": [methods.gvsl.damage=a]', ""))
+    store, cache, out = tmp_path / "store", tmp_path / "cache", tmp_path / "curve.json"
+    places = ("--store", store, "--cache", cache)
+    empty = script("matching_curve.py", both, *places, "--out", out)
+    assert empty.returncode == 1 and "run run.py on it first" in empty.stderr and not out.exists()
+
+    assert (done := script("run.py", one, *places)).returncode == 0, done.stderr
+    picture = tmp_path / "curve.png"
+    done = script("matching_curve.py", both, *places, "--out", out, "--pairs", "3", "--draw", picture)
+    assert done.returncode == 0 and "B, seed 0: no finished run" in done.stderr, done.stderr
+    assert picture.stat().st_size > 10_000
+    kept = json.loads(out.read_text())
+    (points,) = kept["arms"]["A"].values()
+    assert [point["step"] for point in points] == [0, 2, 4] and list(kept["arms"]) == ["A"]
+    assert len({point["whole"]["ncc"] for point in points}) == 3, "the head moves"
+
+    # The last state by the function that loads a finished run, the first by building the method anew.
+    settings = settings_of(load_study(both), []).for_method("gvsl")
+    cohort = task_cohort(registry().tasks.get("shc").load(), None, settings, cache)
+    pairs, edges = labelled_pairs(cohort, 3), settings.pretrain.crop
+    (folder,) = (store / "runs").iterdir()
+    for point, trained in ((points[0], False), (points[-1], True)):
+        method = build_method(resolve_method("gvsl", settings.methods), settings, 0, torch.device("cpu"))
+        if trained:
+            load_method(folder, method)
+        means = matching_means(evaluate_matching(method, cohort, pairs, edges, torch.device("cpu")))
+        assert point["whole"] == pytest.approx(means["predicted"], rel=1e-5)
+        assert point["affine"] == pytest.approx(means["affine only"], rel=1e-5)
+        assert point["spread"] == pytest.approx(spread(method, cohort, pairs, edges), rel=1e-4, abs=1e-7)
+    assert kept["reference"]["not aligned"] == pytest.approx(means["not aligned"], rel=1e-5)
+
+    shown = script("matching_curve.py", "--show", out, "--steps", "4")
+    assert shown.returncode == 0 and shown.stdout.count("| A |") == 1 and "seeds 0" in shown.stdout
+
+
+def test_the_arms_of_the_study_are_settings() -> None:
+    study = load_study(STUDIES / "levers" / "matching.yaml")
+    assert study.lever is not None
+    arms = {arm: settings_of(study, overrides) for arm, overrides in study.lever.values.items()}
+    plain = load_settings(study.preset, study.set, registry().methods.names())
+    assert arms["rate 1e-3"].for_method("gvsl").pretrain.lr == 1e-3 != plain.for_method("gvsl").pretrain.lr
+    assert arms["crop 24"].pretrain.crop == (24, 24, 24) != plain.pretrain.crop
+    assert len({json.dumps(s.methods.get("gvsl")) for s in arms.values()}) == 4
+    assert all(set(study.at_steps) <= set(range(0, 5001, s.pretrain.checkpoint_every)) for s in arms.values())
