@@ -76,7 +76,7 @@ matching-curve: .venv/.installed
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/matching.yaml --store $(STORE)/matching \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/matching_curve.py benchmarks/studies/levers/matching.yaml --store $(STORE)/matching \
-		--draw docs/images/matching_curve.png
+		--scores benchmarks/studies/results/matching.csv --draw docs/images/matching_curve.png
 
 # More steps of pretraining: eight hours on two cores.
 study-steps: .venv/.installed

@@ -4,7 +4,8 @@
 matches the labelled hearts of ``matching.py``, which they have never seen.
 
 Usage: ``python benchmarks/studies/matching_curve.py STUDY.yaml --store STORE [--out JSON]``; ``--show JSON`` prints kept
-figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named.
+figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named. ``--scores CSV``, that of
+``run.py``, puts the downstream scores of the same weights beside them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from figure import COLOURS, save
 from matching import RESULTS, labelled_pairs, one_matrix, run_in, scores_of_matrix, spread
 from run import Study, load_study
@@ -137,6 +139,23 @@ def measured(study: Study, store: Path, cache: Path | None, count: int) -> dict[
     }
 
 
+def with_scores(arms: dict[str, dict[str, Any]], path: Path) -> None:
+    """Add the scores of the CSV of ``run.py``, mode by mode, to the points of arms, seeds and steps that have some.
+
+    Raises:
+        ValueError: the file lacks a column.
+    """
+    frame = pd.read_csv(path, keep_default_na=False)
+    for row in frame.to_dict("records"):
+        try:
+            arm, seed, step, mode, score = (row[key] for key in ("value", "seed", "step", "mode", "score"))
+        except KeyError as error:
+            raise ValueError(f"{path}: column {error} is missing: give the CSV of run.py") from None
+        for point in arms.get(arm, {}).get(str(seed), []):
+            if point["step"] == step:
+                point.setdefault("scores", {})[mode] = float(score)
+
+
 def mean_at(seeds: dict[str, list[dict[str, Any]]], place: int, *keys: str) -> float:
     """Return the mean over seeds of a figure at one place of the curves."""
 
@@ -148,15 +167,23 @@ def mean_at(seeds: dict[str, list[dict[str, Any]]], place: int, *keys: str) -> f
     return float(np.mean([of(points[place]) for points in seeds.values()]))
 
 
+def scored_modes(kept: dict[str, Any]) -> list[str]:
+    """Return the evaluations that some points have scores of."""
+    points = [point for seeds in kept["arms"].values() for points in seeds.values() for point in points]
+    return sorted({mode for point in points for mode in point.get("scores", {})})
+
+
 def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
     """Return a row for each arm and step; empty ``steps``: all that were kept."""
-    plain, single = (kept["reference"][name] for name in ("not aligned", "one matrix"))
+    modes = scored_modes(kept)
+    head = ["steps", "NCC, affine only", "label Dice", "spread of psi^g", "NCC, GVSL", "label Dice", "folded"]
     lines = [
-        "| arm | steps | NCC, affine only | label Dice | spread of psi^g | NCC, GVSL | label Dice | folded |",
-        "|:--|" + "--:|" * 7,
-        f"| not aligned | | {plain['ncc']:.3f} | {100 * plain['dice']:.1f} | | | | |",
-        f"| one matrix for all | | {single['ncc']:.3f} | {100 * single['dice']:.1f} | | | | |",
+        f"| arm | {' | '.join([*head, *(f'{mode} SHC' for mode in modes)])} |",
+        "|:--|" + "--:|" * (len(head) + len(modes)),
     ]
+    for name, scores in kept["reference"].items():
+        empty = " |" * (4 + len(modes))
+        lines.append(f"| {name} | | {scores['ncc']:.3f} | {100 * scores['dice']:.1f} |{empty}")
     for arm, seeds in kept["arms"].items():
         for place, point in enumerate(next(iter(seeds.values()))):
             if steps and point["step"] not in steps:
@@ -166,6 +193,7 @@ def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
                 f"| {arm} | {point['step']:,} | {at('affine', 'ncc'):.3f} | {100 * at('affine', 'dice'):.1f} "
                 f"| {at('spread'):.4f} | {at('whole', 'ncc'):.3f} | {100 * at('whole', 'dice'):.1f} "
                 f"| {100 * at('whole', 'folded'):.2f} |"
+                + "".join(f" {at('scores', m):.1f} |" if "scores" in point else " |" for m in modes)
             )
     named = sorted({seed for seeds in kept["arms"].values() for seed in seeds}, key=int)
     lines += [
@@ -176,19 +204,26 @@ def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
 
 
 def draw(kept: dict[str, Any], path: Path) -> None:
-    """Draw NCC, label Dice and spread over the steps: whole lines for GVSL, dashed for its affine part alone."""
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
-    panels = ((("ncc",), 1, "NCC"), (("dice",), 100, "label Dice (%)"), ((), 1, "spread of psi^g"))
-    for axis, (keys, unit, title) in zip(axes, panels, strict=True):
+    """Draw NCC, label Dice, spread and scores over the steps: whole lines for GVSL, dashed for its affine part alone."""
+    panels: list[tuple[str, float, list[tuple[str, ...]]]] = [
+        ("NCC", 1, [("whole", "ncc"), ("affine", "ncc")]),
+        ("label Dice (%)", 100, [("whole", "dice"), ("affine", "dice")]),
+        ("spread of psi^g", 1, [("spread",)]),
+        *((f"{mode} SHC (%)", 1.0, [("scores", mode)]) for mode in scored_modes(kept)),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.4), layout="constrained")
+    for axis, (title, unit, lines) in zip(axes, panels, strict=True):
         for colour, (arm, seeds) in zip(COLOURS, kept["arms"].items(), strict=False):
-            points = next(iter(seeds.values()))
-            steps, places = [point["step"] for point in points], range(len(points))
-            for part, style in (("whole", "-"), ("affine", "--")) if keys else (("spread", "-"),):
-                values = [unit * mean_at(seeds, place, part, *keys) for place in places]
+            points = list(enumerate(next(iter(seeds.values()))))
+            for keys, style in zip(lines, ("-", "--"), strict=False):
+                places = [place for place, point in points if keys[0] in point]
+                steps = [points[place][1]["step"] for place in places]
+                values = [unit * mean_at(seeds, place, *keys) for place in places]
                 axis.plot(steps, values, style, color=colour, marker=".", label=arm if style == "-" else None)
-        for (name, scores), line in zip(kept["reference"].items(), (":", "-."), strict=True):
-            if keys:
-                axis.axhline(unit * scores[keys[0]], color="0.35", linestyle=line, linewidth=1, label=name)
+        for (name, scores), style in zip(kept["reference"].items(), (":", "-."), strict=True):
+            if len(lines) == 2:
+                level = unit * scores[lines[0][1]]
+                axis.axhline(level, color="0.35", linestyle=style, linewidth=1, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("pretraining steps", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -205,6 +240,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="the store that run.py was given")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--cache", type=Path, help="folder of phantoms and prepared volumes")
+    parser.add_argument("--scores", type=Path, metavar="CSV", help="downstream scores of the same runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "matching-curve.json")
     parser.add_argument("--show", type=Path, help="print the figures kept there, and measure nothing")
     parser.add_argument("--steps", type=int, nargs="+", default=(), help="print these steps alone")
@@ -215,6 +251,8 @@ def main() -> None:
             if args.study is None or args.store is None:
                 parser.error("give STUDY.yaml and --store, or --show JSON")
             found = measured(load_study(args.study), args.store, args.cache, args.pairs)
+            if args.scores:
+                with_scores(found["arms"], args.scores)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         kept = json.loads((args.show or args.out).read_text(encoding="utf-8"))

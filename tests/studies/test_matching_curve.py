@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -51,12 +52,17 @@ def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
 
     assert (done := script("run.py", one, *places)).returncode == 0, done.stderr
     picture = tmp_path / "curve.png"
-    done = script("matching_curve.py", both, *places, "--out", out, "--pairs", "3", "--draw", picture)
+    scores = ("--scores", store / "one.csv")
+    done = script(
+        "matching_curve.py", both, *places, *scores, "--out", out, "--pairs", "3", "--draw", picture
+    )
     assert done.returncode == 0 and "B, seed 0: no finished run" in done.stderr, done.stderr
     assert picture.stat().st_size > 10_000
     kept = json.loads(out.read_text())
     (points,) = kept["arms"]["A"].values()
     assert [point["step"] for point in points] == [0, 2, 4] and list(kept["arms"]) == ["A"]
+    frame = pd.read_csv(store / "one.csv").set_index("step").score
+    assert [point.get("scores") for point in points] == [None, {"knn": frame[2]}, {"knn": frame[4]}]
     assert len({point["whole"]["ncc"] for point in points}) == 3, "the head moves"
 
     # The last state by the function that loads a finished run, the first by building the method anew.
@@ -76,6 +82,7 @@ def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
 
     shown = script("matching_curve.py", "--show", out, "--steps", "4")
     assert shown.returncode == 0 and shown.stdout.count("| A |") == 1 and "seeds 0" in shown.stdout
+    assert f" {frame[4]:.1f} |\n" in shown.stdout and "knn SHC" in shown.stdout
 
 
 def test_the_arms_of_the_study_are_settings() -> None:
