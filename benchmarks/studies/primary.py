@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figure import COLOURS, save
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from separation import BASELINES
 from stores import tables_of, titled
 
@@ -82,27 +86,40 @@ def _compared(labels: float, table: Table) -> Iterator[Pair]:
                     yield Pair(column, labels, method, reference, one)
 
 
-def columns_of(pairs: Sequence[Pair]) -> list[str]:
-    """Return the titles of all columns, modes together."""
-    order = {titled(pair.column, pair.labels): pair.column.mode for pair in pairs}
-    modes = list(dict.fromkeys(order.values()))
-    return sorted(order, key=lambda title: modes.index(order[title]))
+def bands(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Return the titles of all columns: the same rows together, then by mode and task."""
+    modes, tasks = (list(dict.fromkeys(getattr(p.column, key) for p in pairs)) for key in ("mode", "task"))
+    place, rows = {}, defaultdict[str, set[str]](set)
+    for pair in pairs:
+        title = titled(pair.column, pair.labels)
+        place[title] = (modes.index(pair.column.mode), tasks.index(pair.column.task), -pair.labels)
+        rows[title].add(pair.method)
+    found: dict[frozenset[str], list[str]] = {}
+    for title in sorted(place, key=lambda title: place[title]):
+        found.setdefault(frozenset(rows[title]), []).append(title)
+    return list(found.values())
+
+
+def methods_of(pairs: Sequence[Pair], columns: Collection[str]) -> list[str]:
+    """Return the methods that are compared in ``columns``."""
+    return list(dict.fromkeys(p.method for p in pairs if titled(p.column, p.labels) in columns))
 
 
 def markdown(titles: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    """Return a table for each reference, a row a method and a column a column; ``titles`` of the methods."""
+    """Return a table for each band of columns and reference, a row a method; ``titles`` of the methods."""
     by_place = {(p.method, p.reference, titled(p.column, p.labels)): p for p in pairs}
-    columns = columns_of(pairs)
     parts = []
-    for reference in dict.fromkeys(pair.reference for pair in pairs):
-        lines = [
-            f"| Over {titles[reference]} | " + " | ".join(columns) + " |",
-            "|:--|" + "--:|" * len(columns),
-        ]
-        for method in dict.fromkeys(pair.method for pair in pairs if pair.reference == reference):
-            cells = (written(by_place.get((method, reference, column))) for column in columns)
-            lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
+    for columns in bands(pairs):
+        for reference in dict.fromkeys(pair.reference for pair in pairs):
+            compared_here = [pair for pair in pairs if pair.reference == reference]
+            lines = [
+                f"| Over {titles[reference]} | " + " | ".join(columns) + " |",
+                "|:--|" + "--:|" * len(columns),
+            ]
+            for method in methods_of(compared_here, columns):
+                cells = (written(by_place.get((method, reference, column))) for column in columns)
+                lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
+            parts.append("\n".join(lines))
     significant = sum(pair.comparison.significant for pair in pairs)
     parts.append(
         "Differences of means over seeds [95 % interval over seeds and cases]; bold: adjusted p at most 0.05 (Holm over "
@@ -122,41 +139,49 @@ def written(pair: Pair | None) -> str:
 
 
 def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
-    """Draw a panel a column, four beside each other: every row's difference to the two baselines."""
-    methods = [m for m in titles if any(pair.method == m for pair in pairs)]
-    columns = columns_of(pairs)
-    across = min(4, len(columns))
-    down = math.ceil(len(columns) / across)
-    figure, axes = plt.subplots(
-        down, across, figsize=(2.7 * across + 1.6, 0.27 * len(methods) * down + 1.2), squeeze=False, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
+    """Draw a panel a column, at most four beside each other: every row's difference to the two baselines."""
+    lines = []  # of panels
+    for columns in bands(pairs):
+        across = math.ceil(len(columns) / math.ceil(len(columns) / 4))  # 6: three and three
+        lines += [columns[i : i + across] for i in range(0, len(columns), across)]
+    rows = [methods_of(pairs, columns) for columns in lines]
+    heights = [0.27 * len(methods) + 0.6 for methods in rows]  # inches
+    width = 2.7 * max(map(len, lines)) + 1.6
+    figure = plt.figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    parts = figure.subfigures(len(lines), 1, height_ratios=heights, squeeze=False)[:, 0]
     colours = dict(zip(BASELINES, COLOURS, strict=False))
-    for axis in axes.ravel()[len(columns) :]:
-        axis.set_visible(False)
-    for axis, column in zip(axes.ravel(), columns, strict=False):
-        axis.axvline(0, color="0.6", linewidth=1)
-        for pair in pairs:
-            if titled(pair.column, pair.labels) == column and pair.reference in colours:
-                one, colour = pair.comparison, colours[pair.reference]
-                height = methods.index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
-                axis.plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
-                face = colour if one.significant else "white"
-                axis.plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
-        axis.set_title(column, fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="0.92")
-        axis.set_axisbelow(True)
-    axes[0, 0].set_yticks(range(len(methods)), [titles[m] for m in methods])
-    axes[0, 0].invert_yaxis()
-    for reference, colour in colours.items():
-        axes[0, 0].plot([], [], "o-", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    for part, columns, methods in zip(parts, lines, rows, strict=True):
+        axes = part.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axis, column in zip(axes, columns, strict=True):
+            _draw_column(axis, [p for p in pairs if titled(p.column, p.labels) == column], methods, colours)
+            axis.set_title(column, fontsize=8)
+        axes[0].set_yticks(range(len(methods)), [titles[m] for m in methods])
+        axes[0].invert_yaxis()
+    handles = [
+        Line2D([], [], marker="o", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
+        for reference, colour in colours.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.supxlabel(
         "difference of means in points, 95 % interval; filled: significant after correction", fontsize=8
     )
     save(figure, path)
+
+
+def _draw_column(axis: Axes, pairs: Sequence[Pair], methods: list[str], colours: Mapping[str, str]) -> None:
+    axis.axvline(0, color="0.6", linewidth=1)
+    for pair in pairs:
+        if pair.reference in colours:
+            one, colour = pair.comparison, colours[pair.reference]
+            height = methods.index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
+            axis.plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
+            face = colour if one.significant else "white"
+            axis.plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="0.92")
+    axis.set_axisbelow(True)
 
 
 def main() -> None:

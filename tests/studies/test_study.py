@@ -164,6 +164,14 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     text = module.markdown(titles, pairs)
     assert f"over all {len(pairs)} comparisons" in text and text.count("| Over ") == 3
     assert "Linear SHC DSC, 10 % of the labels" in text and "SAC DSC, 10 %" not in text
+    levels.pop(
+        "gvsl_without_zmatching"
+    )  # columns with fewer rows have tables of their own, without empty cells
+    few = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
+    pairs = module.compared([(1.0, table), (0.1, few)])
+    text = module.markdown(titles, pairs)
+    assert text.count("| Over scratch |") == 2 and "|  |" not in text
+    assert module.bands(pairs)[1] == [f"{title}, 10 % of the labels" for title in module.bands(pairs)[0]]
     module.draw(titles, pairs, tmp_path / "primary.png")
     assert (tmp_path / "primary.png").stat().st_size > 10_000
 
