@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +14,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 TITLES = {
     "linear": "linear", "multiscale": "multi-scale linear", "knn": "k-NN", "finetune": "fine-tune",
@@ -73,6 +77,36 @@ def draw(frame: pd.DataFrame, question: str, lever: str | None, path: Path) -> N
     )
     figure.suptitle("\n".join(textwrap.wrap(question, int(13 * width))), fontsize=10)
     save(figure, path)
+
+
+def panels(bands: Sequence[tuple[Sequence[str], Sequence[str]]]) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a panel a column, at most four beside each other, and the axes by column.
+
+    Args:
+        bands: columns that have the same rows, by title, and the titles of those rows, from the top: at 0, 1, ...
+    """
+    lines = []
+    for columns, rows in bands:
+        across = math.ceil(len(columns) / math.ceil(len(columns) / 4))  # 6: three and three
+        lines += [(columns[i : i + across], rows) for i in range(0, len(columns), across)]
+    heights = [0.27 * len(rows) + 0.6 for _, rows in lines]  # inches
+    width = 2.7 * max(len(columns) for columns, _ in lines) + 1.6
+    figure = plt.figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    parts = figure.subfigures(len(lines), 1, height_ratios=heights, squeeze=False)[:, 0]
+    found = {}
+    for part, (columns, rows) in zip(parts, lines, strict=True):
+        axes = part.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axis, column in zip(axes, columns, strict=True):
+            axis.set_title(column, fontsize=8)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.tick_params(labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="y", color="0.92")
+            axis.set_axisbelow(True)
+            found[column] = axis
+        axes[0].set_yticks(range(len(rows)), rows)
+        axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure, found
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -19,14 +19,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from figure import COLOURS, save
-from matplotlib.axes import Axes
+from figure import COLOURS, panels, save
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from separation import BASELINES
 from stores import tables_of, titled
 
@@ -139,24 +133,20 @@ def written(pair: Pair | None) -> str:
 
 
 def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
-    """Draw a panel a column, at most four beside each other: every row's difference to the two baselines."""
-    lines = []  # of panels
-    for columns in bands(pairs):
-        across = math.ceil(len(columns) / math.ceil(len(columns) / 4))  # 6: three and three
-        lines += [columns[i : i + across] for i in range(0, len(columns), across)]
-    rows = [methods_of(pairs, columns) for columns in lines]
-    heights = [0.27 * len(methods) + 0.6 for methods in rows]  # inches
-    width = 2.7 * max(map(len, lines)) + 1.6
-    figure = plt.figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
-    parts = figure.subfigures(len(lines), 1, height_ratios=heights, squeeze=False)[:, 0]
+    """Draw a panel a column: every row's difference to the two baselines."""
+    rows = {column: methods_of(pairs, columns) for columns in bands(pairs) for column in columns}
+    figure, axes = panels([
+        (columns, [titles[m] for m in methods_of(pairs, columns)]) for columns in bands(pairs)
+    ])  # fmt: skip
     colours = dict(zip(BASELINES, COLOURS, strict=False))
-    for part, columns, methods in zip(parts, lines, rows, strict=True):
-        axes = part.subplots(1, len(columns), squeeze=False, sharey=True)[0]
-        for axis, column in zip(axes, columns, strict=True):
-            _draw_column(axis, [p for p in pairs if titled(p.column, p.labels) == column], methods, colours)
-            axis.set_title(column, fontsize=8)
-        axes[0].set_yticks(range(len(methods)), [titles[m] for m in methods])
-        axes[0].invert_yaxis()
+    for axis in axes.values():
+        axis.axvline(0, color="0.6", linewidth=1)
+    for pair in (pair for pair in pairs if pair.reference in colours):
+        column, one, colour = titled(pair.column, pair.labels), pair.comparison, colours[pair.reference]
+        height = rows[column].index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
+        axes[column].plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
+        face = colour if one.significant else "white"
+        axes[column].plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
     handles = [
         Line2D([], [], marker="o", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
         for reference, colour in colours.items()
@@ -166,22 +156,6 @@ def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
         "difference of means in points, 95 % interval; filled: significant after correction", fontsize=8
     )
     save(figure, path)
-
-
-def _draw_column(axis: Axes, pairs: Sequence[Pair], methods: list[str], colours: Mapping[str, str]) -> None:
-    axis.axvline(0, color="0.6", linewidth=1)
-    for pair in pairs:
-        if pair.reference in colours:
-            one, colour = pair.comparison, colours[pair.reference]
-            height = methods.index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
-            axis.plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
-            face = colour if one.significant else "white"
-            axis.plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
-    axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="0.92")
-    axis.set_axisbelow(True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the commands of a study read from a store: finished runs, its tables, and the one with the most rows."""
+"""What the commands of a study read from a store: finished runs, and its tables."""
 
 from __future__ import annotations
 
@@ -49,11 +49,6 @@ def tables_of(store: Path, seeds: Collection[int] | None = None) -> list[tuple[f
 def titled(column: Column, labels: float) -> str:
     """Return the title of a column, with the share of the labels where it is not all of them."""
     return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
-
-
-def largest_table(store: Path) -> Table:
-    """Return the table with the most rows."""
-    return max(_tables(store), key=lambda table: len(table.rows))
 
 
 def _tables(store: Path, seeds: Collection[int] | None = None) -> tuple[Table, ...]:

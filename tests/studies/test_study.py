@@ -279,19 +279,18 @@ def test_every_seed_is_drawn(tmp_path: Path) -> None:
 
     seeds = module_of("seeds")
     drawn: list[Figure] = []
-    closed = seeds.plt.close
-    seeds.plt.close = drawn.append
-    try:
-        seeds.draw(made_up_model(seeds=3).tables[0], tmp_path / "new" / "seeds.png")
-    finally:
-        seeds.plt.close = closed
+    seeds.save = lambda figure, path: drawn.append(figure) or save(figure, path)
+    save = module_of("figure").save
+    table = made_up_model(seeds=3).tables[0]
+    seeds.draw([(1.0, table), (0.1, table)], tmp_path / "new" / "seeds.png")
     assert (tmp_path / "new" / "seeds.png").stat().st_size > 10_000
     for axis in drawn[0].axes:
         dots = [line for line in axis.lines if line.get_marker() == "o"]
         assert [len(line.get_xdata()) for line in dots] == [3, 3, 3, 3]
         means = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|"]
         np.testing.assert_allclose(means, [np.mean(line.get_xdata()) for line in dots])
-    assert len(drawn[0].axes) == 4
+    titles = [axis.get_title() for axis in drawn[0].axes]
+    assert len(titles) == 8 and titles[4] == f"{titles[0]}, 10 % of the labels"
     nothing = subprocess.run(
         [sys.executable, STUDY / "seeds.py", tmp_path, "--out", tmp_path / "x.png"],
         capture_output=True,
