@@ -5,8 +5,10 @@ over all of them together, in every column and at every share of the labels.
 
 Usage: ``python benchmarks/studies/primary.py --store STORE [--out PNG]``
 
-A difference is bold when its adjusted p is at most 0.05, and no smaller than the floor of its rows. The figure has a panel a
-column; dots of what is significant are filled.
+A difference is bold when its adjusted p is at most 0.05, and no smaller than the floor of its rows, where one was measured.
+Below each table of scratch stands what its columns could have shown. The last line says what a simpler test finds: a paired
+t over common seeds, each comparison by its own variance. The figure has a panel a column; dots of what is significant are
+filled.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from pathlib import Path
 
 from figure import COLOURS, panels, save
 from matplotlib.lines import Line2D
+from scipy import stats
 from separation import BASELINES
-from stores import tables_of, titled
+from stores import LEARNED, tables_of, titled, titles_of
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.statistics.comparisons import column_data, compared_with
 from ssl3d.results.statistics.inference import holm
-from ssl3d.results.table.model import Column, Comparison, Table
+from ssl3d.results.table.model import ALPHA, Column, Comparison, Table
 
 RESTORATION = "gvsl_without_zmatching"
 """GVSL without its matching."""
@@ -39,6 +42,7 @@ class Pair:
 
     Attributes:
         labels: share of the labels that the column's evaluations saw.
+        differences: of the seeds that both rows have.
     """
 
     column: Column
@@ -46,6 +50,12 @@ class Pair:
     method: str
     reference: str
     comparison: Comparison
+    differences: tuple[float, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Title of the column, with the share of the labels."""
+        return titled(self.column, self.labels)
 
 
 def pairs_of(table: Table) -> list[tuple[str, str]]:
@@ -77,7 +87,26 @@ def _compared(labels: float, table: Table) -> Iterator[Pair]:
             for method in (m for m, other in pairs if other == reference):
                 one = found.get((number[method], column.key))
                 if one is not None and not math.isnan(one.p):
-                    yield Pair(column, labels, method, reference, one)
+                    mine, other = (table.rows[number[m]].cells[column.key].seeds for m in (method, reference))
+                    common = tuple(mine[seed] - other[seed] for seed in mine.keys() & other.keys())
+                    yield Pair(column, labels, method, reference, one, common)
+
+
+def shows(tables: Sequence[tuple[float, Table]], tests: int) -> dict[str, float]:
+    """Return the smallest difference that each column finds with 80 % probability among so many tests, by title."""
+    found = {}
+    for labels, table in tables:
+        for column in table.columns:
+            data = column_data(table, column)
+            if data is not None:
+                found[titled(column, labels)] = data.design(tests).detectable()
+    return found
+
+
+def by_paired_t(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs that a paired t test over common seeds finds, each by its own variance, Holm over all."""
+    adjusted = holm([float(stats.ttest_1samp(pair.differences, 0).pvalue) for pair in pairs])
+    return [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= ALPHA]
 
 
 def bands(pairs: Sequence[Pair]) -> list[list[str]]:
@@ -85,7 +114,7 @@ def bands(pairs: Sequence[Pair]) -> list[list[str]]:
     modes, tasks = (list(dict.fromkeys(getattr(p.column, key) for p in pairs)) for key in ("mode", "task"))
     place, rows = {}, defaultdict[str, set[str]](set)
     for pair in pairs:
-        title = titled(pair.column, pair.labels)
+        title = pair.title
         place[title] = (modes.index(pair.column.mode), tasks.index(pair.column.task), -pair.labels)
         rows[title].add(pair.method)
     found: dict[frozenset[str], list[str]] = {}
@@ -96,12 +125,18 @@ def bands(pairs: Sequence[Pair]) -> list[list[str]]:
 
 def methods_of(pairs: Sequence[Pair], columns: Collection[str]) -> list[str]:
     """Return the methods that are compared in ``columns``."""
-    return list(dict.fromkeys(p.method for p in pairs if titled(p.column, p.labels) in columns))
+    return list(dict.fromkeys(p.method for p in pairs if p.title in columns))
 
 
-def markdown(titles: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    """Return a table for each band of columns and reference, a row a method; ``titles`` of the methods."""
-    by_place = {(p.method, p.reference, titled(p.column, p.labels)): p for p in pairs}
+def markdown(titles: Mapping[str, str], pairs: Sequence[Pair], could: Mapping[str, float]) -> str:
+    """Return a table for each band of columns and reference, a row a method.
+
+    Args:
+        titles: of the methods.
+        pairs: all comparisons.
+        could: what each column could have shown, see :func:`shows`.
+    """
+    by_place = {(p.method, p.reference, p.title): p for p in pairs}
     parts = []
     for columns in bands(pairs):
         for reference in dict.fromkeys(pair.reference for pair in pairs):
@@ -113,11 +148,20 @@ def markdown(titles: Mapping[str, str], pairs: Sequence[Pair]) -> str:
             for method in methods_of(compared_here, columns):
                 cells = (written(by_place.get((method, reference, column))) for column in columns)
                 lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
+            if reference == BASELINES[0]:
+                least = (f"{could[column]:.1f}" if column in could else "" for column in columns)
+                lines.append("| *could have shown* | " + " | ".join(least) + " |")
             parts.append("\n".join(lines))
     significant = sum(pair.comparison.significant for pair in pairs)
     parts.append(
         "Differences of means over seeds [95 % interval over seeds and cases]; bold: adjusted p at most 0.05 (Holm over "
-        f"all {len(pairs)} comparisons) and no smaller than the floor. {significant} are."
+        f"all {len(pairs)} comparisons) and no smaller than the floor, where one was measured. {significant} are. Could "
+        f"have shown: what is found with 80 % probability in a table of so many comparisons. {LEARNED}"
+    )
+    plain = [f"{titles[p.method]} over {titles[p.reference]} in {p.title}" for p in by_paired_t(pairs)]
+    parts.append(
+        "A plain paired t test over common seeds, each comparison by its own variance, with the same correction, finds "
+        f"{len(plain)}: {'; '.join(plain) or 'none'}."
     )
     return "\n\n".join(parts)
 
@@ -133,27 +177,28 @@ def written(pair: Pair | None) -> str:
 
 
 def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
-    """Draw a panel a column: every row's difference to the two baselines."""
+    """Draw a panel a column: every row's difference to each reference."""
     rows = {column: methods_of(pairs, columns) for columns in bands(pairs) for column in columns}
     figure, axes = panels([
         (columns, [titles[m] for m in methods_of(pairs, columns)]) for columns in bands(pairs)
     ])  # fmt: skip
-    colours = dict(zip(BASELINES, COLOURS, strict=False))
+    references = list(dict.fromkeys(pair.reference for pair in pairs))
+    colours = dict(zip(references, COLOURS, strict=False))
     for axis in axes.values():
         axis.axvline(0, color="0.6", linewidth=1)
-    for pair in (pair for pair in pairs if pair.reference in colours):
-        column, one, colour = titled(pair.column, pair.labels), pair.comparison, colours[pair.reference]
-        height = rows[column].index(pair.method) + (0.15 if pair.reference == BASELINES[0] else -0.15)
+    for pair in pairs:
+        column, one, colour = pair.title, pair.comparison, colours[pair.reference]
+        height = rows[column].index(pair.method) + 0.25 * (references.index(pair.reference) - 1)
         axes[column].plot([one.low, one.high], [height, height], color=colour, linewidth=1.2)
         face = colour if one.significant else "white"
-        axes[column].plot(one.difference, height, "o", ms=4.5, color=colour, markerfacecolor=face)
+        axes[column].plot(one.difference, height, "o", ms=5.5, color=colour, markerfacecolor=face)
     handles = [
-        Line2D([], [], marker="o", ms=4.5, color=colour, label=f"over {titles.get(reference, reference)}")
+        Line2D([], [], marker="o", ms=5.5, color=colour, label=f"over {titles.get(reference, reference)}")
         for reference, colour in colours.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.supxlabel(
-        "difference of means in points, 95 % interval; filled: significant after correction", fontsize=8
+        f"difference in points, 95 % interval; filled: significant after correction. {LEARNED}", fontsize=8
     )
     save(figure, path)
 
@@ -172,8 +217,8 @@ def main() -> None:
     pairs = compared(tables)
     if not pairs:
         sys.exit(f"Error: {arguments.store} has no two rows with three seeds each in a column.")
-    titles = {row.method: row.title for _, table in tables for row in table.rows}
-    print(markdown(titles, pairs))
+    titles = titles_of(tables)
+    print(markdown(titles, pairs, shows(tables, len(pairs))))
     if arguments.out:
         draw(titles, pairs, arguments.out)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from figure import COLOURS, panels, save
 from separation import BASELINES
-from stores import tables_of, titled
+from stores import LEARNED, tables_of, titled, titles_of
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.table.model import Column, Row, Table
@@ -28,8 +28,9 @@ def draw(tables: Sequence[tuple[float, Table]], path: Path) -> None:
     bands: dict[tuple[str, ...], list[str]] = {}
     for title, (column, table) in columns.items():
         bands.setdefault(tuple(row.method for row in rows_of(table, column)), []).append(title)
+    named = titles_of(tables)
     figure, axes = panels([
-        (titles, [row.title for row in rows_of(columns[titles[0]][1], columns[titles[0]][0])])
+        (titles, [named[row.method] for row in rows_of(columns[titles[0]][1], columns[titles[0]][0])])
         for titles in bands.values()
     ])  # fmt: skip
     for title, (column, table) in columns.items():
@@ -42,7 +43,7 @@ def draw(tables: Sequence[tuple[float, Table]], path: Path) -> None:
                 list(cell.seeds.values()), [height] * cell.n_seeds, "o", ms=4, color=colour, alpha=0.6
             )
             axes[title].plot(cell.mean, height, "|", ms=12, mew=2, color=colour)
-    figure.supxlabel("%; a dot a seed, a mark at their mean", fontsize=8)
+    figure.supxlabel(f"%; a dot a seed, a mark at their mean. {LEARNED}", fontsize=8)
     save(figure, path)
 
 

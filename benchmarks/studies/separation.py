@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import f, f_oneway
-from stores import tables_of, titled
+from stores import LEARNED, tables_of, titled, titles_of
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.statistics.comparisons import column_data
@@ -114,10 +114,10 @@ def scores(tables: Iterable[tuple[float, Table]]) -> pd.DataFrame:
     Args:
         tables: share of the labels and table.
     """
-    titles: dict[str, str] = {}
+    tables = list(tables)
+    titles = titles_of(tables)
     columns: dict[str, dict[str, str]] = {}
     for labels, table in tables:
-        titles |= {row.method: row.title for row in table.rows}
         for column in table.columns:
             cells = cells_of(table, column)
             best = max(cell.mean for cell in cells.values())
@@ -171,7 +171,10 @@ def main() -> None:
         sys.exit(
             "Error: no column has scratch and another method with two seeds each: bench with --seeds 0,1,2."
         )
-    note = "Bold: the highest. In parentheses: seeds, where they are not as many as elsewhere in the column."
+    note = (
+        "Bold: the highest. In parentheses: seeds, where they are not as many as elsewhere in the column; a comparison is "
+        f"over the seeds of both rows, and is not the difference of these means. {LEARNED}"
+    )
     parts = {"scores": [markdown(scores(tables)), note], "methods": [markdown(frame)]}
     chosen = [arguments.part] if arguments.part else list(parts)
     print("\n\n".join(line for part in chosen for line in parts[part]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ssl3d.errors import SSL3DError
 from ssl3d.models.weights.checkpoint import RUN, read_run
 from ssl3d.results.results import Results
+from ssl3d.results.store.record import Record
 from ssl3d.results.store.store import ResultStore
+from ssl3d.results.table.build import pretext_learned
 from ssl3d.results.table.model import Column, Table
 
 
@@ -49,6 +52,24 @@ def tables_of(store: Path, seeds: Collection[int] | None = None) -> list[tuple[f
 def titled(column: Column, labels: float) -> str:
     """Return the title of a column, with the share of the labels where it is not all of them."""
     return f"{column.group} {column.title}" + (f", {100 * labels:g} % of the labels" if labels < 1 else "")
+
+
+LEARNED = "‡ pretext task not learned by any seed; § not learned by some."
+"""What the signs behind :func:`titles_of` mean."""
+
+
+def titles_of(tables: Iterable[tuple[float, Table]]) -> dict[str, str]:
+    """Return the title of every method, with a sign where its pretext task was not learned, see :data:`LEARNED`."""
+    titles: dict[str, str] = {}
+    records: dict[str, list[Record]] = defaultdict(list)
+    for row in (row for _, table in tables for row in table.rows):
+        titles[row.method] = row.title
+        records[row.method] += [record for cell in row.cells.values() for record in cell.records]
+    signs = {
+        method: {None: "", 1.0: "", 0.0: " ‡"}.get(pretext_learned(of), " §")
+        for method, of in records.items()
+    }
+    return {method: title + signs[method] for method, title in titles.items()}
 
 
 def _tables(store: Path, seeds: Collection[int] | None = None) -> tuple[Table, ...]:

@@ -19,7 +19,7 @@ from ssl3d.results.formats.html import render_html
 from ssl3d.results.formats.latex import render_latex
 from ssl3d.results.formats.markdown import render_markdown
 from ssl3d.results.formats.terminal import render_rich
-from ssl3d.results.formats.wording import under_title
+from ssl3d.results.formats.wording import legend, under_title
 from ssl3d.results.statistics.annotate import with_statistics
 from ssl3d.results.statistics.comparisons import column_data, comparisons
 from ssl3d.results.statistics.inference import (
@@ -394,6 +394,23 @@ def test_comparisons_of_a_table() -> None:
     assert not found[1, ("linear", "shc")].significant
     with pytest.raises(ConfigError, match='Did you mean "best"'):
         comparisons(table, "bset")
+
+
+def test_the_difference_that_is_shown_is_the_one_that_is_tested() -> None:
+    """Rows with other seeds: the means over all of them differ by something else."""
+    records = made_up_records(seeds=5)
+    kept = [r for r in records if r["identity"]["method"] == "scratch" or r["identity"]["seed"] > 1]
+    table = build_table(kept).tables[0]
+    found = comparisons(table).comparisons
+    assert len(found) == 12
+    for (row, key), comparison in found.items():
+        cell, baseline = (table.rows[i].cells[key] for i in (row, 0))
+        assert cell.delta == pytest.approx(comparison.difference)
+        assert abs(cell.delta - (cell.mean - baseline.mean)) > 1e-3
+    assert "difference to scratch, over the seeds of both" in legend(table, "best", "second")
+    assert "over the seeds of both" not in legend(build_table(records).tables[0], "best", "second")
+    apart = [r for r in records if (r["identity"]["method"] == "scratch") == (r["identity"]["seed"] < 2)]
+    assert [row.cells["linear", "shc"].delta for row in build_table(apart).tables[0].rows] == [None] * 4
 
 
 def test_against_the_best_all_pairs_are_counted() -> None:

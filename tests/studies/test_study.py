@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -139,6 +140,10 @@ def test_separation_finds_what_was_put_in() -> None:
     assert "[" not in module.difference(two, two.columns[0], "c", "scratch"), "two seeds have no interval"
 
 
+def titles_in(pairs: list[Any]) -> set[str]:
+    return {pair.title for pair in pairs}
+
+
 def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     """Scratch at 40, the control at 60, GVSL at 60, restoration at 50: what differs is found, and nothing else."""
     from test_statistics import made_up_model
@@ -161,7 +166,19 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     smallest = min(pairs, key=lambda pair: pair.comparison.p).comparison
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(pairs)))
     titles = {row.method: row.title for row in table.rows}
-    text = module.markdown(titles, pairs)
+    could = module.shows([(1.0, table), (0.1, fewer)], len(pairs))
+    text = module.markdown(titles, pairs, could)
+    assert set(could) == set(titles_in(pairs)) and all(0 < points < 100 for points in could.values())
+    # The simpler test: each difference over its own standard error.
+    found = {(p.title, p.method, p.reference) for p in module.by_paired_t(pairs)}
+    for pair in pairs:
+        of = np.array(pair.differences)
+        t = of.mean() / (of.std(ddof=1) / np.sqrt(len(of)))
+        p = 2 * stats.t.sf(abs(t), len(of) - 1)
+        assert len(of) == 3 and of.mean() == pytest.approx(pair.comparison.difference)
+        if p * len(pairs) <= 0.05:  # Bonferroni's are among Holm's
+            assert (pair.title, pair.method, pair.reference) in found
+    assert f"with the same correction, finds {len(found)}:" in text and text.count("could have shown") == 1
     assert f"over all {len(pairs)} comparisons" in text and text.count("| Over ") == 3
     assert "Linear SHC DSC, 10 % of the labels" in text and "SAC DSC, 10 %" not in text
     levels.pop(
@@ -169,7 +186,7 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     )  # columns with fewer rows have tables of their own, without empty cells
     few = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
     pairs = module.compared([(1.0, table), (0.1, few)])
-    text = module.markdown(titles, pairs)
+    text = module.markdown(titles, pairs, could)
     assert text.count("| Over scratch |") == 2 and "|  |" not in text
     assert module.bands(pairs)[1] == [f"{title}, 10 % of the labels" for title in module.bands(pairs)[0]]
     module.draw(titles, pairs, tmp_path / "primary.png")

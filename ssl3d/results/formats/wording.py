@@ -181,7 +181,8 @@ def legend(table: Table, best: str, second: str, colours: str = "", starred: boo
     if any(cell.sd is not None for cell in cells):
         parts.append("± standard deviation over seeds")
     if any(cell.delta is not None for cell in cells):
-        parts.append(f"signed: difference to scratch{f' ({colours})' if colours else ''}")
+        over = ", over the seeds of both" if _seeds_differ(table) else ""
+        parts.append(f"signed: difference to scratch{over}{f' ({colours})' if colours else ''}")
     parts.append("n = seeds × test cases")
     if any(cell.best for cell in cells):
         parts.append(f"{best}: best")
@@ -194,6 +195,21 @@ def legend(table: Table, best: str, second: str, colours: str = "", starred: boo
     if any(cell.paper is not None for cell in cells):
         parts.append(f"paper: {PAPER}, on the real data sets")
     return "; ".join(parts) + "."
+
+
+def _seeds_differ(table: Table) -> bool:
+    """Return whether rows of a column have other seeds, so that their means' difference is not that of common seeds."""
+    return any(
+        len(
+            {
+                frozenset(seed for seed, _ in row.cells[c.key].seeds)
+                for row in table.rows
+                if c.key in row.cells
+            }
+        )
+        > 1
+        for c in table.columns
+    )
 
 
 # --- Cost ------------------------------------------------------------------------------------------

@@ -338,10 +338,25 @@ def _pool(folds: list[Record]) -> tuple[float, int]:
     return fmean(record["score"] for record in folds), len(per_case)
 
 
+def _gain(cell: Cell, baseline: Cell) -> float | None:
+    """Return the difference of the means over the seeds that both were evaluated with, which is what is tested."""
+    mine, other = (_by_evaluation(one) for one in (cell, baseline))
+    common = mine.keys() & other.keys()
+    return fmean(mine[seed] - other[seed] for seed in common) if common else None
+
+
+def _by_evaluation(cell: Cell) -> dict[int, float]:
+    """Return the score of each seed of the evaluation, averaged over trainings that share it."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for (seed, _), score in cell.seeds.items():
+        found[seed].append(score)
+    return {seed: fmean(scores) for seed, scores in found.items()}
+
+
 def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tuple[str, str], Cell]:
     """Fill in differences to scratch, best and second best of one column."""
     scored = {row: c for row, c in cells.items() if not (c.constant and scores.of_classes(column.metric))}
-    baseline = next((cell.mean for (method, _), cell in scored.items() if method == BASELINE), None)
+    baseline = next((cell for (method, _), cell in scored.items() if method == BASELINE), None)
     shown = sorted(
         {round(c.mean, column.digits) for c in cells.values() if c.ranked},
         reverse=scores.sign(column.metric) > 0,
@@ -363,7 +378,7 @@ def _compared(cells: Mapping[tuple[str, str], Cell], column: Column) -> dict[tup
             cell,
             delta=None
             if baseline is None or row[0] == BASELINE or row not in scored
-            else cell.mean - baseline,
+            else _gain(cell, baseline),
             # A lone row is not the best of anything, and of two the second is the last.
             best=first and len(cells) > 1 and all(clear[:1]),
             second=second and len(cells) > 2 and all(clear),

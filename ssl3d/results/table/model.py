@@ -76,7 +76,7 @@ class Cell:
         seeds: the primary metric for each seed, folds pooled within the seed; in percent, or for errors in
             the unit of what is predicted (see :mod:`ssl3d.results.scores`), as is every other figure here.
         n_cases: scored test cases of one seed, all folds together.
-        delta: mean minus the mean of scratch; None without scratch.
+        delta: difference to scratch, of the means over the seeds that both have; None without one.
         best, second: best and second best of the column, at the decimals that it is shown with, where none below is
             within the floor.
         marks: signs of the footnotes that belong to this cell.
