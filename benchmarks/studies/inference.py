@@ -7,9 +7,11 @@ three times in one row, at equal mean variance. Printed, for each design of seed
 
 - how often an interval that promises 95 % covers the true mean,
 - how often a table of equal rows has at least one significant p (wanted: 6 % at most), for several tests,
-- how often a difference of 12 points in SHC is found, and one of the size that the table calls detectable (80 %).
+- how often a difference of 12 points in SHC is found, and one of the size that the table calls detectable (80 %),
+- how often a table errs in which five rows have eight seeds and the others five, against two references, as in the study.
 
-Usage: ``python benchmarks/studies/inference.py [--tables 1000] > benchmarks/studies/results/inference.md``
+Usage: ``python benchmarks/studies/inference.py [--tables 1000] > benchmarks/studies/results/inference.md``; ``--uneven``
+prints the last of these alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm, t, wilcoxon
+from scipy.stats import norm, t, ttest_1samp, wilcoxon
 
 from ssl3d.results.statistics.comparisons import cases_part
 from ssl3d.results.statistics.inference import Design, contrasts, holm, mean_spread, seed_spread
@@ -34,6 +36,8 @@ from ssl3d.results.table.model import ALPHA
 COMPONENTS = Path(__file__).parent / "results" / "variance-components.json"
 ROWS = 11
 DESIGNS = ((3, 12), (3, 50), (5, 12), (8, 12))
+MORE, CASES = (5, 8, 5), 20
+"""A table with rows of unequal numbers of seeds: rows that have more, how many they have, and the others; test cases."""
 SPREADS = ("equal", "as recorded", "every other row 2x", "reference 2x", "one row 3x")
 Rng = np.random.Generator
 
@@ -239,6 +243,31 @@ def errors(
     return {test: 100 * found[test] / tables for test in tests}
 
 
+def errors_uneven(rng: Rng, spread: str, tables: int) -> dict[str, float]:
+    """Return how often a table of equal rows errs whose first rows have :data:`MORE` seeds and the others fewer, in %.
+
+    Every row is compared with the first two, as in the study with scratch and the control; Holm over all.
+    """
+    rows, seeds, fewer = MORE
+    found: dict[str, int] = defaultdict(int)
+    of_columns = columns(spread)
+    for _ in range(tables):
+        p: dict[str, list[float]] = defaultdict(list)
+        for column in of_columns:
+            one = draw(rng, column, seeds, CASES)
+            scores = one.scores.copy()  # (M, S)
+            scores[rows:, fewer:] = np.nan
+            of_cases = cases_part([block[:, :fewer] for block in one.blocks], 1.0)
+            for reference in (0, 1):
+                tested = contrasts(scores, reference, of_cases)[reference + 1 :]  # those before it are done
+                p[SHIPPED] += [contrast.p for contrast in tested if contrast]
+                apart = scores[reference + 1 :] - scores[reference]
+                p["paired t over seeds"] += list(ttest_1samp(apart, 0, axis=1, nan_policy="omit").pvalue)
+        for test, values in p.items():
+            found[test] += min(holm(values)) <= ALPHA
+    return {test: 100 * count / tables for test, count in found.items()}
+
+
 def power(
     rng: Rng, seeds: int, cases: int, spread: str, better: float, tables: int, tests: Sequence[str]
 ) -> dict[str, float]:
@@ -295,12 +324,33 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines)) + "\n"
 
 
+def report_uneven(tables: int) -> None:
+    """Print how often tables with rows of unequal numbers of seeds err, from draws of its own."""
+    rows, seeds, fewer = MORE
+    rng = np.random.default_rng(1)
+    print(
+        f"## {rows} of eleven equal rows with {seeds} seeds, the others with {fewer}, {CASES} cases: tables with a "
+        "significant p, in %\n\nAgainst the first row and against the second, Holm over all 76 comparisons.\n"
+    )
+    of = {spread: errors_uneven(rng, spread, tables) for spread in SPREADS}
+    lines = [
+        [test, *(f"{of[spread].get(test, 0.0):.1f}" for spread in SPREADS)]
+        for test in next(iter(of.values()))
+    ]
+    print(markdown(["luck of the rows", *SPREADS], lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", type=int, default=1000, help="simulated tables of each design and spread")
-    tables = parser.parse_args().tables
+    parser.add_argument("--uneven", action="store_true", help="rows of unequal numbers of seeds alone")
+    arguments = parser.parse_args()
+    tables = arguments.tables
+    if arguments.uneven:
+        report_uneven(tables)
+        return
     rng = np.random.default_rng(0)
     names = [f"{s}x{c}" for s, c in DESIGNS]
     print(f"Made by `python benchmarks/studies/inference.py --tables {tables}`; standard error of a figure: at most "
@@ -346,6 +396,7 @@ def main() -> None:
             [["points", *(f"{d:.1f}" for d in sizes)], ["found, %", *(f"{p:.0f}" for p in of)]],
         )
     )
+    report_uneven(tables)
 
 
 if __name__ == "__main__":

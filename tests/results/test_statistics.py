@@ -288,6 +288,14 @@ def test_a_table_of_equal_rows_has_nothing_significant(
     assert 0.6 * found[simulation.SHIPPED] < 9
 
 
+@pytest.mark.parametrize("spread", ["equal", "reference 2x"])
+def test_rows_of_unequal_numbers_of_seeds_are_not_found_to_differ(
+    simulation: ModuleType, spread: str
+) -> None:
+    """As in the study: some rows have eight seeds, the others five, and all are compared with two of them."""
+    assert 0.6 * simulation.errors_uneven(np.random.default_rng(14), spread, 60)[simulation.SHIPPED] < 9
+
+
 def test_tests_over_cases_had_something_significant_in_most_such_tables(simulation: ModuleType) -> None:
     """The faults that this test of ours must be able to see: luck of a seed taken for a difference of methods."""
     before = "Wilcoxon or DeLong over cases (before)"
