@@ -386,14 +386,14 @@ def main() -> None:
         "## The smallest difference in SHC that a table says it could have shown, and how often it is found\n"
     )
     sizes = [detectable(s, c) for s, c in DESIGNS]
-    of = [
+    hits = [
         power(rng, s, c, "equal", d, tables // 2, [SHIPPED])[SHIPPED]
         for (s, c), d in zip(DESIGNS, sizes, strict=True)
     ]
     print(
         markdown(
             ["seeds x cases", *names],
-            [["points", *(f"{d:.1f}" for d in sizes)], ["found, %", *(f"{p:.0f}" for p in of)]],
+            [["points", *(f"{d:.1f}" for d in sizes)], ["found, %", *(f"{p:.0f}" for p in hits)]],
         )
     )
     report_uneven(tables)
