@@ -4,8 +4,8 @@
 matches the labelled hearts of ``matching.py``, which they have never seen.
 
 Usage: ``python benchmarks/studies/matching_curve.py STUDY.yaml --store STORE [--out JSON]``; ``--show JSON`` prints kept
-figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named. ``--scores CSV``, that of
-``run.py``, puts the downstream scores of the same weights beside them.
+figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named; what JSON has of the same
+weights is not measured again. ``--scores CSV``, that of ``run.py``, puts the downstream scores of these weights beside them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ssl3d.downstream.features.matching import (
 from ssl3d.environment import environment
 from ssl3d.errors import SSL3DError
 from ssl3d.geometry import identity_coords
-from ssl3d.models.weights.checkpoint import State, load_tensors
+from ssl3d.models.weights.checkpoint import State, load_tensors, read_run
 from ssl3d.pretrain.loop import build_method, pretrain_identity
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.registry.registry import registry
@@ -107,17 +107,28 @@ def curve(folder: Path, settings: Settings, seed: int, hearts: Hearts) -> list[d
     return found
 
 
-def measured(study: Study, store: Path, cache: Path | None, count: int) -> dict[str, Any]:
+def measured(
+    study: Study, store: Path, cache: Path | None, count: int, before: dict[str, Any]
+) -> dict[str, Any]:
     """Return the curve of every arm and seed of ``study`` that has a finished run in ``store``.
 
+    Args:
+        study: its arms are the values of its lever.
+        store: where run.py keeps its runs.
+        cache: folder of phantoms and prepared volumes.
+        count: pairs.
+        before: what an earlier call returned; what it has of the same weights and pairs is not measured again.
+
     Raises:
-        SSL3DError: none has.
+        SSL3DError: no arm has a finished run.
     """
     plain = load_settings(study.preset, study.set, registry().methods.names())
     unlabelled = pretraining_cohort("phantoms", plain, cache)
     labelled = task_cohort(registry().tasks.get("shc").load(), None, plain, cache)
     hearts = Hearts(labelled, labelled_pairs(labelled, count), plain.pretrain.crop)
+    same = before.get("cohort") == labelled.fingerprint and before.get("pairs") == count
     arms: dict[str, dict[str, Any]] = {}
+    weights: dict[str, str] = {}
     for arm, overrides in (study.lever.values if study.lever else {"": []}).items():
         settings = settings_of(study, overrides).for_method(METHOD)
         spec = resolve_method(METHOD, settings.methods)
@@ -127,14 +138,20 @@ def measured(study: Study, store: Path, cache: Path | None, count: int) -> dict[
             if folder is None:
                 print(f"{arm}, seed {seed}: no finished run in {store}; left out.", file=sys.stderr)
                 continue
-            arms.setdefault(arm, {})[str(seed)] = curve(folder, settings, seed, hearts)
+            key = f"{arm}, seed {seed}"
+            weights[key] = read_run(folder)["weights_sha256"]
+            kept = before["arms"].get(arm, {}).get(str(seed)) if same else None
+            known = kept is not None and before["weights"].get(key) == weights[key]
+            arms.setdefault(arm, {})[str(seed)] = kept if known else curve(folder, settings, seed, hearts)
     if not arms:
         raise SSL3DError(f"{store} has no finished run of this study: run run.py on it first.")
     return {
         "question": study.question,
+        "cohort": labelled.fingerprint,
         "pairs": count,
-        "reference": hearts.reference(),
+        "reference": before["reference"] if same else hearts.reference(),
         "arms": arms,
+        "weights": weights,
         "environment": environment(),
     }
 
@@ -250,7 +267,8 @@ def main() -> None:
         if args.show is None:
             if args.study is None or args.store is None:
                 parser.error("give STUDY.yaml and --store, or --show JSON")
-            found = measured(load_study(args.study), args.store, args.cache, args.pairs)
+            before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+            found = measured(load_study(args.study), args.store, args.cache, args.pairs, before)
             if args.scores:
                 with_scores(found["arms"], args.scores)
             args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,14 @@ def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
         assert point["spread"] == pytest.approx(spread(method, cohort, pairs, edges), rel=1e-4, abs=1e-7)
     assert kept["reference"]["not aligned"] == pytest.approx(means["not aligned"], rel=1e-5)
 
+    # Again: what is known of the same weights is kept, other pairs are measured anew.
+    out.write_text(json.dumps({**kept, "arms": {"A": {"0": [{**points[0], "spread": 7.0}]}}}))
+    again = ("matching_curve.py", one, *places, "--out", out, "--pairs")
+    assert "7.0000" in script(*again, "3").stdout
+    done = script(*again, "2")
+    assert done.returncode == 0 and "7.0000" not in done.stdout and "over 2 pairs" in done.stdout
+    out.write_text(json.dumps(kept))
+
     shown = script("matching_curve.py", "--show", out, "--steps", "4")
     assert shown.returncode == 0 and shown.stdout.count("| A |") == 1 and "seeds 0" in shown.stdout
     assert f" {frame[4]:.1f} |\n" in shown.stdout and "knn SHC" in shown.stdout
