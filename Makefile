@@ -14,7 +14,7 @@ FINETUNED := $(EIGHT),gvsl_without_zmatching
 LONG := --set downstream.finetune.steps=3840 --set downstream.finetune.validate_every=960
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
-.PHONY: faults check-results speed bench quick bench-all study study-matching matching-curve study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
+.PHONY: faults check-results speed bench quick bench-all study study-labels study-matching matching-curve study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -63,6 +63,15 @@ study: .venv/.installed
 	$(BIN)/python benchmarks/studies/separation.py $(STORE)/study > benchmarks/studies/results/separation.md
 	$(BIN)/python benchmarks/studies/losses.py $(STORE)/study > benchmarks/studies/results/losses.md
 	$(BIN)/python benchmarks/studies/seeds.py $(STORE)/study --out docs/images/study_seeds.png
+
+# How much a label is worth to scratch: development cohort, trained until its validation rests; half an hour on a core.
+study-labels: .venv/.installed
+	$(BIN)/ssl3d bench --preset study --set phantoms.profile=development --methods scratch --tasks shc --modes finetune \
+		--label-fractions 0.05,0.1,0.25,0.5,1 --seeds 0 --jobs $(JOBS) --store $(STORE)/curve
+	$(BIN)/ssl3d bench --preset study --set phantoms.profile=development --methods scratch --tasks sbm --modes finetune \
+		--set downstream.finetune.steps=3840 --set downstream.finetune.validate_every=480 \
+		--label-fractions 0.05,0.1,0.25,0.5,1 --seeds 0 --jobs $(JOBS) --store $(STORE)/curve
+	$(BIN)/python benchmarks/studies/learning_curve.py $(STORE)/curve --out docs/images/study_labels.png
 
 # What the records do not hold: how well GVSL's heads match, with the study's own runs.
 study-matching: .venv/.installed
