@@ -27,8 +27,7 @@ import numpy as np
 import pandas as pd
 from figure import COLOURS, save
 from matching import RESULTS, labelled_pairs, one_matrix, run_in, scores_of_matrix, spread
-from run import Study, load_study
-from torch import Tensor
+from run import Study, load_study, settings_of
 
 from ssl3d.bench.sources import pretraining_cohort, task_cohort
 from ssl3d.config import Settings, load_settings
@@ -37,26 +36,18 @@ from ssl3d.device import select_device
 from ssl3d.downstream.features.matching import (
     AFFINE_ONLY,
     PREDICTED,
-    central,
     evaluate_matching,
     matching_means,
-    score,
 )
 from ssl3d.environment import environment
 from ssl3d.errors import SSL3DError
-from ssl3d.geometry import identity_coords
+from ssl3d.geometry import identity_matrix
 from ssl3d.models.weights.checkpoint import State, load_tensors, read_run
 from ssl3d.pretrain.loop import build_method, pretrain_identity
 from ssl3d.pretrain.spec import resolve_method
 from ssl3d.registry.registry import registry
 
 METHOD = "gvsl"
-
-
-def settings_of(study: Study, overrides: list[str]) -> Settings:
-    """Return the settings of one arm, as ``run.py`` has them."""
-    extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
-    return load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
 
 
 def states(folder: Path) -> dict[int, Path]:
@@ -77,17 +68,10 @@ class Hearts:
     def reference(self) -> dict[str, dict[str, float]]:
         """Return the means of the pairs as they lie, and warped by the one matrix that is best for all."""
         best = one_matrix(self.cohort, self.pairs, self.edges)
-        coords = identity_coords(self.edges, best)
-        plain = [score(coords, self.load(i), self.load(j)) for i, j in self.pairs]
-        single = scores_of_matrix(best, self.cohort, self.pairs, self.edges)
-        return matching_means({"not aligned": plain, "one matrix": single})
-
-    def load(self, case: int) -> tuple[Tensor, Tensor]:
-        """Return image and label of a case, (1, 1, *edges) each."""
-        image, label = (
-            central(np.array(v), self.edges) for v in (self.cohort.image(case), self.cohort.label(case))
-        )
-        return image, label
+        matrices = {"not aligned": identity_matrix(1, best), "one matrix": best}
+        return matching_means({
+            name: scores_of_matrix(matrix, self.cohort, self.pairs, self.edges) for name, matrix in matrices.items()
+        })  # fmt: skip
 
 
 def curve(folder: Path, settings: Settings, seed: int, hearts: Hearts) -> list[dict[str, Any]]:

@@ -178,10 +178,9 @@ def written(pair: Pair | None) -> str:
 
 def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:
     """Draw a panel a column: every row's difference to each reference."""
-    rows = {column: methods_of(pairs, columns) for columns in bands(pairs) for column in columns}
-    figure, axes = panels([
-        (columns, [titles[m] for m in methods_of(pairs, columns)]) for columns in bands(pairs)
-    ])  # fmt: skip
+    parts = [(columns, methods_of(pairs, columns)) for columns in bands(pairs)]
+    rows = {column: methods for columns, methods in parts for column in columns}
+    figure, axes = panels([(columns, [titles[m] for m in methods]) for columns, methods in parts])
     references = list(dict.fromkeys(pair.reference for pair in pairs))
     colours = dict(zip(references, COLOURS, strict=False))
     for axis in axes.values():

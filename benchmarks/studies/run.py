@@ -92,6 +92,12 @@ def load_study(path: Path) -> Study:
     return validate(Study, values, str(path))
 
 
+def settings_of(study: Study, overrides: Sequence[str]) -> Settings:
+    """Return the settings of one value of the lever."""
+    extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
+    return load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
+
+
 def bench_of(
     study: Study, settings: Settings, methods: Sequence[str], modes: Sequence[Mode], seeds: Sequence[int], store: Path,
     cache: Path | None, fraction: float = 1.0,
@@ -145,8 +151,7 @@ def points(study: Study, store: Path, cache: Path | None) -> list[dict[str, Any]
                 rows.append({**row, "mode": "correspondence", "score": correspondence, "validation": None})
 
     for value, overrides in (study.lever.values if study.lever else {"": []}).items():
-        extra = ["pretrain.keep_checkpoints=true"] if study.at_steps else []
-        settings = load_settings(study.preset, [*study.set, *extra, *overrides], registry().methods.names())
+        settings = settings_of(study, overrides)
         for mode in study.modes:
             fraction = study.finetune_labels if mode == "finetune" else 1.0
             collect(

@@ -21,8 +21,7 @@ STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 sys.path.insert(0, str(STUDIES))
 
 from matching import labelled_pairs, spread  # noqa: E402
-from matching_curve import settings_of  # noqa: E402
-from run import load_study  # noqa: E402
+from run import load_study, settings_of  # noqa: E402
 
 YAML = """
 question: Does it match?
