@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ def tables_of(store: Path, seeds: Collection[int] | None = None) -> list[tuple[f
     """
     found: list[tuple[float, Table]] = []
     taken: set[tuple[float, tuple[str, str]]] = set()
-    for table in _tables(store, seeds):
+    records, _ = ResultStore(store).records()
+    if seeds:
+        records = [record for record in records if record["identity"]["seed"] in seeds]
+    for table in _tables(store, records):
         (share,) = {
             r["identity"]["label_fraction"]
             for row in table.rows
@@ -47,6 +50,38 @@ def tables_of(store: Path, seeds: Collection[int] | None = None) -> list[tuple[f
         taken |= columns
         found.append((share, table))
     return sorted(found, key=lambda entry: -entry[0])
+
+
+def tables_by(store: Path, key: str) -> dict[float, Table]:
+    """Return the table of a store at each value of a setting, the lowest first.
+
+    Args:
+        store: a study over that setting, and over nothing else.
+        key: of a number among the settings, such as ``phantoms.appearance_variance``.
+
+    Raises:
+        SSL3DError: a record has no such setting, there are no two values, or one of them has several tables.
+    """
+    records, _ = ResultStore(store).records()
+    by_value: dict[float, list[Record]] = defaultdict(list)
+    for record in records:
+        value: Any = record.get("run")
+        for part in ("settings", *key.split(".")):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise SSL3DError(f"{store}: {key} is no number in the settings of its records, but {value}.")
+        by_value[value].append(record)
+    if len(by_value) < 2:
+        raise SSL3DError(f"{store}: two values of {key} are needed, and it has {len(by_value)}.")
+    found = {}
+    for value, of_value in sorted(by_value.items()):
+        tables = _tables(store, of_value)
+        if len(tables) > 1:
+            raise SSL3DError(
+                f"{store} holds several studies at {key} {value:g}: {tables[1].caption}. Give each a store of its own."
+            )
+        found[value] = tables[0]
+    return found
 
 
 def titled(column: Column, labels: float) -> str:
@@ -72,8 +107,5 @@ def titles_of(tables: Iterable[tuple[float, Table]]) -> dict[str, str]:
     return {method: title + signs[method] for method, title in titles.items()}
 
 
-def _tables(store: Path, seeds: Collection[int] | None = None) -> tuple[Table, ...]:
-    records, _ = ResultStore(store).records()
-    if seeds:
-        records = [record for record in records if record["identity"]["seed"] in seeds]
+def _tables(store: Path, records: Sequence[Record]) -> tuple[Table, ...]:
     return Results(store, tuple(records)).model(()).tables

@@ -234,6 +234,64 @@ def test_tables_of_a_study_are_read_together(tmp_path: Path) -> None:
         stores.tables_of(tmp_path)
 
 
+def called_with(variance: float) -> dict[str, Any]:
+    settings = {"preset": "made-up", "data": {}, "phantoms": {"appearance_variance": variance}}
+    return {
+        "data": "phantoms", "task_data": None, "checkpoint": None, "settings": settings, "overrides": {}
+    }  # fmt: skip
+
+
+def test_what_a_factor_does_to_the_rows(tmp_path: Path) -> None:
+    """Cases get harder for all, row "a" loses ten points more than the others: that is found, and nothing else."""
+    from test_statistics import made_up_records
+
+    store = ResultStore(tmp_path)
+    levels = {"scratch": 40.0, "a": 60.0, "b": 60.0}
+    scores: dict[tuple[float, str, int], float] = {}
+    for value, lost in ((0.0, 0.0), (1.0, 5.0), (2.0, 10.0)):
+        of_rows = {row: level - lost * (2 if row == "a" else 1) for row, level in levels.items()}
+        for record in made_up_records(30, 5, ("linear",), of_rows):
+            identity = {**record["identity"], "task_data": f"{record['identity']['task']} at {value}"}
+            if identity["task"] == "shc":  # what is made up of CCC are no probabilities
+                store.write({**record, "identity": identity, "run": called_with(value)})
+                scores[value, identity["method"], identity["seed"]] = record["score"]
+    module, stores = module_of("interaction"), module_of("stores")
+    tables = stores.tables_by(tmp_path, "phantoms.appearance_variance")
+    assert list(tables) == [0, 1, 2]
+    found = [module.changes(tables, column) for column in tables[0].columns]
+    apart = module.tested(found, ["scratch", "a"])
+    hearts = {(one.method, one.reference): one for one in apart}
+    assert set(hearts) == {("a", "scratch"), ("b", "scratch"), ("b", "a")}, "no two rows twice"
+    for (method, reference), one in hearts.items():
+        by_hand = statistics.fmean(
+            (scores[2, method, seed] - scores[2, reference, seed])
+            - (scores[0, method, seed] - scores[0, reference, seed])
+            for seed in range(5)
+        )
+        assert one.difference == pytest.approx(by_hand) and one.low < by_hand < one.high
+    assert {pair for pair, one in hearts.items() if one.p <= 0.05} == {("a", "scratch"), ("b", "a")}
+    assert hearts["a", "scratch"].difference == pytest.approx(-10, abs=2)
+    change, half = found[0].own["scratch"]
+    assert abs(change + 10) < half < 3
+    script = [sys.executable, STUDY / "interaction.py", "--store", tmp_path, "--factor"]
+    whole = [*script, "phantoms.appearance_variance", "--against", "scratch", "a"]
+    printed = subprocess.run(whole, capture_output=True, text=True)
+    assert printed.returncode == 0 and "Holm over all 3 comparisons" in printed.stdout
+    line = next(line for line in printed.stdout.splitlines() if line.startswith("| Linear SHC DSC | a |"))
+    assert line.count("|") == 9 and "**-" in line
+    for setting, why in (("phantoms.apearance", "is no number"), ("pretrain.steps", "is no number")):
+        wrong = subprocess.run([*script, setting], capture_output=True, text=True)
+        assert wrong.returncode == 1 and why in wrong.stderr and "Traceback" not in wrong.stderr
+    alone = subprocess.run([*whole, "--against", "byol"], capture_output=True, text=True)
+    assert alone.returncode == 1 and "no row of byol" in alone.stderr
+    for record in made_up_records(30, 5, ("linear",)):  # the same columns by another budget
+        if record["identity"]["task"] == "shc":
+            identity = {**record["identity"], "budget": {"steps": 7}}
+            store.write({**record, "identity": identity, "run": called_with(2.0)})
+    with pytest.raises(SSL3DError, match="holds several studies at phantoms.appearance_variance 2"):
+        stores.tables_by(tmp_path, "phantoms.appearance_variance")
+
+
 def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
     """The prediction interval holds a new seed's score in 95 % of studies; the gain is that of statsmodels' formula."""
     trend, rng = module_of("trend"), np.random.default_rng(0)
