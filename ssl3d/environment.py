@@ -21,7 +21,9 @@ EXTENSIONS = (
     "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
 """Of a processor's instructions, those for which the libraries have kernels of their own: of x86, and of ARM."""
-LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+LIMITS = (
+    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+)  # fmt: skip
 """Variables by which a user keeps the libraries from some of them."""
 
 

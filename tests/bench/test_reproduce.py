@@ -21,6 +21,7 @@ from ssl3d.cli import main
 from ssl3d.config import load_settings
 from ssl3d.data.cohort import Case
 from ssl3d.data.splits import make_splits
+from ssl3d.environment import instruction_set
 from ssl3d.errors import DataError
 from ssl3d.registry.registry import registry
 from ssl3d.results.store.store import ResultStore
@@ -190,6 +191,20 @@ def test_a_number_that_does_not_come_back_says_so(folder: Path) -> None:
     for part in ("NOT reproduced", "Differs in: score", "weights are the same", "Another torch: 1.0"):
         assert part in far.output, far.output
     assert ResultStore(folder / "again").records()[0][0]["score"] == record["score"]
+
+
+@pytest.mark.parametrize("variable", ["MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])
+def test_what_keeps_a_library_from_instructions_is_another_instruction_set(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        instruction_set.cache_clear()
+        plain = instruction_set()
+        monkeypatch.setenv(variable, "AVX2")
+        instruction_set.cache_clear()
+        assert instruction_set() == f"{plain} {variable}=AVX2"
+    finally:
+        instruction_set.cache_clear()
 
 
 def test_the_same_machine_must_give_the_same_bits_and_another_within_the_floor(
