@@ -3,19 +3,22 @@
 Each row was pretrained and evaluated twice with the same settings, data and seed. What differs is rounding, and what
 training makes of it; a row of which nothing is trained shows what the evaluation alone does.
 
-Usage: ``python benchmarks/studies/processors.py --store STORE CSV``; the CSV is an earlier store's
-(``ssl3d store export --store EARLIER --out CSV``). Printed: the differences, store minus CSV, in the unit of the scores.
+Usage: ``python benchmarks/studies/processors.py --store STORE OTHER``, another store or its CSV (``ssl3d store export``).
+Printed: the differences, store minus other, in the unit of the scores; with ``--over-seeds`` how far rounding alone moves a
+run, beside how far a seed does.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import chi2
 
 from ssl3d.errors import SSL3DError
 from ssl3d.registry.registry import registry
@@ -32,8 +35,8 @@ OTHERS = ["weights", "match", "pretrain_step"]
 """What the identity of another than an ordinary cell has; those are left out."""
 
 
-def differences(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each method and a column for each mode, task and seed of the cells that both have.
+def paired(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
+    """Return the ordinary cells that both have, with both scores and their difference.
 
     Args:
         here, elsewhere: a row a record, with the columns :data:`CELL`, title and score.
@@ -45,9 +48,29 @@ def differences(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"column {missing[0]} is missing: make the file with ssl3d store export")
     here, elsewhere = (comparable(frame) for frame in (here, elsewhere))
     both = here.merge(elsewhere, on=CELL, suffixes=("", "_elsewhere"), validate="one_to_one")
-    both["difference"] = both.score - both.score_elsewhere
+    return both.assign(difference=both.score - both.score_elsewhere)
+
+
+def differences(both: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each method and a column for each mode, task and seed of :func:`paired` cells."""
     wide = both.pivot(index="title", columns=["mode", "task", "seed"], values="difference")
     return wide[sorted(wide.columns, key=lambda column: (column_order(column[:2]), column[2]))]
+
+
+def luck(both: pd.DataFrame) -> pd.DataFrame:
+    """Return what rounding and what a seed do to a score, for each row and column with two seeds or more.
+
+    Two runs that differ by rounding alone have a difference of twice the variance of one, so the standard deviation
+    ``rounding`` is the root mean square of the differences over the root of two; ``seed`` is that between seeds (n - 1),
+    of both stores, ``seeds`` their number.
+    """
+    rows = []
+    for (title, mode, task), part in both.groupby(["title", "mode", "task"], sort=False):
+        if len(part) > 1:
+            rounding = math.sqrt(float(part.difference.pow(2).mean()) / 2)
+            seed = math.sqrt((float(part.score.var()) + float(part.score_elsewhere.var())) / 2)
+            rows.append((title, mode, task, rounding, seed, len(part)))
+    return pd.DataFrame(rows, columns=["title", "mode", "task", "rounding", "seed", "seeds"])
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -70,22 +93,60 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(lines).replace("+0.0", "0.0")
 
 
+def summary(frame: pd.DataFrame) -> str:
+    """Return :func:`luck` as a table, the rows that rounding moves least first."""
+    columns = sorted(set(zip(frame["mode"], frame.task, strict=True)), key=column_order)
+    cells = {
+        (row.title, row.mode, row.task): f"{row.rounding:.1f} of {row.seed:.1f}" for row in frame.itertuples()
+    }
+    order = frame.groupby("title").rounding.max().sort_values(kind="stable").index
+    lines = [
+        "| | " + " | ".join(f"{task.upper()} {mode}" for mode, task in columns) + " |",
+        "|---|" + "--:|" * len(columns),
+        *(
+            f"| {title} | " + " | ".join(cells.get((title, *column), "") for column in columns) + " |"
+            for title in order
+        ),
+    ]
+    counts = sorted(set(frame.seeds))
+    low, high = (math.sqrt(counts[0] / chi2.ppf(q, counts[0])) for q in (0.975, 0.025))
+    lines += [
+        "",
+        f"Standard deviation by rounding alone, of that between seeds, in points; {' or '.join(map(str, counts))} seeds. "
+        f"The first is known to a factor of {low:.1f} to {high:.1f} (95 %).",
+    ]
+    return "\n".join(lines)
+
+
+def frame_of(source: Path) -> pd.DataFrame:
+    """Return the records of a store, or of a CSV of it, a row each."""
+    if source.is_file():
+        return pd.read_csv(source)
+    found = store(source)
+    return replace(found, records=tuple(called(found.records, registry().methods.titles()))).to_dataframe()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("csv", type=Path, help="of an earlier store")
+    parser.add_argument("other", type=Path, help="another store, or its CSV")
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--over-seeds", action="store_true", help="the luck of rounding beside that of seeds")
     arguments = parser.parse_args()
     try:
-        here = store(arguments.store)
-        here = replace(here, records=tuple(called(here.records, registry().methods.titles())))
-        frame = differences(here.to_dataframe(), pd.read_csv(arguments.csv))
+        both = paired(frame_of(arguments.store), frame_of(arguments.other))
     except (SSL3DError, OSError, ValueError) as error:
-        sys.exit(f"Error: {arguments.csv}: {error}")
-    if frame.empty:
-        sys.exit(f"Error: {arguments.store} and {arguments.csv} have no cell in common.")
-    print(markdown(frame))
+        sys.exit(f"Error: {arguments.other}: {error}")
+    if both.empty:
+        sys.exit(f"Error: {arguments.store} and {arguments.other} have no cell in common.")
+    if not arguments.over_seeds:
+        print(markdown(differences(both)))
+        return
+    found = luck(both)
+    if found.empty:
+        sys.exit(f"Error: {arguments.store} and {arguments.other} have no two seeds of a row in common.")
+    print(summary(found))
 
 
 if __name__ == "__main__":
