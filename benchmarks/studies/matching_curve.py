@@ -4,17 +4,19 @@
 matches the labelled hearts of ``matching.py``, which they have never seen.
 
 Usage: ``python benchmarks/studies/matching_curve.py STUDY.yaml --store STORE [--out JSON]``; ``--show JSON`` prints kept
-figures, ``--draw PNG`` draws them. Arms that have no finished run yet are left out, and named; what JSON has of the same
-weights is not measured again. ``--scores CSV``, that of ``run.py``, puts the downstream scores of these weights beside them.
+figures, ``--draw PNG`` draws them. What JSON has of the same weights is not measured again, and arms whose run is not in the
+store keep what JSON has of the same settings, data and code; arms that have neither are left out, and named.
+``--scores CSV``, that of ``run.py``, puts the downstream scores of these weights beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,10 @@ from ssl3d.errors import SSL3DError
 from ssl3d.geometry import identity_matrix
 from ssl3d.models.weights.checkpoint import State, load_tensors, read_run
 from ssl3d.pretrain.loop import build_method, pretrain_identity
-from ssl3d.pretrain.spec import resolve_method
+from ssl3d.pretrain.spec import MethodSpec, resolve_method
 from ssl3d.registry.registry import registry
+from ssl3d.results.store.record import canonical_json
+from ssl3d.source_hash import pretraining_code
 
 METHOD = "gvsl"
 
@@ -91,10 +95,60 @@ def curve(folder: Path, settings: Settings, seed: int, hearts: Hearts) -> list[d
     return found
 
 
+@dataclass
+class Kept:
+    """What is known of the arms: by ``arm, seed 0`` where it was measured, with which weights, from which pretraining.
+
+    Attributes:
+        arms: the curves, by arm and seed.
+        weights: hash of each run's last weights.
+        pretrainings: :func:`pretraining` of each.
+        environments: the machine that measured it.
+    """
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    pretrainings: dict[str, str] = field(default_factory=dict)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def known(
+        self, arm: str, seed: int, weights: str | None, pretraining: str
+    ) -> list[dict[str, Any]] | None:
+        """Return the curve of these weights, or without weights of this pretraining; None where there is none."""
+        key = f"{arm}, seed {seed}"
+        same = (
+            self.pretrainings.get(key) == pretraining if weights is None else self.weights.get(key) == weights
+        )
+        return self.arms.get(arm, {}).get(str(seed)) if same else None
+
+    def add(self, arm: str, seed: int, points: list[dict[str, Any]], weights: str, pretraining: str) -> None:
+        """Add a curve that was measured here."""
+        key = f"{arm}, seed {seed}"
+        self.arms.setdefault(arm, {})[str(seed)] = points
+        self.weights[key], self.pretrainings[key], self.environments[key] = (
+            weights,
+            pretraining,
+            environment(),
+        )
+
+    def take(self, other: Kept, arm: str, seed: int) -> None:
+        """Add what ``other`` knows of an arm and seed."""
+        key = f"{arm}, seed {seed}"
+        self.arms.setdefault(arm, {})[str(seed)] = other.arms[arm][str(seed)]
+        self.weights[key], self.pretrainings[key] = other.weights[key], other.pretrainings[key]
+        self.environments[key] = other.environments[key]
+
+
+def pretraining(spec: MethodSpec, settings: Settings, identity: dict[str, Any]) -> str:
+    """Return a hash of settings, data, seed and code of a pretraining."""
+    code = pretraining_code(spec.cls, settings.backbone.name)
+    return hashlib.sha256(canonical_json({"identity": identity, "code": code}).encode()).hexdigest()
+
+
 def measured(
     study: Study, store: Path, cache: Path | None, count: int, before: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the curve of every arm and seed of ``study`` that has a finished run in ``store``.
+    """Return the curve of every arm and seed of ``study`` that has a finished run in ``store``, or had one before.
 
     Args:
         study: its arms are the values of its lever.
@@ -111,32 +165,33 @@ def measured(
     labelled = task_cohort(registry().tasks.get("shc").load(), None, plain, cache)
     hearts = Hearts(labelled, labelled_pairs(labelled, count), plain.pretrain.crop)
     same = before.get("cohort") == labelled.fingerprint and before.get("pairs") == count
-    arms: dict[str, dict[str, Any]] = {}
-    weights: dict[str, str] = {}
+    parts: dict[str, Any] = {part.name: before[part.name] for part in fields(Kept) if part.name in before}
+    earlier = Kept(**parts) if same and len(parts) == len(fields(Kept)) else Kept()
+    now = Kept()
     for arm, overrides in (study.lever.values if study.lever else {"": []}).items():
         settings = settings_of(study, overrides).for_method(METHOD)
         spec = resolve_method(METHOD, settings.methods)
         for seed in study.seeds:
             identity = pretrain_identity(spec, settings, unlabelled.fingerprint, seed)
+            of = pretraining(spec, settings, identity)
             folder = run_in(store, identity, METHOD)
+            weights = read_run(folder)["weights_sha256"] if folder else None
+            known = earlier.known(arm, seed, weights, of)
+            if known is not None:
+                now.take(earlier, arm, seed)
+            elif folder is not None and weights is not None:
+                now.add(arm, seed, curve(folder, settings, seed, hearts), weights, of)
             if folder is None:
-                print(f"{arm}, seed {seed}: no finished run in {store}; left out.", file=sys.stderr)
-                continue
-            key = f"{arm}, seed {seed}"
-            weights[key] = read_run(folder)["weights_sha256"]
-            kept = before["arms"].get(arm, {}).get(str(seed)) if same else None
-            known = kept is not None and before["weights"].get(key) == weights[key]
-            arms.setdefault(arm, {})[str(seed)] = kept if known else curve(folder, settings, seed, hearts)
-    if not arms:
+                fate = "left out" if known is None else "what was measured before is kept"
+                print(f"{arm}, seed {seed}: no finished run in {store}; {fate}.", file=sys.stderr)
+    if not now.arms:
         raise SSL3DError(f"{store} has no finished run of this study: run run.py on it first.")
     return {
         "question": study.question,
         "cohort": labelled.fingerprint,
         "pairs": count,
         "reference": before["reference"] if same else hearts.reference(),
-        "arms": arms,
-        "weights": weights,
-        "environment": environment(),
+        **asdict(now),
     }
 
 

@@ -87,6 +87,27 @@ def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
     assert done.returncode == 0 and "7.0000" not in done.stdout and "over 2 pairs" in done.stdout
     out.write_text(json.dumps(kept))
 
+    # A store without the run keeps what was measured of the same pretraining, and nothing of another.
+    away = (
+        "matching_curve.py",
+        both,
+        "--store",
+        tmp_path / "nothing",
+        "--cache",
+        cache,
+        "--pairs",
+        "3",
+        "--out",
+        out,
+    )
+    done = script(*away)
+    assert done.returncode == 0 and "A, seed 0: no finished run" in done.stderr, done.stderr
+    assert "before is kept" in done.stderr and "B, seed 0: no finished run" in done.stderr
+    assert json.loads(out.read_text()) == kept
+    both.write_text(YAML.replace("pretrain.steps=4", "pretrain.steps=5"))
+    done = script(*away)
+    assert done.returncode == 1 and "left out" in done.stderr and json.loads(out.read_text()) == kept
+
     shown = script("matching_curve.py", "--show", out, "--steps", "4")
     assert shown.returncode == 0 and shown.stdout.count("| A |") == 1 and "seeds 0" in shown.stdout
     assert f" {frame[4]:.1f} |\n" in shown.stdout and "knn SHC" in shown.stdout
