@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -267,8 +268,12 @@ def draw(kept: dict[str, Any], path: Path) -> None:
         ("spread of psi^g", 1, [("spread",)]),
         *((f"{mode} SHC (%)", 1.0, [("scores", mode)]) for mode in scored_modes(kept)),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.4), layout="constrained")
-    for axis, (title, unit, lines) in zip(axes, panels, strict=True):
+    rows = math.ceil(len(panels) / 3)  # a page is no wider than three panels that can be read
+    figure, grid = plt.subplots(rows, 3, figsize=(10, 2.8 * rows + 0.8), layout="constrained", squeeze=False)
+    axes = list(grid.ravel())
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, unit, lines) in zip(axes, panels, strict=False):
         for colour, (arm, seeds) in zip(COLOURS, kept["arms"].items(), strict=False):
             points = list(enumerate(next(iter(seeds.values()))))
             for keys, style in zip(lines, ("-", "--"), strict=False):
@@ -285,7 +290,10 @@ def draw(kept: dict[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    if len(axes) > len(panels):
+        axes[-1].legend(handles, labels, loc="center", fontsize=8, frameon=False)
+    else:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle("GVSL (whole lines) and its affine part alone (dashed) on held-back pairs", fontsize=10)
     save(figure, path)
 
