@@ -106,7 +106,7 @@ appearance: .venv/.installed
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/appearance \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/interaction.py --store $(STORE)/appearance --factor phantoms.appearance_variance \
-		--against scratch gvsl
+		--against scratch gvsl --out docs/images/study_appearance.png
 
 ablations: .venv/.installed
 	$(BIN)/ssl3d bench --preset quick --methods $(ABLATIONS) --modes linear --tasks shc,sac,ccc,sbm --store $(STORE)

@@ -4,7 +4,8 @@
 takes the change of every seed and case, and tests the changes of two rows against each other as tables test scores: seeds
 as blocks, moderated variances, new seeds and new cases, Holm over all of them.
 
-Usage: ``python benchmarks/studies/interaction.py --store STORE --factor phantoms.appearance_variance --against gvsl``
+Usage: ``python benchmarks/studies/interaction.py --store STORE --factor phantoms.appearance_variance [--out PNG]``; the
+figure has the scores themselves, mean and range of the seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from figure import draw
 from stores import LEARNED, tables_by, titled, titles_of
 
 from ssl3d.errors import SSL3DError
@@ -159,6 +162,20 @@ def between(value: float, low: float, high: float, digits: int, p: float = math.
     return f"{f'**{text}**' if p <= ALPHA else text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
+def frame_of(tables: Mapping[float, Table]) -> pd.DataFrame:
+    """Return a row for each score of a seed, as :func:`figure.draw` takes them."""
+    return pd.DataFrame([
+        {
+            "value": f"{value:g}", "method": row.method, "task": task, "mode": mode, "seed": seed, "step": 0,
+            "score": score,
+        }
+        for value, table in tables.items()
+        for row in table.rows
+        for (mode, task), cell in row.cells.items()
+        for (seed, _), score in cell.seeds.items()
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,6 +189,7 @@ def main() -> None:
         metavar="METHOD",
         help="rows to compare others with [scratch]",
     )
+    parser.add_argument("--out", type=Path, help="PNG to write")
     arguments = parser.parse_args()
     try:
         tables = tables_by(arguments.store, arguments.factor)
@@ -186,6 +204,9 @@ def main() -> None:
             f"another at every value of {arguments.factor}."
         )
     print(markdown(tables, found, apart, arguments.against))
+    if arguments.out:
+        factor = arguments.factor.rpartition(".")[2].replace("_", " ")
+        draw(frame_of(tables), f"Scores over {factor}: mean and range of the seeds", factor, arguments.out)
 
 
 if __name__ == "__main__":

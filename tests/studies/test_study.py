@@ -274,11 +274,17 @@ def test_what_a_factor_does_to_the_rows(tmp_path: Path) -> None:
     change, half = found[0].own["scratch"]
     assert abs(change + 10) < half < 3
     script = [sys.executable, STUDY / "interaction.py", "--store", tmp_path, "--factor"]
-    whole = [*script, "phantoms.appearance_variance", "--against", "scratch", "a"]
+    picture = tmp_path / "scores.png"
+    whole = [*script, "phantoms.appearance_variance", "--out", picture, "--against", "scratch", "a"]
     printed = subprocess.run(whole, capture_output=True, text=True)
     assert printed.returncode == 0 and "Holm over all 3 comparisons" in printed.stdout
     line = next(line for line in printed.stdout.splitlines() if line.startswith("| Linear SHC DSC | a |"))
-    assert line.count("|") == 9 and "**-" in line
+    assert line.count("|") == 9 and "**-" in line and picture.stat().st_size > 10_000
+    drawn = module.frame_of(tables)
+    assert len(drawn) == len(scores) and all(
+        row.score == pytest.approx(scores[float(row.value), row.method, row.seed])
+        for row in drawn.itertuples()
+    )
     for setting, why in (("phantoms.apearance", "is no number"), ("pretrain.steps", "is no number")):
         wrong = subprocess.run([*script, setting], capture_output=True, text=True)
         assert wrong.returncode == 1 and why in wrong.stderr and "Traceback" not in wrong.stderr
