@@ -1,8 +1,8 @@
 """Does a factor change what the rows gain? Each row's change from the lowest value of a setting to the highest.
 
-``run.py`` computes a row, a seed and a column at each value of the setting; of those that the rows have in common this
-takes the change of every seed and case, and tests the changes of two rows against each other as tables test scores: seeds
-as blocks, moderated variances, new seeds and new cases, Holm over all of them.
+``run.py`` computes a row, a seed and a column at each value of the setting. This takes the change of every seed and case
+that a row has at both ends, and tests the changes of two rows against each other as tables test scores: seeds as blocks,
+moderated variances, new seeds and new cases, Holm over all of them. No floor is taken into account.
 
 Usage: ``python benchmarks/studies/interaction.py --store STORE --factor phantoms.appearance_variance [--out PNG]``; the
 figure has the scores themselves, mean and range of the seeds.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +24,20 @@ from figure import draw
 from stores import LEARNED, tables_by, titled, titles_of
 
 from ssl3d.errors import SSL3DError
-from ssl3d.results.statistics.comparisons import ColumnData, cases_part
+from ssl3d.results.statistics.comparisons import ColumnData, by_seed, comparable_rows, variance_of_cases
 from ssl3d.results.statistics.inference import LEAST_SEEDS, contrasts, holm, mean_spread
-from ssl3d.results.statistics.samples import Influence, sample
+from ssl3d.results.statistics.samples import CaseKey, Influence, Sample, sample
 from ssl3d.results.table.model import ALPHA, Column, Table
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What the factor does to the rows of a column, on the seeds and cases that all of them have at both values.
+    """What the factor does to the rows of a column, on the cases that all of them have at its lowest and highest value.
 
     Attributes:
-        methods: (M) the rows.
-        means: (M, V) of each row at each value of the factor, over those seeds.
-        own: change of each row from the first value to the last and half its 95 % interval, by method.
+        methods: (M) the rows; of each, the seeds that it has at both values.
+        means: (M, V) of those seeds at each value of the factor; NaN where there is none.
+        own: change of each row from the lowest value to the highest and half its 95 % interval, by method.
         data: the changes (M, S) over rows and seeds, and their part that is due to the cases.
     """
 
@@ -60,51 +61,105 @@ class Apart:
     p: float
 
 
-def changes(tables: Mapping[float, Table], column: Column) -> Changes | None:
-    """Return the changes of a column's rows; None where no two rows have :data:`LEAST_SEEDS` seeds in common.
+def changes(tables: Mapping[float, Table], column: Column) -> Changes:
+    """Return the changes of a column's rows; a row that cannot be compared is named on stderr.
 
     Args:
         tables: by value of the factor, the lowest first.
         column: of the first table.
+
+    Raises:
+        SSL3DError: no two rows can be compared, or the labels of a case differ.
     """
-    cells = [
-        {row.method: row.cells[column.key] for row in table.rows if column.key in row.cells}
-        for table in tables.values()
-    ]
-    methods = [method for method in cells[0] if all(method in of for of in cells)]
-    samples = [[sample(of[method], column.metric) for method in methods] for of in cells]  # V of M
-    every = [one for of_value in samples for one in of_value]
-    if len(methods) < 2:
-        return None
-    seeds = sorted(set.intersection(*({seed for seed, _ in one.seeds} for one in every)))
+    low, *_, high = tables.values()
+    title = titled(column, 1.0)
+    samples: dict[str, list[Sample]] = {}
+    for method in dict.fromkeys(row.method for table in tables.values() for row in table.rows):
+        found = [_sample(table, column, method) for table in (low, high)]
+        pair = [one for one in found if one is not None]
+        if len(pair) == 2 and len(_common_seeds(pair)) >= LEAST_SEEDS:
+            samples[method] = pair
+        else:
+            print(
+                f"{title}: {method} is left out, it has no {LEAST_SEEDS} seeds at both values.",
+                file=sys.stderr,
+            )
+    if len(samples) < 2:
+        raise SSL3DError(f"{title} has no two rows with {LEAST_SEEDS} seeds at both values.")
+    every = [one for pair in samples.values() for one in pair]
     shared = set.intersection(*(set(one.cases) for one in every))
-    if len(seeds) < LEAST_SEEDS or not shared:
-        return None
     cases = [case for case in every[0].cases if case in shared]
-
-    def influence(place: int, row: int) -> Influence:
-        one = samples[place][row].on(cases)
-        own = [seed for seed, _ in one.seeds]
-        return one.influence().of([own.index(seed) for seed in seeds])
-
-    of_values = [[influence(place, row) for row in range(len(methods))] for place in range(len(cells))]
-    apart = [high - low for low, high in zip(of_values[0], of_values[-1], strict=True)]  # M
-    scores = np.stack([one.scores for one in apart])  # (M, S)
-    blocks = [np.stack(of) for of in zip(*(one.blocks for one in apart), strict=True)]  # each (M, S, n)
+    labels = [one.on(cases).targets for one in every]
+    targets = {None if of is None else tuple(of.tolist()) for of in labels}
+    if not cases or len(targets) > 1:
+        raise SSL3DError(f"{title}: cases, or their labels, are others at the two values.")
+    seeds = {method: _common_seeds(pair) for method, pair in samples.items()}
+    apart = {method: _change(pair, cases, seeds[method]) for method, pair in samples.items()}
+    every_seed = sorted({seed for own in seeds.values() for seed in own})
+    scores = np.full((len(apart), len(every_seed)), np.nan)
+    for place, (method, influence) in enumerate(apart.items()):
+        scores[place, [every_seed.index(seed) for seed in seeds[method]]] = influence.scores
+    of_cases = variance_of_cases(list(apart.values()), list(seeds.values()))
     return Changes(
         column,
-        methods,
-        np.array([[one.scores.mean() for one in of_row] for of_row in zip(*of_values, strict=True)]),
+        list(samples),
+        np.array(
+            [[_mean(table, column, method, seeds[method]) for table in tables.values()] for method in samples]
+        ),
         {
             method: (float(one.scores.mean()), mean_spread(one).half_width(0.95))
-            for method, one in zip(methods, apart, strict=True)
+            for method, one in apart.items()
         },
-        ColumnData(list(range(len(methods))), scores, cases_part(blocks, apart[0].weight), len(cases)),
+        ColumnData(list(range(len(samples))), scores, of_cases, len(cases)),
     )
 
 
+def _sample(table: Table, column: Column, method: str) -> Sample | None:
+    """Return the numbers of a row's cell, one line a seed; None where tables do not compare it."""
+    for number in comparable_rows(table, column):
+        if table.rows[number].method == method:
+            return by_seed(sample(table.rows[number].cells[column.key], column.metric))
+    return None
+
+
+def _common_seeds(pair: Sequence[Sample]) -> list[int]:
+    return sorted(set.intersection(*({seed for seed, _ in one.seeds} for one in pair)))
+
+
+def _change(pair: Sequence[Sample], cases: Sequence[CaseKey], seeds: Sequence[int]) -> Influence:
+    """Return the second sample's influence minus the first's, on these cases and seeds."""
+    low, high = (
+        one.on(cases).influence().of([[seed for seed, _ in one.seeds].index(seed) for seed in seeds])
+        for one in pair
+    )
+    return high - low
+
+
+def _mean(table: Table, column: Column, method: str, seeds: Sequence[int]) -> float:
+    """Return a row's mean over those of ``seeds`` that it has; NaN where it has none."""
+    scores = [
+        score
+        for row in table.rows
+        if row.method == method and column.key in row.cells
+        for (seed, _), score in row.cells[column.key].seeds.items()
+        if seed in seeds
+    ]
+    return statistics.fmean(scores) if scores else math.nan
+
+
 def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Apart]:
-    """Test the changes of all rows against those of each reference, no two rows twice; p corrected over all."""
+    """Test the changes of all rows against those of each reference, no two rows twice; p corrected over all.
+
+    Raises:
+        SSL3DError: there is no column, or none has one of the references.
+    """
+    if not found:
+        raise SSL3DError("no column can be compared")
+    references = list(dict.fromkeys(references))
+    for reference in references:
+        if not any(reference in of.methods for of in found):
+            rows = ", ".join(dict.fromkeys(method for of in found for method in of.methods))
+            raise SSL3DError(f"--against {reference}: no such row. There are: {rows}.")
     apart = []
     for of in found:
         for place, reference in enumerate(references):
@@ -112,7 +167,11 @@ def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Apart]:
                 continue
             tests = contrasts(of.data.scores, of.methods.index(reference), of.data.of_cases)
             for method, one in zip(of.methods, tests, strict=True):
-                if one is None or method in references[:place]:
+                if method in references[: place + 1]:
+                    continue
+                if one is None or math.isnan(one.p):
+                    why = f"too few common seeds or cases to compare {method} with {reference}"
+                    print(f"{titled(of.column, 1.0)}: {why}.", file=sys.stderr)
                     continue
                 half = one.spread.half_width(0.95)
                 low, high = one.difference - half, one.difference + half
@@ -127,7 +186,7 @@ def markdown(
     """Return a line for each column and row, and what can be said of them."""
     titles = titles_of((1.0, table) for table in tables.values())
     by_place = {(one.column.key, one.method, one.reference): one for one in apart}
-    references = [reference for reference in references if any(reference in of.methods for of in found)]
+    references = list(dict.fromkeys(references))
     against = "".join(f" minus that of {titles[reference]} |" for reference in references)
     lines = [
         f"| Column | Row | {' | '.join(f'{value:g}' for value in tables)} | change |{against}",
@@ -139,13 +198,17 @@ def markdown(
             change, half = of.own[method]
             compared = [by_place.get((of.column.key, method, reference)) for reference in references]
             cells = [
-                titled(of.column, 1.0), titles[method], *(f"{mean:.{digits}f}" for mean in means),
+                titled(of.column, 1.0), titles[method],
+                *("" if math.isnan(mean) else f"{mean:.{digits}f}" for mean in means),
                 between(change, change - half, change + half, digits),
                 *(between(a.difference, a.low, a.high, digits, a.p) if a else "" for a in compared),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
-    seeds = sorted({of.data.scores.shape[1] for of in found})
-    could = (f"{titled(of.column, 1.0)} {of.data.design(len(apart)).detectable():.1f}" for of in found)
+    seeds = sorted({int((~np.isnan(row)).sum()) for of in found for row in of.data.scores})
+    could = (
+        f"{titled(of.column, 1.0)} {of.data.design(len(apart)).detectable():.{of.column.digits}f}"
+        for of in found
+    )
     significant = sum(one.p <= ALPHA for one in apart)
     return "\n".join([
         *lines,
@@ -157,8 +220,10 @@ def markdown(
 
 
 def between(value: float, low: float, high: float, digits: int, p: float = math.nan) -> str:
-    """Return a value with its interval, bold where its p is small enough."""
+    """Return a value with its interval where it has one, bold where its p is small enough."""
     text = f"{value:+.{digits}f}"
+    if math.isnan(low):
+        return text
     return f"{f'**{text}**' if p <= ALPHA else text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
@@ -191,18 +256,17 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="PNG to write")
     arguments = parser.parse_args()
+    found: list[Changes] = []
     try:
         tables = tables_by(arguments.store, arguments.factor)
+        for column in next(iter(tables.values())).columns:
+            try:
+                found.append(changes(tables, column))
+            except SSL3DError as error:
+                print(f"Left out: {error}", file=sys.stderr)
+        apart = tested(found, arguments.against)
     except SSL3DError as error:
-        sys.exit(f"Error: {error}")
-    first = next(iter(tables.values()))
-    found = [of for of in (changes(tables, column) for column in first.columns) if of is not None]
-    apart = tested(found, arguments.against)
-    if not apart:
-        sys.exit(
-            f"Error: {arguments.store}: no row of {', '.join(arguments.against)} has {LEAST_SEEDS} seeds in common with "
-            f"another at every value of {arguments.factor}."
-        )
+        sys.exit(f"Error: {arguments.store}: {error}")
     print(markdown(tables, found, apart, arguments.against))
     if arguments.out:
         factor = arguments.factor.rpartition(".")[2].replace("_", " ")

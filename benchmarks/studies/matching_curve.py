@@ -112,32 +112,17 @@ class Kept:
     pretrainings: dict[str, str] = field(default_factory=dict)
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def known(
-        self, arm: str, seed: int, weights: str | None, pretraining: str
-    ) -> list[dict[str, Any]] | None:
+    def known(self, arm: str, seed: int, weights: str | None, of: str) -> list[dict[str, Any]] | None:
         """Return the curve of these weights, or without weights of this pretraining; None where there is none."""
         key = f"{arm}, seed {seed}"
-        same = (
-            self.pretrainings.get(key) == pretraining if weights is None else self.weights.get(key) == weights
-        )
+        same = self.pretrainings.get(key) == of if weights is None else self.weights.get(key) == weights
         return self.arms.get(arm, {}).get(str(seed)) if same else None
 
-    def add(self, arm: str, seed: int, points: list[dict[str, Any]], weights: str, pretraining: str) -> None:
-        """Add a curve that was measured here."""
+    def add(self, arm: str, seed: int, points: list[dict[str, Any]], *of: Any) -> None:
+        """Add a curve with its weights, its pretraining, and the machine that measured it."""
         key = f"{arm}, seed {seed}"
         self.arms.setdefault(arm, {})[str(seed)] = points
-        self.weights[key], self.pretrainings[key], self.environments[key] = (
-            weights,
-            pretraining,
-            environment(),
-        )
-
-    def take(self, other: Kept, arm: str, seed: int) -> None:
-        """Add what ``other`` knows of an arm and seed."""
-        key = f"{arm}, seed {seed}"
-        self.arms.setdefault(arm, {})[str(seed)] = other.arms[arm][str(seed)]
-        self.weights[key], self.pretrainings[key] = other.weights[key], other.pretrainings[key]
-        self.environments[key] = other.environments[key]
+        self.weights[key], self.pretrainings[key], self.environments[key] = of
 
 
 def pretraining(spec: MethodSpec, settings: Settings, identity: dict[str, Any]) -> str:
@@ -147,7 +132,7 @@ def pretraining(spec: MethodSpec, settings: Settings, identity: dict[str, Any]) 
 
 
 def measured(
-    study: Study, store: Path, cache: Path | None, count: int, before: dict[str, Any]
+    study: Study, store: Path, cache: Path | None, count: int, before: dict[str, Any], scores: Path | None
 ) -> dict[str, Any]:
     """Return the curve of every arm and seed of ``study`` that has a finished run in ``store``, or had one before.
 
@@ -157,47 +142,67 @@ def measured(
         cache: folder of phantoms and prepared volumes.
         count: pairs.
         before: what an earlier call returned; what it has of the same weights and pairs is not measured again.
+        scores: the CSV of ``run.py`` with the downstream scores of the runs in ``store``.
 
     Raises:
-        SSL3DError: no arm has a finished run.
+        SSL3DError: no arm has a finished run, or something that was measured before would be lost.
+        ValueError: ``scores`` lacks a column.
     """
     plain = load_settings(study.preset, study.set, registry().methods.names())
     unlabelled = pretraining_cohort("phantoms", plain, cache)
     labelled = task_cohort(registry().tasks.get("shc").load(), None, plain, cache)
     hearts = Hearts(labelled, labelled_pairs(labelled, count), plain.pretrain.crop)
     same = before.get("cohort") == labelled.fingerprint and before.get("pairs") == count
-    parts: dict[str, Any] = {part.name: before[part.name] for part in fields(Kept) if part.name in before}
-    earlier = Kept(**parts) if same and len(parts) == len(fields(Kept)) else Kept()
-    now = Kept()
+    earlier = Kept(**{part.name: before.get(part.name, {}) for part in fields(Kept)}) if same else Kept()
+    now, here = Kept(), []
     for arm, overrides in (study.lever.values if study.lever else {"": []}).items():
         settings = settings_of(study, overrides).for_method(METHOD)
         spec = resolve_method(METHOD, settings.methods)
         for seed in study.seeds:
             identity = pretrain_identity(spec, settings, unlabelled.fingerprint, seed)
-            of = pretraining(spec, settings, identity)
+            key, of = f"{arm}, seed {seed}", pretraining(spec, settings, identity)
             folder = run_in(store, identity, METHOD)
             weights = read_run(folder)["weights_sha256"] if folder else None
             known = earlier.known(arm, seed, weights, of)
-            if known is not None:
-                now.take(earlier, arm, seed)
-            elif folder is not None and weights is not None:
-                now.add(arm, seed, curve(folder, settings, seed, hearts), weights, of)
-            if folder is None:
+            if folder is not None:
+                here.append((arm, str(seed)))
+            else:
                 fate = "left out" if known is None else "what was measured before is kept"
-                print(f"{arm}, seed {seed}: no finished run in {store}; {fate}.", file=sys.stderr)
+                print(f"{key}: no finished run in {store}; {fate}.", file=sys.stderr)
+            if known is not None:
+                now.add(arm, seed, known, earlier.weights.get(key), of, earlier.environments.get(key))
+            elif folder is not None:
+                now.add(arm, seed, curve(folder, settings, seed, hearts), weights, of, environment())
     if not now.arms:
         raise SSL3DError(f"{store} has no finished run of this study: run run.py on it first.")
+    if scores:
+        with_scores({(arm, seed): now.arms[arm][seed] for arm, seed in here}, scores)
+    _nothing_lost(before.get("arms", {}), now.arms)
     return {
         "question": study.question,
         "cohort": labelled.fingerprint,
         "pairs": count,
-        "reference": before["reference"] if same else hearts.reference(),
+        "reference": before["reference"] if same and "reference" in before else hearts.reference(),
         **asdict(now),
     }
 
 
-def with_scores(arms: dict[str, dict[str, Any]], path: Path) -> None:
+def _nothing_lost(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:
+    """Raise SSL3DError where an arm and seed that was measured before is not there now."""
+    lost = [f"{arm}, seed {seed}" for arm in before for seed in before[arm] if seed not in now.get(arm, {})]
+    if lost:
+        raise SSL3DError(
+            f"{'; '.join(lost)}: measured before, on other pairs, from another pretraining or by another study, and its run "
+            "is not in the store. To keep it, write to another file: --out."
+        )
+
+
+def with_scores(curves: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Add the scores of the CSV of ``run.py``, mode by mode, to the points of arms, seeds and steps that have some.
+
+    Args:
+        curves: by arm and seed.
+        path: the CSV.
 
     Raises:
         ValueError: the file lacks a column.
@@ -208,7 +213,7 @@ def with_scores(arms: dict[str, dict[str, Any]], path: Path) -> None:
             arm, seed, step, mode, score = (row[key] for key in ("value", "seed", "step", "mode", "score"))
         except KeyError as error:
             raise ValueError(f"{path}: column {error} is missing: give the CSV of run.py") from None
-        for point in arms.get(arm, {}).get(str(seed), []):
+        for point in curves.get((arm, str(seed)), []):
             if point["step"] == step:
                 point.setdefault("scores", {})[mode] = float(score)
 
@@ -222,6 +227,11 @@ def mean_at(seeds: dict[str, list[dict[str, Any]]], place: int, *keys: str) -> f
         return float(point)
 
     return float(np.mean([of(points[place]) for points in seeds.values()]))
+
+
+def scored(seeds: dict[str, list[dict[str, Any]]], place: int, mode: str) -> bool:
+    """Return whether every seed has a score of this evaluation at one place of the curves."""
+    return all(mode in points[place].get("scores", {}) for points in seeds.values())
 
 
 def scored_modes(kept: dict[str, Any]) -> list[str]:
@@ -250,7 +260,7 @@ def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
                 f"| {arm} | {point['step']:,} | {at('affine', 'ncc'):.3f} | {100 * at('affine', 'dice'):.1f} "
                 f"| {at('spread'):.4f} | {at('whole', 'ncc'):.3f} | {100 * at('whole', 'dice'):.1f} "
                 f"| {100 * at('whole', 'folded'):.2f} |"
-                + "".join(f" {at('scores', m):.1f} |" if "scores" in point else " |" for m in modes)
+                + "".join(f" {at('scores', m):.1f} |" if scored(seeds, place, m) else " |" for m in modes)
             )
     named = sorted({seed for seeds in kept["arms"].values() for seed in seeds}, key=int)
     lines += [
@@ -277,7 +287,9 @@ def draw(kept: dict[str, Any], path: Path) -> None:
         for colour, (arm, seeds) in zip(COLOURS, kept["arms"].items(), strict=False):
             points = list(enumerate(next(iter(seeds.values()))))
             for keys, style in zip(lines, ("-", "--"), strict=False):
-                places = [place for place, point in points if keys[0] in point]
+                places = [
+                    place for place, _ in points if keys[0] != "scores" or scored(seeds, place, keys[1])
+                ]
                 steps = [points[place][1]["step"] for place in places]
                 values = [unit * mean_at(seeds, place, *keys) for place in places]
                 axis.plot(steps, values, style, color=colour, marker=".", label=arm if style == "-" else None)
@@ -315,9 +327,8 @@ def main() -> None:
             if args.study is None or args.store is None:
                 parser.error("give STUDY.yaml and --store, or --show JSON")
             before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
-            found = measured(load_study(args.study), args.store, args.cache, args.pairs, before)
-            if args.scores:
-                with_scores(found["arms"], args.scores)
+            study = load_study(args.study)
+            found = measured(study, args.store, args.cache, args.pairs, before, args.scores)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         kept = json.loads((args.show or args.out).read_text(encoding="utf-8"))

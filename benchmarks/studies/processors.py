@@ -42,12 +42,20 @@ def paired(here: pd.DataFrame, elsewhere: pd.DataFrame) -> pd.DataFrame:
         here, elsewhere: a row a record, with the columns :data:`CELL`, title and score.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or two studies are mixed: a row, column and seed has several cells.
     """
-    if missing := [name for name in (*CELL, "title", "score") if name not in elsewhere]:
-        raise ValueError(f"column {missing[0]} is missing: make the file with ssl3d store export")
+    for frame in (here, elsewhere):
+        if missing := [name for name in (*CELL, "title", "score") if name not in frame]:
+            raise ValueError(f"column {missing[0]} is missing: make the file with ssl3d store export")
     here, elsewhere = (comparable(frame) for frame in (here, elsewhere))
     both = here.merge(elsewhere, on=CELL, suffixes=("", "_elsewhere"), validate="one_to_one")
+    repeated = both[both.duplicated(["title", "mode", "task", "seed"])]
+    if len(repeated):
+        cell = repeated.iloc[0]
+        what = f"{cell.title}, {cell.task} {cell['mode']}, seed {cell.seed}"
+        raise ValueError(
+            f"{what}: both have several such cells; give the records of one study, and of one split"
+        )
     return both.assign(difference=both.score - both.score_elsewhere)
 
 
@@ -61,8 +69,8 @@ def luck(both: pd.DataFrame) -> pd.DataFrame:
     """Return what rounding and what a seed do to a score, for each row and column with two seeds or more.
 
     Two runs that differ by rounding alone have a difference of twice the variance of one, so the standard deviation
-    ``rounding`` is the root mean square of the differences over the root of two; ``seed`` is that between seeds (n - 1),
-    of both stores, ``seeds`` their number.
+    ``rounding`` is the root mean square of the differences over the root of two; ``seed`` is that between seeds (n - 1) of
+    both stores, in which the luck of rounding is contained; ``seeds`` is their number.
     """
     rows = []
     for (title, mode, task), part in both.groupby(["title", "mode", "task"], sort=False):
@@ -112,18 +120,28 @@ def summary(frame: pd.DataFrame) -> str:
     low, high = (math.sqrt(counts[0] / chi2.ppf(q, counts[0])) for q in (0.975, 0.025))
     lines += [
         "",
-        f"Standard deviation by rounding alone, of that between seeds, in points; {' or '.join(map(str, counts))} seeds. "
-        f"The first is known to a factor of {low:.1f} to {high:.1f} (95 %).",
+        f"Standard deviation by rounding alone, of that between seeds (which contains it), in points; "
+        f"{' or '.join(map(str, counts))} seeds. With {counts[0]} the first is known to a factor of {low:.1f} to {high:.1f} "
+        "(95 %).",
     ]
     return "\n".join(lines)
 
 
-def frame_of(source: Path) -> pd.DataFrame:
-    """Return the records of a store, or of a CSV of it, a row each."""
-    if source.is_file():
-        return pd.read_csv(source)
-    found = store(source)
-    return replace(found, records=tuple(called(found.records, registry().methods.titles()))).to_dataframe()
+def records_of(source: Path) -> pd.DataFrame:
+    """Return the records of a store, or of a CSV of it, a row each.
+
+    Raises:
+        ValueError: there is none, or it cannot be read; the message begins with ``source``.
+    """
+    try:
+        if source.is_file():
+            return pd.read_csv(source)
+        found = store(source)
+        return replace(
+            found, records=tuple(called(found.records, registry().methods.titles()))
+        ).to_dataframe()
+    except (SSL3DError, OSError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def main() -> None:
@@ -134,18 +152,23 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--over-seeds", action="store_true", help="the luck of rounding beside that of seeds")
     arguments = parser.parse_args()
+    names = f"{arguments.store} and {arguments.other}"
     try:
-        both = paired(frame_of(arguments.store), frame_of(arguments.other))
-    except (SSL3DError, OSError, ValueError) as error:
-        sys.exit(f"Error: {arguments.other}: {error}")
+        frames = [records_of(source) for source in (arguments.store, arguments.other)]
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    try:
+        both = paired(*frames)
+    except ValueError as error:
+        sys.exit(f"Error: {names}: {error}.")
     if both.empty:
-        sys.exit(f"Error: {arguments.store} and {arguments.other} have no cell in common.")
+        sys.exit(f"Error: {names} have no cell in common.")
     if not arguments.over_seeds:
         print(markdown(differences(both)))
         return
     found = luck(both)
     if found.empty:
-        sys.exit(f"Error: {arguments.store} and {arguments.other} have no two seeds of a row in common.")
+        sys.exit(f"Error: {names} have no two seeds of a row in common.")
     print(summary(found))
 
 

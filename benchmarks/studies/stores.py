@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def tables_by(store: Path, key: str) -> dict[float, Table]:
         key: of a number among the settings, such as ``phantoms.appearance_variance``.
 
     Raises:
-        SSL3DError: a record has no such setting, there are no two values, or one of them has several tables.
+        SSL3DError: a record has no such number, there are no two values, or something else differs, too.
     """
     records, _ = ResultStore(store).records()
     by_value: dict[float, list[Record]] = defaultdict(list)
@@ -68,20 +68,38 @@ def tables_by(store: Path, key: str) -> dict[float, Table]:
         value: Any = record.get("run")
         for part in ("settings", *key.split(".")):
             value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             raise SSL3DError(f"{store}: {key} is no number in the settings of its records, but {value}.")
         by_value[value].append(record)
     if len(by_value) < 2:
         raise SSL3DError(f"{store}: two values of {key} are needed, and it has {len(by_value)}.")
-    found = {}
+    found: dict[float, Table] = {}
     for value, of_value in sorted(by_value.items()):
-        tables = _tables(store, of_value)
-        if len(tables) > 1:
+        table, *others = _tables(store, of_value)
+        methods = [row.method for row in table.rows]
+        doubled = [method for method in methods if methods.count(method) > 1]
+        if others or doubled:
+            what = others[0].caption if others else f"{doubled[0]} in two configurations"
             raise SSL3DError(
-                f"{store} holds several studies at {key} {value:g}: {tables[1].caption}. Give each a store of its own."
+                f"{store} holds several studies at {key} {value:g}: {what}. Give each a store of its own."
             )
-        found[value] = tables[0]
+        found[value] = table
+    _differ_by_data_alone(store, key, found)
     return found
+
+
+def _differ_by_data_alone(store: Path, key: str, tables: Mapping[float, Table]) -> None:
+    """Raise SSL3DError where tables at two values differ by more than data and that setting."""
+    (first, of_first), *others = tables.items()
+    leaf = key.rpartition(".")[2]
+    for value, table in others:
+        for name in of_first.facets.keys() & table.facets.keys():
+            of_data = name in ("preset", "pretrain.data") or name.endswith(".fingerprint")
+            then, now = of_first.facets[name], table.facets[name]
+            if not of_data and leaf not in name.split(".") and then != now:
+                raise SSL3DError(
+                    f"{store}: {name} is {then} at {key} {first:g} and {now} at {value:g}. Give each a store of its own."
+                )
 
 
 def titled(column: Column, labels: float) -> str:
@@ -96,15 +114,21 @@ LEARNED = "‡ pretext task not learned by any seed; § not learned by some."
 def titles_of(tables: Iterable[tuple[float, Table]]) -> dict[str, str]:
     """Return the title of every method, with a sign where its pretext task was not learned, see :data:`LEARNED`."""
     titles: dict[str, str] = {}
-    records: dict[str, list[Record]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(
+        list
+    )  # of a table, since two may have one seed pretrained twice
     for row in (row for _, table in tables for row in table.rows):
         titles[row.method] = row.title
-        records[row.method] += [record for cell in row.cells.values() for record in cell.records]
-    signs = {
-        method: {None: "", 1.0: "", 0.0: " ‡"}.get(pretext_learned(of), " §")
-        for method, of in records.items()
-    }
+        share = pretext_learned(record for cell in row.cells.values() for record in cell.records)
+        shares[row.method] += [] if share is None else [share]
+    signs = {method: _sign(of) for method, of in shares.items()}
     return {method: title + signs[method] for method, title in titles.items()}
+
+
+def _sign(shares: Sequence[float]) -> str:
+    if all(share == 1 for share in shares):
+        return ""
+    return " §" if any(shares) else " ‡"
 
 
 def _tables(store: Path, records: Sequence[Record]) -> tuple[Table, ...]:

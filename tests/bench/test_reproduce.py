@@ -21,7 +21,7 @@ from ssl3d.cli import main
 from ssl3d.config import load_settings
 from ssl3d.data.cohort import Case
 from ssl3d.data.splits import make_splits
-from ssl3d.environment import instruction_set
+from ssl3d.environment import LIMITS, instruction_set
 from ssl3d.errors import DataError
 from ssl3d.registry.registry import registry
 from ssl3d.results.store.store import ResultStore
@@ -197,6 +197,8 @@ def test_a_number_that_does_not_come_back_says_so(folder: Path) -> None:
 def test_what_keeps_a_library_from_instructions_is_another_instruction_set(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
     try:
         instruction_set.cache_clear()
         plain = instruction_set()

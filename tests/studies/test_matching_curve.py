@@ -79,38 +79,52 @@ def test_the_curve_is_that_of_the_states(tmp_path: Path) -> None:
         assert point["spread"] == pytest.approx(spread(method, cohort, pairs, edges), rel=1e-4, abs=1e-7)
     assert kept["reference"]["not aligned"] == pytest.approx(means["not aligned"], rel=1e-5)
 
-    # Again: what is known of the same weights is kept, other pairs are measured anew.
-    out.write_text(json.dumps({**kept, "arms": {"A": {"0": [{**points[0], "spread": 7.0}]}}}))
-    again = ("matching_curve.py", one, *places, "--out", out, "--pairs")
-    assert "7.0000" in script(*again, "3").stdout
-    done = script(*again, "2")
-    assert done.returncode == 0 and "7.0000" not in done.stdout and "over 2 pairs" in done.stdout
-    out.write_text(json.dumps(kept))
-
-    # A store without the run keeps what was measured of the same pretraining, and nothing of another.
-    away = (
-        "matching_curve.py",
-        both,
-        "--store",
-        tmp_path / "nothing",
-        "--cache",
-        cache,
-        "--pairs",
-        "3",
-        "--out",
-        out,
-    )
-    done = script(*away)
-    assert done.returncode == 0 and "A, seed 0: no finished run" in done.stderr, done.stderr
-    assert "before is kept" in done.stderr and "B, seed 0: no finished run" in done.stderr
-    assert json.loads(out.read_text()) == kept
-    both.write_text(YAML.replace("pretrain.steps=4", "pretrain.steps=5"))
-    done = script(*away)
-    assert done.returncode == 1 and "left out" in done.stderr and json.loads(out.read_text()) == kept
-
     shown = script("matching_curve.py", "--show", out, "--steps", "4")
     assert shown.returncode == 0 and shown.stdout.count("| A |") == 1 and "seeds 0" in shown.stdout
     assert f" {frame[4]:.1f} |\n" in shown.stdout and "knn SHC" in shown.stdout
+
+
+def test_what_was_measured_is_kept_or_the_file_is_left_alone(tmp_path: Path) -> None:
+    both, one, other = (tmp_path / f"{name}.yaml" for name in ("both", "one", "other"))
+    both.write_text(YAML)
+    one.write_text(YAML.replace(', "B": [methods.gvsl.damage=a]', ""))
+    other.write_text(one.read_text().replace("pretrain.steps=4", "pretrain.steps=6").replace('"A"', '"C"'))
+    store, nothing, cache, out = (tmp_path / name for name in ("store", "nothing", "cache", "curve.json"))
+    for study, folder in ((one, store), (other, nothing)):
+        done = script("run.py", study, "--store", folder, "--cache", cache)
+        assert done.returncode == 0, done.stderr
+
+    def again(study: Path, folder: Path, pairs: int, *more: str | Path) -> subprocess.CompletedProcess[str]:
+        places = ("--store", folder, "--cache", cache, "--out", out, "--pairs", str(pairs))
+        return script("matching_curve.py", study, *places, *more)
+
+    # What is known of the same weights is kept, other pairs are measured anew.
+    assert again(one, store, 3).returncode == 0
+    kept = json.loads(out.read_text())
+    points = kept["arms"]["A"]["0"]
+    marked = {**kept, "arms": {"A": {"0": [{**points[0], "spread": 7.0}]}}}
+    out.write_text(json.dumps(marked))
+    assert "7.0000" in again(one, store, 3).stdout
+    old = {name: marked[name] for name in ("cohort", "pairs", "reference", "arms", "weights")}
+    out.write_text(json.dumps(old))  # from before pretrainings were written down
+    assert "7.0000" in again(one, store, 3).stdout
+    assert json.loads(out.read_text())["pretrainings"] == kept["pretrainings"]
+    done = again(one, store, 2)
+    assert done.returncode == 0 and "7.0000" not in done.stdout and "over 2 pairs" in done.stdout
+
+    # A store without the run keeps what was measured of the same pretraining; scores of other runs are not its.
+    out.write_text(json.dumps(kept))
+    done = again(both, nothing, 3, "--scores", store / "one.csv")
+    assert done.returncode == 0 and "before is kept" in done.stderr, done.stderr
+    assert "B, seed 0: no finished run" in done.stderr and json.loads(out.read_text()) == kept
+
+    # What would be lost is named, and the file stays as it is.
+    for pairs in (3, 2):
+        done = again(other, nothing, pairs)
+        assert done.returncode == 1 and "A, seed 0: measured before" in done.stderr, done.stderr
+        assert json.loads(out.read_text()) == kept
+    done = again(other, tmp_path / "neither", 3)
+    assert done.returncode == 1 and "left out" in done.stderr and json.loads(out.read_text()) == kept
 
 
 def test_the_arms_of_the_study_are_settings() -> None:

@@ -52,6 +52,11 @@ def test_rows_stand_by_how_far_they_move(processors: ModuleType) -> None:
     ]
     with pytest.raises(ValueError, match="column budget is missing"):
         processors.paired(here, there.drop(columns="budget"))
+    with pytest.raises(ValueError, match="column score is missing"):
+        processors.paired(here.drop(columns="score"), there)
+    with pytest.raises(ValueError, match="BYOL, sbm linear, seed 0: both have several such cells"):
+        longer = frame({("byol", "sbm"): 1.0}).assign(budget="another")
+        processors.paired(here, pd.concat([there, longer]))
 
 
 def test_the_luck_of_rounding_beside_that_of_seeds(processors: ModuleType) -> None:

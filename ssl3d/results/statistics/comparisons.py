@@ -75,16 +75,10 @@ def column_data(table: Table, column: Column, least: int = LEAST_SEEDS) -> Colum
 
     if column.metric in WITHOUT_STATISTICS:
         return None
-    rows = [
-        i
-        for i, row in enumerate(table.rows)
-        if column.key in row.cells
-        and row.cells[column.key].ranked
-        and pretrainings(list(row.cells[column.key].seeds)) >= least
-    ]
+    rows = comparable_rows(table, column, least)
     if len(rows) < 2:
         return None
-    samples = [_by_seed(sample(table.rows[i].cells[column.key], column.metric)) for i in rows]
+    samples = [by_seed(sample(table.rows[i].cells[column.key], column.metric)) for i in rows]
     shared = set.intersection(*(set(one.cases) for one in samples))
     cases = [case for case in samples[0].cases if case in shared]
     if not cases:
@@ -95,10 +89,21 @@ def column_data(table: Table, column: Column, least: int = LEAST_SEEDS) -> Colum
     for place, (one, influence) in enumerate(zip(samples, influences, strict=True)):
         scores[place, [seeds.index(seed) for seed, _ in one.seeds]] = influence.scores
     own = [[seed for seed, _ in one.seeds] for one in samples]
-    return ColumnData(rows, scores, _of_cases(influences, own), len(cases))
+    return ColumnData(rows, scores, variance_of_cases(influences, own), len(cases))
 
 
-def _by_seed(one: Sample) -> Sample:
+def comparable_rows(table: Table, column: Column, least: int = LEAST_SEEDS) -> list[int]:
+    """Return the numbers of the rows whose cell is whole, differs between cases, and has ``least`` trainings behind it."""
+    return [
+        i
+        for i, row in enumerate(table.rows)
+        if column.key in row.cells
+        and row.cells[column.key].ranked
+        and pretrainings(list(row.cells[column.key].seeds)) >= least
+    ]
+
+
+def by_seed(one: Sample) -> Sample:
     """Return the sample with one line a seed of the evaluation, averaged over trainings that share it."""
     import numpy as np
 
@@ -110,7 +115,7 @@ def _by_seed(one: Sample) -> Sample:
     return Sample(one.cases, values, one.targets, tuple((seed, None) for seed in seeds))
 
 
-def _of_cases(influences: Sequence[Influence], seeds: Sequence[Sequence[int]]) -> float:
+def variance_of_cases(influences: Sequence[Influence], seeds: Sequence[Sequence[int]]) -> float:
     """Return :func:`ssl3d.results.statistics.inference.case_variance` of a difference, pooled over the rows of a column.
 
     Each row is set against the mean of all, in which what a case does to all rows alike cancels. Twice the variance
@@ -136,7 +141,7 @@ def _of_cases(influences: Sequence[Influence], seeds: Sequence[Sequence[int]]) -
 
 
 def cases_part(blocks: Sequence[Floats], weight: float) -> float:
-    """Return what :func:`_of_cases` does, of groups of cases (M, S, n) each."""
+    """Return what :func:`variance_of_cases` does, of groups of cases (M, S, n) each."""
     import numpy as np
 
     alone = case_variance([block - block.mean(axis=0) for block in blocks], weight)  # (M,)
