@@ -103,6 +103,7 @@ levers: .venv/.installed
 
 # What differences in appearance do, on the benchmark cohort.
 appearance: .venv/.installed
+	if [ -d benchmarks/studies/appearance ]; then $(BIN)/ssl3d store merge $(STORE)/appearance benchmarks/studies/appearance; fi
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/appearance \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/interaction.py --store $(STORE)/appearance --factor phantoms.appearance_variance \
