@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from figure import draw
+from separation import cells_of
 from stores import LEARNED, tables_by, titled, titles_of
 
 from ssl3d.errors import SSL3DError
-from ssl3d.results.statistics.comparisons import ColumnData, by_seed, comparable_rows, variance_of_cases
+from ssl3d.results.statistics.comparisons import ColumnData, as_arrays, by_seed, comparable_rows
 from ssl3d.results.statistics.inference import LEAST_SEEDS, contrasts, holm, mean_spread
 from ssl3d.results.statistics.samples import CaseKey, Influence, Sample, sample
 from ssl3d.results.table.model import ALPHA, Column, Table
@@ -73,10 +74,10 @@ def changes(tables: Mapping[float, Table], column: Column) -> Changes:
     """
     low, *_, high = tables.values()
     title = titled(column, 1.0)
+    ends = [_samples(table, column) for table in (low, high)]
     samples: dict[str, list[Sample]] = {}
     for method in dict.fromkeys(row.method for table in tables.values() for row in table.rows):
-        found = [_sample(table, column, method) for table in (low, high)]
-        pair = [one for one in found if one is not None]
+        pair = [of[method] for of in ends if method in of]
         if len(pair) == 2 and len(_common_seeds(pair)) >= LEAST_SEEDS:
             samples[method] = pair
         else:
@@ -95,11 +96,6 @@ def changes(tables: Mapping[float, Table], column: Column) -> Changes:
         raise SSL3DError(f"{title}: cases, or their labels, are others at the two values.")
     seeds = {method: _common_seeds(pair) for method, pair in samples.items()}
     apart = {method: _change(pair, cases, seeds[method]) for method, pair in samples.items()}
-    every_seed = sorted({seed for own in seeds.values() for seed in own})
-    scores = np.full((len(apart), len(every_seed)), np.nan)
-    for place, (method, influence) in enumerate(apart.items()):
-        scores[place, [every_seed.index(seed) for seed in seeds[method]]] = influence.scores
-    of_cases = variance_of_cases(list(apart.values()), list(seeds.values()))
     return Changes(
         column,
         list(samples),
@@ -110,16 +106,14 @@ def changes(tables: Mapping[float, Table], column: Column) -> Changes:
             method: (float(one.scores.mean()), mean_spread(one).half_width(0.95))
             for method, one in apart.items()
         },
-        ColumnData(list(range(len(samples))), scores, of_cases, len(cases)),
+        as_arrays(list(range(len(samples))), list(apart.values()), list(seeds.values()), len(cases)),
     )
 
 
-def _sample(table: Table, column: Column, method: str) -> Sample | None:
-    """Return the numbers of a row's cell, one line a seed; None where tables do not compare it."""
-    for number in comparable_rows(table, column):
-        if table.rows[number].method == method:
-            return by_seed(sample(table.rows[number].cells[column.key], column.metric))
-    return None
+def _samples(table: Table, column: Column) -> dict[str, Sample]:
+    """Return the numbers of every row that tables compare, one line a seed, by method."""
+    rows = [table.rows[number] for number in comparable_rows(table, column)]
+    return {row.method: by_seed(sample(row.cells[column.key], column.metric)) for row in rows}
 
 
 def _common_seeds(pair: Sequence[Sample]) -> list[int]:
@@ -137,13 +131,8 @@ def _change(pair: Sequence[Sample], cases: Sequence[CaseKey], seeds: Sequence[in
 
 def _mean(table: Table, column: Column, method: str, seeds: Sequence[int]) -> float:
     """Return a row's mean over those of ``seeds`` that it has; NaN where it has none."""
-    scores = [
-        score
-        for row in table.rows
-        if row.method == method and column.key in row.cells
-        for (seed, _), score in row.cells[column.key].seeds.items()
-        if seed in seeds
-    ]
+    cell = cells_of(table, column).get(method)
+    scores = [score for (seed, _), score in cell.seeds.items() if seed in seeds] if cell else []
     return statistics.fmean(scores) if scores else math.nan
 
 
@@ -173,9 +162,7 @@ def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Apart]:
                     why = f"too few common seeds or cases to compare {method} with {reference}"
                     print(f"{titled(of.column, 1.0)}: {why}.", file=sys.stderr)
                     continue
-                half = one.spread.half_width(0.95)
-                low, high = one.difference - half, one.difference + half
-                apart.append(Apart(of.column, method, reference, one.difference, low, high, one.p))
+                apart.append(Apart(of.column, method, reference, one.difference, *one.interval(), one.p))
     adjusted = holm([one.p for one in apart])
     return [replace(one, p=p) for one, p in zip(apart, adjusted, strict=True)]
 

@@ -45,8 +45,7 @@ def difference(table: Table, column: Column, method: str, baseline: str) -> str:
         found = contrasts(data.scores, data.rows.index(places[baseline]), data.of_cases)
         contrast = found[data.rows.index(places[method])]
         if contrast is not None:
-            half = contrast.spread.half_width(0.95)
-            low, high = contrast.difference - half, contrast.difference + half
+            low, high = contrast.interval()
             return f"{contrast.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
     return f"{mine.mean - other.mean:+.1f}"
 

@@ -114,9 +114,8 @@ LEARNED = "‡ pretext task not learned by any seed; § not learned by some."
 def titles_of(tables: Iterable[tuple[float, Table]]) -> dict[str, str]:
     """Return the title of every method, with a sign where its pretext task was not learned, see :data:`LEARNED`."""
     titles: dict[str, str] = {}
-    shares: dict[str, list[float]] = defaultdict(
-        list
-    )  # of a table, since two may have one seed pretrained twice
+    # Of each table, since two may have one seed, pretrained twice.
+    shares: dict[str, list[float]] = defaultdict(list)
     for row in (row for _, table in tables for row in table.rows):
         titles[row.method] = row.title
         share = pretext_learned(record for cell in row.cells.values() for record in cell.records)

@@ -71,8 +71,6 @@ def column_data(table: Table, column: Column, least: int = LEAST_SEEDS) -> Colum
 
     Cells that lack folds, or whose outputs do not differ between cases, are left out.
     """
-    import numpy as np
-
     if column.metric in WITHOUT_STATISTICS:
         return None
     rows = comparable_rows(table, column, least)
@@ -84,12 +82,21 @@ def column_data(table: Table, column: Column, least: int = LEAST_SEEDS) -> Colum
     if not cases:
         return None
     influences = [one.on(cases).influence() for one in samples]
-    seeds = sorted({seed for one in samples for seed, _ in one.seeds})
-    scores = np.full((len(rows), len(seeds)), np.nan)
-    for place, (one, influence) in enumerate(zip(samples, influences, strict=True)):
-        scores[place, [seeds.index(seed) for seed, _ in one.seeds]] = influence.scores
     own = [[seed for seed, _ in one.seeds] for one in samples]
-    return ColumnData(rows, scores, variance_of_cases(influences, own), len(cases))
+    return as_arrays(rows, influences, own, len(cases))
+
+
+def as_arrays(
+    rows: list[int], influences: Sequence[Influence], own: Sequence[Sequence[int]], cases: int
+) -> ColumnData:
+    """Return the arrays of rows that have ``influences`` on the same cases, each of its ``own`` seeds."""
+    import numpy as np
+
+    seeds = sorted({seed for of in own for seed in of})
+    scores = np.full((len(rows), len(seeds)), np.nan)
+    for place, (of, influence) in enumerate(zip(own, influences, strict=True)):
+        scores[place, [seeds.index(seed) for seed in of]] = influence.scores
+    return ColumnData(rows, scores, variance_of_cases(influences, own), cases)
 
 
 def comparable_rows(table: Table, column: Column, least: int = LEAST_SEEDS) -> list[int]:
@@ -220,10 +227,9 @@ def compared_with(
         if contrast is None or math.isnan(contrast.p):
             found[i, column.key] = Comparison(title, note=_why_not(table, column, i, reference, data))
             continue
-        half = contrast.spread.half_width(0.95)
         floor = column.floor_of(row.cells[column.key], table.rows[reference].cells[column.key])
         found[i, column.key] = Comparison(
-            title, contrast.difference, contrast.difference - half, contrast.difference + half, contrast.p,
+            title, contrast.difference, *contrast.interval(), contrast.p,
             seeds=(data.seeds if data else 0), floor=floor,
         )  # fmt: skip
     return found

@@ -223,6 +223,11 @@ class Contrast:
     spread: Spread
     p: float
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return both ends of the interval of the difference at ``level``."""
+        half = self.spread.half_width(level)
+        return self.difference - half, self.difference + half
+
 
 def contrasts(
     scores: Floats, reference: int, of_cases: float, prior_df: float = PRIOR_DF
