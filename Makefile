@@ -14,6 +14,9 @@ FINETUNED := $(EIGHT),gvsl_without_zmatching
 LONG := --set downstream.finetune.steps=3840 --set downstream.finetune.validate_every=960
 ABLATIONS := scratch,gvsl,gvsl_without_zmatching,gvsl_without_fundament,gvsl_without_affine,gvsl_affine_untrained
 
+# Put the committed records of a study into a store of this one's, so that they are not computed again.
+committed = if [ -d benchmarks/studies/$(2) ]; then $(BIN)/ssl3d store merge $(STORE)/$(1) benchmarks/studies/$(2); fi
+
 .PHONY: faults check-results speed bench quick bench-all study study-labels study-matching matching-curve study-steps floor levers appearance ablations smoke realdata test lint phantom-pictures clean
 
 # The stamp is renewed when the dependencies change.
@@ -41,7 +44,7 @@ bench-all: .venv/.installed
 
 # The study of docs/study.md, seed by seed; goes on where it stopped, and with the records that are committed.
 study: .venv/.installed
-	if [ -d benchmarks/studies/study ]; then $(BIN)/ssl3d store merge $(STORE)/study benchmarks/studies/study; fi
+	$(call committed,study,study)
 	for seed in 0 1 2 3 4; do \
 		$(BIN)/ssl3d bench --preset study --methods $(STUDIED) --tasks shc,sac,ccc,sbm --modes linear,multiscale \
 			--seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
@@ -66,6 +69,7 @@ study: .venv/.installed
 
 # How much a label is worth to scratch: development cohort, trained until its validation rests; half an hour on a core.
 study-labels: .venv/.installed
+	$(call committed,curve,curve)
 	$(BIN)/ssl3d bench --preset study --set phantoms.profile=development --methods scratch --tasks shc --modes finetune \
 		--label-fractions 0.05,0.1,0.25,0.5,1 --seeds 0 --jobs $(JOBS) --store $(STORE)/curve
 	$(BIN)/ssl3d bench --preset study --set phantoms.profile=development --methods scratch --tasks sbm --modes finetune \
@@ -87,8 +91,10 @@ matching-curve: .venv/.installed
 	$(BIN)/python benchmarks/studies/matching_curve.py benchmarks/studies/levers/matching.yaml --store $(STORE)/matching \
 		--scores benchmarks/studies/results/matching.csv --draw docs/images/matching_curve.png
 
-# More steps of pretraining: eight hours on two cores.
+# More steps of pretraining: eight hours on two cores. Those of 360 are the study's.
 study-steps: .venv/.installed
+	$(call committed,study-steps,study)
+	$(call committed,study-steps,study-steps)
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/study_steps.yaml --store $(STORE)/study-steps \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv
@@ -103,7 +109,7 @@ levers: .venv/.installed
 
 # What differences in appearance do, on the benchmark cohort.
 appearance: .venv/.installed
-	if [ -d benchmarks/studies/appearance ]; then $(BIN)/ssl3d store merge $(STORE)/appearance benchmarks/studies/appearance; fi
+	$(call committed,appearance,appearance)
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/appearance.yaml --store $(STORE)/appearance \
 		--out benchmarks/studies/results
 	$(BIN)/python benchmarks/studies/interaction.py --store $(STORE)/appearance --factor phantoms.appearance_variance \

@@ -15,20 +15,21 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from figure import draw
+from pairs import Pair, corrected, written
 from separation import cells_of
 from stores import LEARNED, tables_by, titled, titles_of
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.statistics.comparisons import ColumnData, as_arrays, by_seed, comparable_rows
-from ssl3d.results.statistics.inference import LEAST_SEEDS, contrasts, holm, mean_spread
+from ssl3d.results.statistics.inference import LEAST_SEEDS, contrasts, mean_spread
 from ssl3d.results.statistics.samples import CaseKey, Influence, Sample, sample
-from ssl3d.results.table.model import ALPHA, Column, Table
+from ssl3d.results.table.model import Column, Comparison, Table
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,6 @@ class Changes:
     means: np.ndarray
     own: dict[str, tuple[float, float]]
     data: ColumnData
-
-
-@dataclass(frozen=True)
-class Apart:
-    """The change of a row minus that of another: (low, high) is its 95 % interval."""
-
-    column: Column
-    method: str
-    reference: str
-    difference: float
-    low: float
-    high: float
-    p: float
 
 
 def changes(tables: Mapping[float, Table], column: Column) -> Changes:
@@ -136,7 +124,7 @@ def _mean(table: Table, column: Column, method: str, seeds: Sequence[int]) -> fl
     return statistics.fmean(scores) if scores else math.nan
 
 
-def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Apart]:
+def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Pair]:
     """Test the changes of all rows against those of each reference, no two rows twice; p corrected over all.
 
     Raises:
@@ -162,17 +150,17 @@ def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Apart]:
                     why = f"too few common seeds or cases to compare {method} with {reference}"
                     print(f"{titled(of.column, 1.0)}: {why}.", file=sys.stderr)
                     continue
-                apart.append(Apart(of.column, method, reference, one.difference, *one.interval(), one.p))
-    adjusted = holm([one.p for one in apart])
-    return [replace(one, p=p) for one, p in zip(apart, adjusted, strict=True)]
+                found_here = Comparison(reference, one.difference, *one.interval(), one.p)
+                apart.append(Pair(of.column, 1.0, method, reference, found_here))
+    return corrected(apart)
 
 
 def markdown(
-    tables: Mapping[float, Table], found: Sequence[Changes], apart: Sequence[Apart], references: Sequence[str]
+    tables: Mapping[float, Table], found: Sequence[Changes], apart: Sequence[Pair], references: Sequence[str]
 ) -> str:
     """Return a line for each column and row, and what can be said of them."""
     titles = titles_of((1.0, table) for table in tables.values())
-    by_place = {(one.column.key, one.method, one.reference): one for one in apart}
+    by_place = {(pair.column.key, pair.method, pair.reference): pair for pair in apart}
     references = list(dict.fromkeys(references))
     against = "".join(f" minus that of {titles[reference]} |" for reference in references)
     lines = [
@@ -187,8 +175,8 @@ def markdown(
             cells = [
                 titled(of.column, 1.0), titles[method],
                 *("" if math.isnan(mean) else f"{mean:.{digits}f}" for mean in means),
-                between(change, change - half, change + half, digits),
-                *(between(a.difference, a.low, a.high, digits, a.p) if a else "" for a in compared),
+                written(Comparison("", change, change - half, change + half), digits),
+                *(written(pair.comparison if pair else None, digits) for pair in compared),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     seeds = sorted({int((~np.isnan(row)).sum()) for of in found for row in of.data.scores})
@@ -196,7 +184,7 @@ def markdown(
         f"{titled(of.column, 1.0)} {of.data.design(len(apart)).detectable():.{of.column.digits}f}"
         for of in found
     )
-    significant = sum(one.p <= ALPHA for one in apart)
+    significant = sum(pair.comparison.significant for pair in apart)
     return "\n".join([
         *lines,
         "",
@@ -204,14 +192,6 @@ def markdown(
         f"0.05 (Holm over all {len(apart)} comparisons of two changes). {significant} are. What a comparison finds with "
         f"80 % probability: {', '.join(could)}. {LEARNED}",
     ])  # fmt: skip
-
-
-def between(value: float, low: float, high: float, digits: int, p: float = math.nan) -> str:
-    """Return a value with its interval where it has one, bold where its p is small enough."""
-    text = f"{value:+.{digits}f}"
-    if math.isnan(low):
-        return text
-    return f"{f'**{text}**' if p <= ALPHA else text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def frame_of(tables: Mapping[float, Table]) -> pd.DataFrame:

@@ -96,6 +96,11 @@ def curve(folder: Path, settings: Settings, seed: int, hearts: Hearts) -> list[d
     return found
 
 
+def named(arm: str, seed: int | str) -> str:
+    """Return the name of an arm's run with one seed."""
+    return f"{arm}, seed {seed}"
+
+
 @dataclass
 class Kept:
     """What is known of the arms: by ``arm, seed 0`` where it was measured, with which weights, from which pretraining.
@@ -114,13 +119,13 @@ class Kept:
 
     def known(self, arm: str, seed: int, weights: str | None, of: str) -> list[dict[str, Any]] | None:
         """Return the curve of these weights, or without weights of this pretraining; None where there is none."""
-        key = f"{arm}, seed {seed}"
+        key = named(arm, seed)
         same = self.pretrainings.get(key) == of if weights is None else self.weights.get(key) == weights
         return self.arms.get(arm, {}).get(str(seed)) if same else None
 
     def add(self, arm: str, seed: int, points: list[dict[str, Any]], *of: Any) -> None:
         """Add a curve with its weights, its pretraining, and the machine that measured it."""
-        key = f"{arm}, seed {seed}"
+        key = named(arm, seed)
         self.arms.setdefault(arm, {})[str(seed)] = points
         self.weights[key], self.pretrainings[key], self.environments[key] = of
 
@@ -160,7 +165,7 @@ def measured(
         spec = resolve_method(METHOD, settings.methods)
         for seed in study.seeds:
             identity = pretrain_identity(spec, settings, unlabelled.fingerprint, seed)
-            key, of = f"{arm}, seed {seed}", pretraining(spec, settings, identity)
+            key, of = named(arm, seed), pretraining(spec, settings, identity)
             folder = run_in(store, identity, METHOD)
             weights = read_run(folder)["weights_sha256"] if folder else None
             known = earlier.known(arm, seed, weights, of)
@@ -189,7 +194,7 @@ def measured(
 
 def _nothing_lost(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:
     """Raise SSL3DError where an arm and seed that was measured before is not there now."""
-    lost = [f"{arm}, seed {seed}" for arm in before for seed in before[arm] if seed not in now.get(arm, {})]
+    lost = [named(arm, seed) for arm in before for seed in before[arm] if seed not in now.get(arm, {})]
     if lost:
         raise SSL3DError(
             f"{'; '.join(lost)}: measured before, on other pairs, from another pretraining or by another study, and its run "
@@ -262,10 +267,10 @@ def markdown(kept: dict[str, Any], steps: Collection[int]) -> str:
                 f"| {100 * at('whole', 'folded'):.2f} |"
                 + "".join(f" {at('scores', m):.1f} |" if scored(seeds, place, m) else " |" for m in modes)
             )
-    named = sorted({seed for seeds in kept["arms"].values() for seed in seeds}, key=int)
+    of_seeds = sorted({seed for seeds in kept["arms"].values() for seed in seeds}, key=int)
     lines += [
         "",
-        f"Means over {kept['pairs']} pairs; seeds {', '.join(named)}. Dice and folded voxels in percent.",
+        f"Means over {kept['pairs']} pairs; seeds {', '.join(of_seeds)}. Dice and folded voxels in percent.",
     ]
     return "\n".join(lines)
 

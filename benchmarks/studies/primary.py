@@ -18,11 +18,11 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from figure import COLOURS, panels, save
 from matplotlib.lines import Line2D
+from pairs import Pair, corrected, written
 from scipy import stats
 from separation import BASELINES
 from stores import LEARNED, tables_of, titled, titles_of
@@ -30,32 +30,10 @@ from stores import LEARNED, tables_of, titled, titles_of
 from ssl3d.errors import SSL3DError
 from ssl3d.results.statistics.comparisons import column_data, compared_with
 from ssl3d.results.statistics.inference import holm
-from ssl3d.results.table.model import ALPHA, Column, Comparison, Table
+from ssl3d.results.table.model import ALPHA, Table
 
 RESTORATION = "gvsl_without_zmatching"
 """GVSL without its matching."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A row against a reference, both by method, in one column.
-
-    Attributes:
-        labels: share of the labels that the column's evaluations saw.
-        differences: of the seeds that both rows have.
-    """
-
-    column: Column
-    labels: float
-    method: str
-    reference: str
-    comparison: Comparison
-    differences: tuple[float, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """Title of the column, with the share of the labels."""
-        return titled(self.column, self.labels)
 
 
 def pairs_of(table: Table) -> list[tuple[str, str]]:
@@ -69,12 +47,7 @@ def pairs_of(table: Table) -> list[tuple[str, str]]:
 
 def compared(tables: Sequence[tuple[float, Table]]) -> list[Pair]:
     """Return every primary comparison that has a p value, corrected over all of them."""
-    found = [pair for labels, table in tables for pair in _compared(labels, table)]
-    adjusted = holm([pair.comparison.p for pair in found])
-    return [
-        replace(pair, comparison=replace(pair.comparison, p_holm=p))
-        for pair, p in zip(found, adjusted, strict=True)
-    ]
+    return corrected([pair for labels, table in tables for pair in _compared(labels, table)])
 
 
 def _compared(labels: float, table: Table) -> Iterator[Pair]:
@@ -146,7 +119,8 @@ def markdown(titles: Mapping[str, str], pairs: Sequence[Pair], could: Mapping[st
                 "|:--|" + "--:|" * len(columns),
             ]
             for method in methods_of(compared_here, columns):
-                cells = (written(by_place.get((method, reference, column))) for column in columns)
+                pairs_here = (by_place.get((method, reference, column)) for column in columns)
+                cells = (written(p.comparison, p.column.digits) if p else "" for p in pairs_here)
                 lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
             if reference == BASELINES[0]:
                 least = (f"{could[column]:.1f}" if column in could else "" for column in columns)
@@ -164,16 +138,6 @@ def markdown(titles: Mapping[str, str], pairs: Sequence[Pair], could: Mapping[st
         f"{len(plain)}: {'; '.join(plain) or 'none'}."
     )
     return "\n\n".join(parts)
-
-
-def written(pair: Pair | None) -> str:
-    """Return a difference with its interval; nothing where there is none."""
-    if pair is None:
-        return ""
-    one, digits = pair.comparison, pair.column.digits
-    mean = f"{one.difference:+.{digits}f}"
-    mean = f"**{mean}**" if one.significant else mean
-    return f"{mean} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
 
 
 def draw(titles: Mapping[str, str], pairs: Sequence[Pair], path: Path) -> None:

@@ -13,6 +13,7 @@ from ssl3d.results.results import Results
 from ssl3d.results.store.record import Record
 from ssl3d.results.store.store import ResultStore
 from ssl3d.results.table.build import pretext_learned
+from ssl3d.results.table.caption import flatten
 from ssl3d.results.table.model import Column, Table
 
 
@@ -65,9 +66,7 @@ def tables_by(store: Path, key: str) -> dict[float, Table]:
     records, _ = ResultStore(store).records()
     by_value: dict[float, list[Record]] = defaultdict(list)
     for record in records:
-        value: Any = record.get("run")
-        for part in ("settings", *key.split(".")):
-            value = value.get(part) if isinstance(value, dict) else None
+        value = flatten((record.get("run") or {}).get("settings", {})).get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise SSL3DError(f"{store}: {key} is no number in the settings of its records, but {value}.")
         by_value[value].append(record)

@@ -14,6 +14,7 @@ import pytest
 
 from ssl3d.errors import SSL3DError
 from ssl3d.results.store.store import ResultStore
+from ssl3d.results.table.model import Comparison
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 sys.path[:0] = [str(STUDIES), str(Path(__file__).parents[1] / "results")]
@@ -55,11 +56,11 @@ def written(folder: Path, change: Change = lambda value, record: record, task: s
     return folder
 
 
-def compared(folder: Path, *references: str) -> dict[tuple[str, str], interaction.Apart]:
+def compared(folder: Path, *references: str) -> dict[tuple[str, str], Comparison]:
     tables = stores.tables_by(folder, FACTOR)
     found = [interaction.changes(tables, column) for column in tables[0].columns]
     apart = interaction.tested(found, references or ("scratch", "a"))
-    return {(one.method, one.reference): one for one in apart}
+    return {(pair.method, pair.reference): pair.comparison for pair in apart}
 
 
 def script(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -93,7 +94,7 @@ def test_the_row_that_loses_more_is_found_and_nothing_else(tmp_path: Path) -> No
         # As wide as a paired t of the five would be, or a little more: two cohorts of cases, and moderated variances.
         plain = 2 * 2.78 * statistics.stdev(by_hand) / 5**0.5
         assert 0.3 * plain < one.high - one.low < 3 * plain
-    assert {pair for pair, one in found.items() if one.p <= 0.05} == {("a", "scratch"), ("b", "a")}
+    assert {pair for pair, one in found.items() if one.significant} == {("a", "scratch"), ("b", "a")}
     assert found["a", "scratch"].difference == pytest.approx(-10, abs=2)
     tables = stores.tables_by(tmp_path, FACTOR)
     change, half = interaction.changes(tables, tables[0].columns[0]).own["scratch"]
