@@ -88,6 +88,17 @@ def markdown(frame: pd.DataFrame, at: int) -> str:
             f"| {method} | {task.upper()} {mode} | {shown} | {found.gain[0]:+.1f} ± {found.gain[1]:.1f} "
             f"| {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
         )
+    seeds = frame.groupby(["step", "method"]).seed.nunique().groupby("step")
+    fewest, most = seeds.min(), seeds.max()
+    named = (
+        f"{fewest[step]}{f' to {most[step]}' if most[step] > fewest[step] else ''} at {step:,}"
+        for step in counts
+    )
+    lines += [
+        "",
+        f"Means over seeds ({', '.join(named)} steps). ± and [ ]: 95 %, of a line through single scores over the logarithm "
+        "of the steps; the last is for a new seed.",
+    ]
     return "\n".join(lines)
 
 
@@ -102,7 +113,9 @@ def main() -> None:
         parser.error(f"--at {arguments.at}: at least 1")
     try:
         frame = pd.read_csv(arguments.csv)
-        if missing := [name for name in ("task", "mode", "method", "step", "score") if name not in frame]:
+        if missing := [
+            name for name in ("task", "mode", "method", "seed", "step", "score") if name not in frame
+        ]:
             raise ValueError(f"column {missing[0]} is missing: give the CSV of run.py")
         print(markdown(frame[frame.step > 0], arguments.at))  # scratch has no steps
     except (OSError, ValueError) as error:

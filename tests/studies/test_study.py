@@ -248,9 +248,14 @@ def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
     bent = trend.trend(steps, 20 + 4 * np.minimum(np.log10(steps), 3.2), 200_000)
     assert bent.bend < -0.3, "it has come to its end, and lies below the line"
     frame = pd.DataFrame({
-        "task": "shc", "mode": "linear", "method": "gvsl", "step": steps, "score": 20 + 4 * np.log10(steps),
+        "task": "shc", "mode": "linear", "method": "gvsl", "seed": [0, 1] * 4, "step": steps,
+        "score": 20 + 4 * np.log10(steps),
     })  # fmt: skip
     assert "| 30.2 | 32.0 | 33.9 | 36.0 | +4.0 ± 0.0 | +0.0 | 41 [41, 41] |" in trend.markdown(frame, 200_000)
+    fewer = pd.concat([frame.iloc[:-1], frame.assign(method="mae")])
+    assert "seeds (2 at 360, 2 at 1,000, 2 at 3,000, 1 to 2 at 10,000 steps)" in trend.markdown(
+        fewer, 200_000
+    )
     with pytest.raises(ValueError, match="2 scores at 2 numbers of steps"):
         trend.markdown(frame.iloc[::4], 200_000)
 
@@ -282,11 +287,11 @@ def test_mistakes_with_a_trend_are_named(tmp_path: Path) -> None:
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
         return done.stderr
 
-    head = "task,mode,method,step,score\n"
+    head = "task,mode,method,seed,step,score\n"
     assert "No such file" in said(None)
-    assert "column step is missing" in said("task,mode,method,score\n")
-    assert "no score after pretraining" in said(head + "shc,linear,scratch,0,20\n")
-    assert "gvsl, shc linear: 1 scores at 1 numbers of steps" in said(head + "shc,linear,gvsl,9,20\n")
+    assert "column step is missing" in said("task,mode,method,seed,score\n")
+    assert "no score after pretraining" in said(head + "shc,linear,scratch,1,0,20\n")
+    assert "gvsl, shc linear: 1 scores at 1 numbers of steps" in said(head + "shc,linear,gvsl,1,9,20\n")
     assert "--at 0: at least 1" in said(head, "--at", "0")
 
 
