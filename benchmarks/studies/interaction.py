@@ -150,8 +150,8 @@ def tested(found: Sequence[Changes], references: Sequence[str]) -> list[Pair]:
                     why = f"too few common seeds or cases to compare {method} with {reference}"
                     print(f"{titled(of.column, 1.0)}: {why}.", file=sys.stderr)
                     continue
-                found_here = Comparison(reference, one.difference, *one.interval(), one.p)
-                apart.append(Pair(of.column, 1.0, method, reference, found_here))
+                comparison = Comparison(reference, one.difference, *one.interval(), one.p)
+                apart.append(Pair(of.column, 1.0, method, reference, comparison))
     return corrected(apart)
 
 
@@ -176,7 +176,7 @@ def markdown(
                 titled(of.column, 1.0), titles[method],
                 *("" if math.isnan(mean) else f"{mean:.{digits}f}" for mean in means),
                 written(Comparison("", change, change - half, change + half), digits),
-                *(written(pair.comparison if pair else None, digits) for pair in compared),
+                *(written(pair.comparison, digits) if pair else "" for pair in compared),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     seeds = sorted({int((~np.isnan(row)).sum()) for of in found for row in of.data.scores})

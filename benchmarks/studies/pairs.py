@@ -43,10 +43,8 @@ def corrected(pairs: Sequence[Pair]) -> list[Pair]:
     ]
 
 
-def written(one: Comparison | None, digits: int) -> str:
-    """Return a difference with its interval where it has one, bold where it is significant; nothing for None."""
-    if one is None:
-        return ""
+def written(one: Comparison, digits: int) -> str:
+    """Return a difference with its interval where it has one, bold where it is significant."""
     text = f"{one.difference:+.{digits}f}"
     if math.isnan(one.low):
         return text
