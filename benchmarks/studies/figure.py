@@ -143,8 +143,9 @@ def _over_lever(axis: plt.Axes, part: pd.DataFrame, methods: list[str]) -> None:
         own = part[part.method == name]
         if len(own):
             by_value = own.groupby("value")["score"].agg(["mean", "min", "max"]).reindex(values)
+            has = by_value["mean"].notna().to_numpy()  # a line goes on over a value that a row was not run at
             # Nothing lies between two names.
-            _curve(axis, positions, by_value, colour, name, dashes if numbers else "")
+            _curve(axis, positions[has], by_value[has], colour, name, dashes if numbers else "")
 
 
 def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:

@@ -1,11 +1,12 @@
 """What would more steps of pretraining give, if the trend held? A line through scores over the logarithm of the steps.
 
-Usage: ``python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv [--at 200000]``; the CSV is that of
-``run.py`` on a study whose lever is the number of steps.
+Usage: ``python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv [--at 200000] [--out PNG]``; the CSV
+is that of ``run.py`` on a study whose lever is the number of steps.
 
 Printed for each method and column: the gain of ten times the steps with its 95 % interval, and a new seed's score after
 --at steps with its 95 % prediction interval (least squares, one score a seed and number of steps, independent errors of
-equal variance). A line that bends is no line: the residual at the longest pretraining is printed, too.
+equal variance). A line that bends is no line, and seeds may not agree: the residual at the longest pretraining and the
+gain of each seed are printed, too. The figure has the mean and the range of the seeds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from figure import draw
 from scipy import stats
 
 LEAST = 4
-"""Scores that a line needs, at three numbers of steps or more."""
+"""Scores that a line needs, at :data:`LEAST_STEPS` numbers of steps or more."""
+LEAST_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
     Raises:
         ValueError: fewer than :data:`LEAST` scores, or than three numbers of steps.
     """
-    if len(scores) < LEAST or len(np.unique(steps)) < 3:
+    if len(scores) < LEAST or len(np.unique(steps)) < LEAST_STEPS:
         raise ValueError(
-            f"{len(scores)} scores at {len(np.unique(steps))} numbers of steps: {LEAST} at 3 are needed"
+            f"{len(scores)} scores at {len(np.unique(steps))} numbers of steps: {LEAST} at {LEAST_STEPS} are needed"
         )
     x, n = np.log10(steps), len(scores)
     line = stats.linregress(x, scores)
@@ -62,6 +65,15 @@ def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
     )
 
 
+def gains(part: pd.DataFrame) -> dict[int, float]:
+    """Return the gain of ten times the steps in each seed that has three numbers of steps, by seed."""
+    return {
+        int(seed): float(stats.linregress(np.log10(own.step), own.score).slope)
+        for seed, own in part.groupby("seed")
+        if own.step.nunique() >= LEAST_STEPS
+    }
+
+
 def markdown(frame: pd.DataFrame, at: int) -> str:
     """Return a row for each method and column of a study's scores.
 
@@ -73,8 +85,9 @@ def markdown(frame: pd.DataFrame, at: int) -> str:
     counts = sorted(int(step) for step in frame.step.unique())
     head = " | ".join(f"{step:,}" for step in counts)
     lines = [
-        f"| method | column | {head} | ten times the steps | above the line at its most steps | after {at:,} steps |",
-        "|:--|:--|" + "--:|" * (len(counts) + 3),
+        f"| method | column | {head} | ten times the steps | in each seed | above the line at its most steps "
+        f"| after {at:,} steps |",
+        "|:--|:--|" + "--:|" * (len(counts) + 4),
     ]
     for (task, mode, method), part in frame.groupby(["task", "mode", "method"], sort=False):
         means = part.groupby("step").score.mean()
@@ -86,7 +99,7 @@ def markdown(frame: pd.DataFrame, at: int) -> str:
         low, high = (found.predicted[0] + sign * found.predicted[1] for sign in (-1, 1))
         lines.append(
             f"| {method} | {task.upper()} {mode} | {shown} | {found.gain[0]:+.1f} ± {found.gain[1]:.1f} "
-            f"| {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
+            f"| {', '.join(f'{gain:+.1f}' for gain in gains(part).values())} | {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
         )
     seeds = frame.groupby(["step", "method"]).seed.nunique().groupby("step")
     fewest, most = seeds.min(), seeds.max()
@@ -108,6 +121,7 @@ def main() -> None:
     )
     parser.add_argument("csv", type=Path)
     parser.add_argument("--at", type=int, default=200_000, help="steps to go on to [200000]")
+    parser.add_argument("--out", type=Path, help="PNG to write")
     arguments = parser.parse_args()
     if arguments.at < 1:
         parser.error(f"--at {arguments.at}: at least 1")
@@ -117,7 +131,11 @@ def main() -> None:
             name for name in ("task", "mode", "method", "seed", "step", "score") if name not in frame
         ]:
             raise ValueError(f"column {missing[0]} is missing: give the CSV of run.py")
-        print(markdown(frame[frame.step > 0], arguments.at))  # scratch has no steps
+        frame = frame[frame.step > 0]  # scratch has none
+        print(markdown(frame, arguments.at))
+        if arguments.out:
+            title = "Scores over steps of pretraining: mean and range of the seeds"
+            draw(frame.assign(value=frame.step.astype(str)), title, "steps", arguments.out)
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {arguments.csv}: {error}.")
 

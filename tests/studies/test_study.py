@@ -251,7 +251,12 @@ def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
         "task": "shc", "mode": "linear", "method": "gvsl", "seed": [0, 1] * 4, "step": steps,
         "score": 20 + 4 * np.log10(steps),
     })  # fmt: skip
-    assert "| 30.2 | 32.0 | 33.9 | 36.0 | +4.0 ± 0.0 | +0.0 | 41 [41, 41] |" in trend.markdown(frame, 200_000)
+    same = "| 30.2 | 32.0 | 33.9 | 36.0 | +4.0 ± 0.0 | +4.0, +4.0 | +0.0 | 41 [41, 41] |"
+    assert same in trend.markdown(frame, 200_000)
+    apart = frame.assign(score=20 + (3 + 2 * frame.seed) * np.log10(steps))
+    assert " | +3.0, +5.0 | " in trend.markdown(apart, 200_000), "seeds that do not agree are seen"
+    few = apart[(apart.seed == 0) | (apart.step > 1000)]
+    assert list(trend.gains(few)) == [0], "two numbers of steps make no line"
     fewer = pd.concat([frame.iloc[:-1], frame.assign(method="mae")])
     assert "seeds (2 at 360, 2 at 1,000, 2 at 3,000, 1 to 2 at 10,000 steps)" in trend.markdown(
         fewer, 200_000
