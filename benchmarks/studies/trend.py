@@ -96,10 +96,11 @@ def markdown(frame: pd.DataFrame, at: int) -> str:
             found = trend(part.step.to_numpy(), part.score.to_numpy(), at)
         except ValueError as error:
             raise ValueError(f"{method}, {task} {mode}: {error}") from None
+        each = ", ".join(f"{gain:+.1f}" for gain in gains(part).values())
         low, high = (found.predicted[0] + sign * found.predicted[1] for sign in (-1, 1))
         lines.append(
             f"| {method} | {task.upper()} {mode} | {shown} | {found.gain[0]:+.1f} ± {found.gain[1]:.1f} "
-            f"| {', '.join(f'{gain:+.1f}' for gain in gains(part).values())} | {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
+            f"| {each} | {found.bend:+.1f} | {found.predicted[0]:.0f} [{low:.0f}, {high:.0f}] |"
         )
     seeds = frame.groupby(["step", "method"]).seed.nunique().groupby("step")
     fewest, most = seeds.min(), seeds.max()
