@@ -97,7 +97,7 @@ study-steps: .venv/.installed
 	$(call committed,study-steps,study-steps)
 	$(BIN)/python benchmarks/studies/run.py benchmarks/studies/levers/study_steps.yaml --store $(STORE)/study-steps \
 		--out benchmarks/studies/results
-	$(BIN)/python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv
+	$(BIN)/python benchmarks/studies/trend.py benchmarks/studies/results/study_steps.csv --out docs/images/study_steps.png
 
 # The luck of rounding, for each column and mode; goes on where it stopped.
 floor: .venv/.installed
