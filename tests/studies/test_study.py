@@ -265,6 +265,32 @@ def test_a_trend_over_steps_and_what_it_says_of_more() -> None:
         trend.markdown(frame.iloc[::4], 200_000)
 
 
+def test_a_trend_is_drawn_over_steps_that_a_row_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of a row goes on over a number of steps that only another row was run at."""
+    trend = module_of("trend")
+    figure, curves = module_of("figure"), {}
+    monkeypatch.setattr(trend, "draw", figure.draw)
+    monkeypatch.setattr(
+        figure, "_curve", lambda axis, x, by, colour, label, dashes: curves.update({label: (x, by)})
+    )
+    steps = [360, 1000, 3000, 10000] * 2
+    frame = pd.DataFrame({
+        "task": "shc", "mode": "linear", "method": ["gvsl"] * 4 + ["mae"] * 4, "seed": 0, "step": steps,
+        "score": np.log10(steps),
+    })  # fmt: skip
+    frame = frame.drop(index=2)  # GVSL has no 3,000
+    path, out = tmp_path / "study.csv", tmp_path / "steps.png"
+    pd.concat([frame, frame.assign(seed=1)]).sort_values("step").to_csv(path, index=False)
+    monkeypatch.setattr(sys, "argv", ["trend.py", str(path), "--out", str(out)])
+    trend.main()
+    assert out.is_file()
+    for method, at in (("gvsl", [360, 1000, 10000]), ("mae", [360, 1000, 3000, 10000])):
+        x, by = curves[method]
+        assert list(x) == at and np.allclose(by["mean"], np.log10(at))
+
+
 def test_a_run_of_a_store_is_chosen_by_its_identity(tmp_path: Path) -> None:
     matching = module_of("matching")
     plain = {**finished_run()["identity"], "seed": 3}
