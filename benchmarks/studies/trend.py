@@ -46,7 +46,7 @@ def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
     """Fit a line to ``scores`` (N,) over ``steps`` (N,), and go on with it to ``at`` steps.
 
     Raises:
-        ValueError: fewer than :data:`LEAST` scores, or than three numbers of steps.
+        ValueError: fewer than :data:`LEAST` scores, or than :data:`LEAST_STEPS` numbers of steps.
     """
     if len(scores) < LEAST or len(np.unique(steps)) < LEAST_STEPS:
         raise ValueError(
@@ -66,7 +66,7 @@ def trend(steps: np.ndarray, scores: np.ndarray, at: float) -> Trend:
 
 
 def gains(part: pd.DataFrame) -> dict[int, float]:
-    """Return the gain of ten times the steps in each seed that has three numbers of steps, by seed."""
+    """Return the gain of ten times the steps by seed; of those with :data:`LEAST_STEPS` numbers of steps."""
     return {
         int(seed): float(stats.linregress(np.log10(own.step), own.score).slope)
         for seed, own in part.groupby("seed")
