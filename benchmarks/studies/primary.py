@@ -19,6 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from figure import COLOURS, panels, save
 from matplotlib.lines import Line2D
@@ -28,9 +29,9 @@ from separation import BASELINES
 from stores import LEARNED, tables_of, titled, titles_of
 
 from ssl3d.errors import SSL3DError
-from ssl3d.results.statistics.comparisons import column_data, compared_with
+from ssl3d.results.statistics.comparisons import ColumnData, column_data, compared_with
 from ssl3d.results.statistics.inference import holm
-from ssl3d.results.table.model import ALPHA, Table
+from ssl3d.results.table.model import ALPHA, Column, Table
 
 RESTORATION = "gvsl_without_zmatching"
 """GVSL without its matching."""
@@ -45,35 +46,50 @@ def pairs_of(table: Table) -> list[tuple[str, str]]:
     return [(m, reference) for m, reference in found if {m, reference} <= set(methods)]
 
 
-def compared(tables: Sequence[tuple[float, Table]]) -> list[Pair]:
+class Prepared(NamedTuple):
+    """A column, ready to be compared."""
+
+    labels: float
+    table: Table
+    column: Column
+    data: ColumnData | None
+
+
+def prepared(tables: Sequence[tuple[float, Table]]) -> list[Prepared]:
+    """Return every column of (share of the labels, table)."""
+    return [
+        Prepared(labels, table, column, column_data(table, column))
+        for labels, table in tables
+        for column in table.columns
+    ]
+
+
+def compared(columns: Sequence[Prepared]) -> list[Pair]:
     """Return every primary comparison that has a p value, corrected over all of them."""
-    return corrected([pair for labels, table in tables for pair in _compared(labels, table)])
+    return corrected([pair for column in columns for pair in _compared(column)])
 
 
-def _compared(labels: float, table: Table) -> Iterator[Pair]:
+def _compared(prepared: Prepared) -> Iterator[Pair]:
+    labels, table, column, data = prepared
     number = {row.method: i for i, row in enumerate(table.rows)}
     pairs = pairs_of(table)
-    for column in table.columns:
-        data = column_data(table, column)
-        for reference in dict.fromkeys(reference for _, reference in pairs):
-            found = compared_with(table, column, number[reference], data)
-            for method in (m for m, other in pairs if other == reference):
-                one = found.get((number[method], column.key))
-                if one is not None and not math.isnan(one.p):
-                    mine, other = (table.rows[number[m]].cells[column.key].seeds for m in (method, reference))
-                    common = tuple(mine[seed] - other[seed] for seed in mine.keys() & other.keys())
-                    yield Pair(column, labels, method, reference, one, common)
+    for reference in dict.fromkeys(reference for _, reference in pairs):
+        found = compared_with(table, column, number[reference], data)
+        for method in (m for m, other in pairs if other == reference):
+            one = found.get((number[method], column.key))
+            if one is not None and not math.isnan(one.p):
+                mine, other = (table.rows[number[m]].cells[column.key].seeds for m in (method, reference))
+                common = tuple(mine[seed] - other[seed] for seed in mine.keys() & other.keys())
+                yield Pair(column, labels, method, reference, one, common)
 
 
-def shows(tables: Sequence[tuple[float, Table]], tests: int) -> dict[str, float]:
+def shows(columns: Sequence[Prepared], tests: int) -> dict[str, float]:
     """Return the smallest difference that each column finds with 80 % probability among so many tests, by title."""
-    found = {}
-    for labels, table in tables:
-        for column in table.columns:
-            data = column_data(table, column)
-            if data is not None:
-                found[titled(column, labels)] = data.design(tests).detectable()
-    return found
+    return {
+        titled(column, labels): data.design(tests).detectable()
+        for labels, _, column, data in columns
+        if data is not None
+    }
 
 
 def by_paired_t(pairs: Sequence[Pair]) -> list[Pair]:
@@ -177,11 +193,12 @@ def main() -> None:
         tables = tables_of(arguments.store)
     except SSL3DError as error:
         sys.exit(f"Error: {error}")
-    pairs = compared(tables)
+    columns = prepared(tables)
+    pairs = compared(columns)
     if not pairs:
         sys.exit(f"Error: {arguments.store} has no two rows with three seeds each in a column.")
     titles = titles_of(tables)
-    print(markdown(titles, pairs, shows(tables, len(pairs))))
+    print(markdown(titles, pairs, shows(columns, len(pairs))))
     if arguments.out:
         draw(titles, pairs, arguments.out)
 

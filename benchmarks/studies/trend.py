@@ -133,12 +133,16 @@ def main() -> None:
         ]:
             raise ValueError(f"column {missing[0]} is missing: give the CSV of run.py")
         frame = frame[frame.step > 0]  # scratch has none
-        print(markdown(frame, arguments.at))
-        if arguments.out:
-            title = "Scores over steps of pretraining: mean and range of the seeds"
-            draw(frame.assign(value=frame.step.astype(str)), title, "steps", arguments.out)
+        shown = markdown(frame, arguments.at)
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {arguments.csv}: {error}.")
+    print(shown)
+    if arguments.out:
+        title = "Scores over steps of pretraining: mean and range of the seeds"
+        try:
+            draw(frame.assign(value=frame.step.astype(str)), title, "steps", arguments.out)
+        except OSError as error:
+            sys.exit(f"Error: {arguments.out}: {error}.")
 
 
 if __name__ == "__main__":

@@ -151,9 +151,10 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     module = module_of("primary")
     levels = {"scratch": 40.0, "random_labels": 60.0, "gvsl": 60.0, "gvsl_without_zmatching": 50.0}
     table = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
-    columns = tuple(column for column in table.columns if column.task != "sac")
-    fewer = replace(table, columns=columns)  # not every column has few labels
-    pairs = module.compared([(1.0, table), (0.1, fewer)])
+    # Not every column has few labels.
+    fewer = replace(table, columns=tuple(column for column in table.columns if column.task != "sac"))
+    columns = module.prepared([(1.0, table), (0.1, fewer)])
+    pairs = module.compared(columns)
     dice = {(p.method, p.reference): p.comparison for p in pairs if p.column.task == "shc" and p.labels == 1}
     assert set(dice) == {
         ("random_labels", "scratch"), ("gvsl", "scratch"), ("gvsl_without_zmatching", "scratch"),
@@ -166,7 +167,7 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
     smallest = min(pairs, key=lambda pair: pair.comparison.p).comparison
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(pairs)))
     titles = {row.method: row.title for row in table.rows}
-    could = module.shows([(1.0, table), (0.1, fewer)], len(pairs))
+    could = module.shows(columns, len(pairs))
     text = module.markdown(titles, pairs, could)
     assert set(could) == set(titles_in(pairs)) and all(0 < points < 100 for points in could.values())
     # The simpler test: each difference over its own standard error.
@@ -185,7 +186,7 @@ def test_primary_comparisons_are_corrected_together(tmp_path: Path) -> None:
         "gvsl_without_zmatching"
     )  # columns with fewer rows have tables of their own, without empty cells
     few = made_up_model(cases=30, modes=("linear",), levels=levels).tables[0]
-    pairs = module.compared([(1.0, table), (0.1, few)])
+    pairs = module.compared(module.prepared([(1.0, table), (0.1, few)]))
     text = module.markdown(titles, pairs, could)
     assert text.count("| Over scratch |") == 2 and "|  |" not in text
     assert module.bands(pairs)[1] == [f"{title}, 10 % of the labels" for title in module.bands(pairs)[0]]
