@@ -45,6 +45,7 @@ bench-all: .venv/.installed
 # The study of docs/study.md, seed by seed; goes on where it stopped, and with the records that are committed.
 study: .venv/.installed
 	$(call committed,study,study)
+	$(call committed,study,study-full)
 	for seed in 0 1 2 3 4; do \
 		$(BIN)/ssl3d bench --preset study --methods $(STUDIED) --tasks shc,sac,ccc,sbm --modes linear,multiscale \
 			--seeds $$seed --jobs $(JOBS) --store $(STORE)/study || exit 1; \
