@@ -47,7 +47,7 @@ def pairs_of(table: Table) -> list[tuple[str, str]]:
 
 
 class Prepared(NamedTuple):
-    """A column, ready to be compared."""
+    """A column at a share of the labels, and its numbers; None where they do not suffice for a comparison."""
 
     labels: float
     table: Table
@@ -66,11 +66,10 @@ def prepared(tables: Sequence[tuple[float, Table]]) -> list[Prepared]:
 
 def compared(columns: Sequence[Prepared]) -> list[Pair]:
     """Return every primary comparison that has a p value, corrected over all of them."""
-    return corrected([pair for column in columns for pair in _compared(column)])
+    return corrected([pair for column in columns for pair in _compared(*column)])
 
 
-def _compared(prepared: Prepared) -> Iterator[Pair]:
-    labels, table, column, data = prepared
+def _compared(labels: float, table: Table, column: Column, data: ColumnData | None) -> Iterator[Pair]:
     number = {row.method: i for i, row in enumerate(table.rows)}
     pairs = pairs_of(table)
     for reference in dict.fromkeys(reference for _, reference in pairs):
